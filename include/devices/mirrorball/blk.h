@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_BLK_H
+#define MIRRORBALL_BLK_H
+
+#include <mirrorball/virtio.h>
+
+/* A virtio block device (virtio 1.2, 5.2) over a raw file or block device, with io_uring. */
+struct mb_blk;
+
+struct mb_blk_config {
+	const char *path;
+	bool readonly;
+	bool direct;	    /* O_DIRECT; falls back to buffered I/O where the file system refuses it */
+	const char *serial; /* up to 20 bytes, NULL: made from the path's file name */
+	unsigned n_queues;
+	struct mb_loop *const *loops; /* of n_queues */
+};
+
+/*
+ * Opens and locks path (an OFD lock on the whole file: shared when read-only, exclusive otherwise).
+ * Errors name the file and say what to do: missing, directory, unreadable, odd-sized, locked.
+ */
+int mb_blk_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_blk_config *config,
+	struct mb_blk **out, struct mb_error *err);
+void mb_blk_destroy(struct mb_blk *blk);
+void mb_blk_reset(struct mb_blk *blk);
+
+#endif

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_CONSOLE_H
+#define MIRRORBALL_CONSOLE_H
+
+#include <mirrorball/chardev.h>
+#include <mirrorball/virtio.h>
+
+/* A virtio console (virtio 1.2, 5.3) with one port. */
+struct mb_console;
+int mb_console_create(struct mb_pci_bus *pci, struct mb_dma *dma, struct mb_loop *loop,
+	struct mb_chardev *chr, struct mb_console **out, struct mb_error *err);
+void mb_console_destroy(struct mb_console *console);
+void mb_console_reset(struct mb_console *console);
+/* The terminal has this size now. Any thread. */
+void mb_console_resize(struct mb_console *console, unsigned columns, unsigned rows);
+
+#endif

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_DMA_H
+#define MIRRORBALL_DMA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/*
+ * How devices reach guest memory: the one accessor for the monitor's own reads and writes (design,
+ * section 3). The machine implements it over guest RAM; unit tests over an array. Any thread.
+ *
+ * A guest may change memory at any moment: copy each field once into a local and check the local.
+ */
+enum mb_dma_dir {
+	MB_DMA_READ,  /* the device reads guest memory */
+	MB_DMA_WRITE, /* the device may write it: a hold (design, section 3) until unmap */
+};
+
+struct mb_dma;
+
+struct mb_dma_ops {
+	int (*map)(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir, void **hva);
+	void (*unmap)(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir);
+};
+
+struct mb_dma {
+	const struct mb_dma_ops *ops;
+};
+
+/*
+ * *hva: [gpa, gpa + len) of guest RAM, contiguous, until mb_dma_unmap with the same values. -EFAULT if
+ * any byte of it is not guest RAM, if it is empty, or if it wraps.
+ */
+static inline int mb_dma_map(
+	struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir, void **hva)
+{
+	return dma->ops->map(dma, gpa, len, dir, hva);
+}
+
+static inline void mb_dma_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir)
+{
+	dma->ops->unmap(dma, gpa, len, dir);
+}
+
+/* Copies; 0 or -EFAULT, and then nothing was copied. */
+int mb_dma_read(struct mb_dma *dma, uint64_t gpa, void *buf, uint64_t len);
+int mb_dma_write(struct mb_dma *dma, uint64_t gpa, const void *buf, uint64_t len);
+
+#endif

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_RNG_H
+#define MIRRORBALL_RNG_H
+
+#include <mirrorball/virtio.h>
+
+/* A virtio entropy device (virtio 1.2, 5.4), from getrandom(2). */
+struct mb_rng;
+int mb_rng_create(struct mb_pci_bus *pci, struct mb_dma *dma, struct mb_loop *loop,
+	struct mb_rng **out, struct mb_error *err);
+void mb_rng_destroy(struct mb_rng *rng);
+void mb_rng_reset(struct mb_rng *rng);
+
+#endif

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_VCPU_H
+#define MIRRORBALL_VCPU_H
+
+#include <linux/kvm.h>
+#include <mirrorball/error.h>
+#include <mirrorball/vm.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+/*
+ * The vCPUs of a VM and their threads. A set is created stopped; run lets them in; pause is a barrier.
+ *
+ * States of a vCPU thread:   waiting <-> running (in KVM_RUN or an exit handler) -> ended
+ */
+struct mb_vcpus; /* all vCPUs of a VM */
+struct mb_vcpu;	 /* one of them */
+
+enum mb_vcpu_event {
+	MB_VCPU_TRIPLE_FAULT, /* KVM_EXIT_SHUTDOWN */
+	MB_VCPU_SYSTEM_RESET, /* KVM_EXIT_SYSTEM_EVENT */
+	MB_VCPU_SYSTEM_SHUTDOWN,
+	MB_VCPU_SYSTEM_CRASH,
+	MB_VCPU_FAILED, /* KVM cannot go on: an internal error, an unknown exit, or KVM_RUN failed */
+};
+
+/*
+ * What a vCPU's thread calls when it leaves the guest. All are called on that thread, with no lock
+ * held; all must return soon and never pause, resume or destroy the set.
+ */
+struct mb_vcpu_ops {
+	/* `count` accesses of `size` bytes to `port`, data packed at `data` (string I/O has count > 1). */
+	void (*pio)(void *ctx, struct mb_vcpu *vcpu, uint16_t port, bool write, void *data,
+		unsigned size, unsigned count);
+	void (*mmio)(void *ctx, struct mb_vcpu *vcpu, uint64_t gpa, bool write, void *data,
+		unsigned len);
+	/* End of interrupt for a level-triggered vector of the I/O APIC (split irqchip). */
+	void (*ioapic_eoi)(void *ctx, uint8_t vector);
+	/*
+	 * The vCPU stopped by itself and stays out of the guest until mb_vcpus_resume or the end;
+	 * text says what KVM said (never NULL).
+	 */
+	void (*event)(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, const char *text);
+};
+
+struct mb_vcpus_config {
+	unsigned n_vcpus;
+	/* View of each vCPU (array of n_vcpus, copied); NULL: all in view 0. */
+	const uint8_t *view;
+	/* Host CPUs for the threads of each view (array of n_views); NULL: inherit. */
+	const cpu_set_t *view_cpus;
+	const struct mb_vcpu_ops *ops;
+	void *ops_ctx;
+};
+
+/*
+ * Creates vCPUs with APIC id = index, CPUID (mirrorball/cpuid.h) and MSRs set, and their threads,
+ * waiting. Logs nothing.
+ */
+int mb_vcpus_create(struct mb_vm *vm, const struct mb_vcpus_config *config, struct mb_vcpus **out,
+	struct mb_error *err);
+
+/* Stops and joins every thread. Takes NULL. Not from a vCPU thread. */
+void mb_vcpus_destroy(struct mb_vcpus *vcpus);
+
+/*
+ * When mb_vcpus_pause returns, no vCPU is in the guest or in an exit handler, and every exit that was
+ * under way has been completed (the vCPU's registers may be read and written by any thread). Counted:
+ * as many resumes as pauses. A new set counts as paused once. Not from a vCPU thread.
+ */
+void mb_vcpus_pause(struct mb_vcpus *vcpus);
+void mb_vcpus_resume(struct mb_vcpus *vcpus);
+
+unsigned mb_vcpus_count(const struct mb_vcpus *vcpus);
+struct mb_vcpu *mb_vcpus_at(struct mb_vcpus *vcpus, unsigned index);
+
+unsigned mb_vcpu_index(const struct mb_vcpu *vcpu);
+unsigned mb_vcpu_view(const struct mb_vcpu *vcpu);	   /* the view it is assigned to */
+unsigned mb_vcpu_current_view(const struct mb_vcpu *vcpu); /* the one it is in: 0 until its SIPI */
+uint64_t mb_vcpu_n_exits(const struct mb_vcpu *vcpu);	   /* exits to user space so far, any thread */
+/* Monotonic time of the first KVM_RUN of any vCPU of the set, in ns; 0 before. */
+uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
+
+/* ---- state; only while paused ---- */
+
+/* Back to the state after power-on: BSP at `regs`/`sregs` runnable, APs waiting for INIT/SIPI. */
+int mb_vcpus_reset(struct mb_vcpus *vcpus);
+
+/* Long mode, flat segments, paging on: what the 64-bit boot protocols ask for. */
+struct mb_vcpu_start {
+	uint64_t rip;
+	uint64_t rsp;
+	uint64_t rsi; /* boot_params for bzImage */
+	uint64_t rdi;
+	uint64_t rbx; /* PVH start info */
+	uint64_t cr3;
+	bool long_mode; /* false: 32-bit protected mode without paging (PVH) */
+};
+/* The vCPU starts there and is runnable (no SIPI needed); it enters its view at once. */
+int mb_vcpu_set_start(struct mb_vcpu *vcpu, const struct mb_vcpu_start *start);
+
+/* Registers, the code bytes at RIP and what KVM said last, for a person. Only while stopped. */
+void mb_vcpu_dump(struct mb_vcpu *vcpu, FILE *out);
+
+/* KVM_GET_TSC_KHZ of the vCPU; 0 where KVM cannot say. */
+uint32_t mb_vcpu_tsc_khz(struct mb_vcpu *vcpu);
+
+#endif

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_TOPOLOGY_H
+#define MIRRORBALL_TOPOLOGY_H
+
+#include <mirrorball/error.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define MB_MAX_NODES 64
+
+/* One NUMA node of the host. */
+struct mb_node {
+	unsigned id;	     /* the kernel's number; ids may be sparse */
+	cpu_set_t cpus;	     /* online CPUs; empty for a memory-only node */
+	bool has_memory;
+	uint64_t mem_total_bytes;
+	uint64_t mem_free_bytes;
+	uint16_t distance[MB_MAX_NODES]; /* to node at that index of topology.node; 10 is local */
+};
+
+struct mb_topology {
+	unsigned n_nodes;
+	struct mb_node node[MB_MAX_NODES]; /* ordered by id */
+};
+
+/*
+ * Reads /sys/devices/system/node below the directory `sysfs_fd` (a descriptor of /sys, or of a test's
+ * copy). A kernel without NUMA counts as one node with all CPUs. Values that cannot be read leave the
+ * node out or the value 0; only an unreadable directory is an error.
+ */
+int mb_topology_read(struct mb_topology *topo, int sysfs_fd, struct mb_error *err);
+
+/*
+ * Divides the nodes that have CPUs into n_views groups of nearby nodes, as equal in CPUs as the order
+ * of the nodes by distance allows; view_cpus[k] receives the CPUs of group k. With fewer nodes than views every node has a group and the CPUs of
+ * the last is repeated.
+ */
+void mb_topology_group(const struct mb_topology *topo, unsigned n_views, cpu_set_t *view_cpus);
+
+/*
+ * Gives [addr, addr + len) of a shared mapping the explicit policy "first touch" (MPOL_LOCAL), which the
+ * file keeps for every mapping of it, and which keeps automatic NUMA balancing away. -errno of mbind(2).
+ */
+int mb_numa_first_touch(void *addr, uint64_t len);
+
+#endif

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_ACPI_H
+#define MIRRORBALL_ACPI_H
+
+#include <mirrorball/error.h>
+#include <mirrorball/ram.h>
+
+struct mb_acpi_config {
+	unsigned n_vcpus;
+	bool serial; /* COM1 exists */
+};
+
+/*
+ * Writes RSDP, XSDT, FADT (hardware-reduced), MADT, MCFG and DSDT at MB_BOOT_ACPI; *rsdp_gpa is where the RSDP is.
+ * ACPI 6.5, chapter 5. vCPU i has APIC id i: local APIC entries up to 254, local x2APIC above.
+ */
+int mb_acpi_write(struct mb_ram *ram, const struct mb_acpi_config *config, uint64_t *rsdp_gpa,
+	struct mb_error *err);
+
+#endif

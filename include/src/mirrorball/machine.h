@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_MACHINE_H
+#define MIRRORBALL_MACHINE_H
+
+#include <mirrorball/error.h>
+#include <mirrorball/host.h>
+#include <mirrorball/vcpu.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What a machine is made of. Strings are the caller's and must outlive the machine. */
+#define MB_MAX_DISKS 16
+#define MB_MAX_NETS  8
+#define MB_MAX_VCPUS 1024
+
+struct mb_disk_config {
+	const char *path;
+	bool readonly;
+	bool buffered;	    /* no O_DIRECT */
+	const char *serial; /* NULL: from the path */
+	unsigned n_queues;  /* 0: one a vCPU, up to 8 */
+};
+
+struct mb_nic_config {
+	bool passt;
+	const char *tap_name;	/* tap by name */
+	int tap_fd;		/* -1, or an open tap */
+	const char *const *passt_args;
+	uint8_t mac[6];		/* zero: derived from the machine's name */
+	unsigned n_pairs;	/* 0: 1 */
+};
+
+enum mb_console_kind {
+	MB_CONSOLE_SERIAL,
+	MB_CONSOLE_VIRTIO,
+	MB_CONSOLE_OFF,
+};
+
+struct mb_machine_config {
+	const char *name; /* never NULL */
+	unsigned n_vcpus; /* 1..MB_MAX_VCPUS */
+	uint64_t memory_bytes; /* multiple of MB_RAM_ALIGN */
+	unsigned n_views; /* 0: as many as the host has and the machine can use */
+
+	/* Either a kernel ... */
+	const char *kernel_path;
+	const char *initrd_path;
+	const char *cmdline; /* what the user appended; the machine puts console= in front */
+	/* ... or the thin guest with this command line. */
+	const char *splash;
+
+	struct mb_disk_config disk[MB_MAX_DISKS];
+	unsigned n_disks;
+	struct mb_nic_config nic[MB_MAX_NETS];
+	unsigned n_nics;
+
+	enum mb_console_kind console;
+	int in_fd, out_fd; /* the console's; -1: none */
+	bool no_reboot;	   /* a reset ends the machine */
+	bool quiet;	   /* no hint about the escape key, no closing line */
+};
+
+/* How a machine ended. */
+enum mb_end {
+	MB_END_POWEROFF,	/* the guest powered off, or splash ended with status 0 */
+	MB_END_REBOOT,		/* the guest reset and no_reboot is set */
+	MB_END_GUEST_STATUS,	/* splash ended with another status: outcome.status */
+	MB_END_CRASH,		/* triple fault with no_reboot, or a panic that KVM or pvpanic told us of */
+	MB_END_KVM_ERROR,	/* KVM could not go on: registers were printed */
+	MB_END_QUIT,		/* the user asked (escape q, second signal) */
+};
+
+struct mb_outcome {
+	enum mb_end end;
+	int status;	   /* splash's status byte */
+	unsigned n_resets; /* reboots that went through */
+	uint64_t n_exits;  /* vCPU exits to user space */
+	uint64_t start_to_first_run_ns; /* process start (or machine creation) to first KVM_RUN */
+	uint64_t run_ns;   /* first KVM_RUN to the end */
+};
+
+struct mb_machine;
+
+/* Builds everything and loads the guest: what fails here fails before the guest runs. */
+int mb_machine_create(const struct mb_host *host, const struct mb_machine_config *config,
+	struct mb_machine **out, struct mb_error *err);
+/* Runs until the machine ends. The calling thread becomes the event loop; blocks SIGINT, SIGTERM, SIGHUP, SIGWINCH
+ * in the process while it runs and takes them itself: the first presses the power button, a second one ends it. */
+int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struct mb_error *err);
+void mb_machine_destroy(struct mb_machine *machine);
+
+#endif

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_RAM_H
+#define MIRRORBALL_RAM_H
+
+#include <mirrorball/dma.h>
+#include <mirrorball/error.h>
+#include <mirrorball/vm.h>
+#include <stdint.h>
+
+/*
+ * Guest RAM: one memfd, the home of every guest page (design, section 3), mapped once for each view and
+ * once more for the monitor's own accesses.
+ *
+ *   GPA 0 .. low_bytes                     low RAM, at most MB_RAM_LOW_MAX (below the PCI hole)
+ *   GPA 4 GiB .. 4 GiB + high_bytes        the rest
+ */
+#define MB_RAM_LOW_MAX	 0xc0000000ull
+#define MB_RAM_HIGH_BASE 0x100000000ull
+#define MB_RAM_ALIGN	 0x200000ull /* sizes are multiples of 2 MiB */
+
+struct mb_ram;
+
+/* bytes: a multiple of MB_RAM_ALIGN, at least one. */
+int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err);
+/* The VM must have no running vCPU. Takes NULL. */
+void mb_ram_destroy(struct mb_ram *ram);
+
+uint64_t mb_ram_low_bytes(const struct mb_ram *ram);
+uint64_t mb_ram_high_bytes(const struct mb_ram *ram);
+struct mb_dma *mb_ram_dma(struct mb_ram *ram);
+int mb_ram_fd(const struct mb_ram *ram);
+
+/* Reads from fd at offset into guest memory. -EFAULT outside RAM, -EIO on a short file, -errno. */
+int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len);
+
+/* Drops the contents of all of RAM (reads as zero), as a power cycle does. vCPUs paused. */
+int mb_ram_clear(struct mb_ram *ram);
+
+#endif

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mirrorball/log.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PERIOD_NS 10000000000ull
+#define BURST	  5
+
+static void write_line(const char *fmt, va_list ap)
+{
+	char line[1024] = "mirrorball: ";
+	size_t n = strlen(line);
+	int len = vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);
+	ssize_t written;
+
+	if (len < 0)
+		return;
+	n += (size_t)len;
+	if (n > sizeof(line) - 2)
+		n = sizeof(line) - 2;
+	line[n++] = '\n';
+	/* Nobody is left to tell if standard error does not take it. */
+	written = write(STDERR_FILENO, line, n);
+	(void)written;
+}
+
+void mb_log(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	write_line(fmt, ap);
+	va_end(ap);
+}
+
+void mb_log_guest(struct mb_ratelimit *rl, const char *fmt, ...)
+{
+	struct timespec ts;
+	uint64_t now_ns, start_ns = __atomic_load_n(&rl->period_start_ns, __ATOMIC_RELAXED);
+	va_list ap;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	now_ns = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+	if ((!start_ns || now_ns - start_ns > PERIOD_NS) &&
+		__atomic_compare_exchange_n(&rl->period_start_ns, &start_ns, now_ns, false,
+			__ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+		uint32_t n_dropped = __atomic_exchange_n(&rl->n_dropped, 0, __ATOMIC_RELAXED);
+
+		__atomic_store_n(&rl->n_said, 0, __ATOMIC_RELAXED);
+		if (n_dropped)
+			mb_log("%u more such messages about the guest were not shown", n_dropped);
+	}
+	if (__atomic_fetch_add(&rl->n_said, 1, __ATOMIC_RELAXED) >= BURST) {
+		__atomic_add_fetch(&rl->n_dropped, 1, __ATOMIC_RELAXED);
+		return;
+	}
+	va_start(ap, fmt);
+	write_line(fmt, ap);
+	va_end(ap);
+}
