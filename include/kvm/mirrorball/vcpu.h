@@ -39,8 +39,8 @@ struct mb_vcpu_ops {
 	/* End of interrupt for a level-triggered vector of the I/O APIC (split irqchip). */
 	void (*ioapic_eoi)(void *ctx, uint8_t vector);
 	/*
-	 * The vCPU stopped by itself and stays out of the guest until mb_vcpus_resume or the end;
-	 * text says what KVM said (never NULL).
+	 * The vCPU stopped by itself and stays out of the guest until mb_vcpus_reset or the end; text
+	 * says what KVM said (never NULL). mb_vcpu_dump may be called from here.
 	 */
 	void (*event)(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, const char *text);
 };
@@ -56,8 +56,9 @@ struct mb_vcpus_config {
 };
 
 /*
- * Creates vCPUs with APIC id = index, CPUID (mirrorball/cpuid.h) and MSRs set, and their threads,
- * waiting. Logs nothing.
+ * Creates vCPUs with APIC id = index, CPUID (mirrorball/cpuid.h) and MSRs set, each on its own
+ * thread, so that what KVM allocates for it comes from that thread's node. The threads wait.
+ * SIGRTMIN becomes the process's kick signal.
  */
 int mb_vcpus_create(struct mb_vm *vm, const struct mb_vcpus_config *config, struct mb_vcpus **out,
 	struct mb_error *err);
@@ -85,7 +86,10 @@ uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 
 /* ---- state; only while paused ---- */
 
-/* Back to the state after power-on: BSP at `regs`/`sregs` runnable, APs waiting for INIT/SIPI. */
+/*
+ * Back to the state after power-on, in view 0: vCPU 0 runnable (at the reset vector, until
+ * mb_vcpu_set_start), the others waiting for INIT and SIPI. The TSC goes on.
+ */
 int mb_vcpus_reset(struct mb_vcpus *vcpus);
 
 /* Long mode, flat segments, paging on: what the 64-bit boot protocols ask for. */
@@ -96,12 +100,17 @@ struct mb_vcpu_start {
 	uint64_t rdi;
 	uint64_t rbx; /* PVH start info */
 	uint64_t cr3;
+	uint64_t gdt_gpa; /* with code at selector 0x10 and data at 0x18 */
+	uint16_t gdt_limit;
 	bool long_mode; /* false: 32-bit protected mode without paging (PVH) */
 };
 /* The vCPU starts there and is runnable (no SIPI needed); it enters its view at once. */
 int mb_vcpu_set_start(struct mb_vcpu *vcpu, const struct mb_vcpu_start *start);
 
-/* Registers, the code bytes at RIP and what KVM said last, for a person. Only while stopped. */
+/*
+ * Registers, the code bytes at RIP and what KVM said last, for a person. Only while paused, or on
+ * the vCPU's own thread.
+ */
 void mb_vcpu_dump(struct mb_vcpu *vcpu, FILE *out);
 
 /* KVM_GET_TSC_KHZ of the vCPU; 0 where KVM cannot say. */

@@ -32,9 +32,9 @@ struct mb_topology {
 int mb_topology_read(struct mb_topology *topo, int sysfs_fd, struct mb_error *err);
 
 /*
- * Divides the nodes that have CPUs into n_views groups of nearby nodes, as equal in CPUs as the order
- * of the nodes by distance allows; view_cpus[k] receives the CPUs of group k. With fewer nodes than views every node has a group and the CPUs of
- * the last is repeated.
+ * Divides the nodes that have CPUs into n_views groups of nearby nodes with about as many CPUs each;
+ * view_cpus[k] receives the CPUs of group k. With fewer such nodes than views, the last group is
+ * repeated.
  */
 void mb_topology_group(const struct mb_topology *topo, unsigned n_views, cpu_set_t *view_cpus);
 

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "msr.h"
+
+#define MSR_IA32_TSC	      0x010u
+#define MSR_IA32_TSC_ADJUST   0x03bu
+#define MSR_IA32_MISC_ENABLE  0x1a0u
+#define MSR_MTRR_DEF_TYPE     0x2ffu
+#define MISC_ENABLE_FAST_STR  1ull
+#define MTRR_ENABLE	      (1ull << 11)
+#define MTRR_TYPE_WRITE_BACK  6ull
+
+static int set_one(const struct mb_host *host, int vcpu_fd, uint32_t index, uint64_t value)
+{
+	struct kvm_msr_entry entry = {.index = index, .data = value};
+	_Alignas(struct kvm_msrs) char batch[sizeof(struct kvm_msrs) + sizeof(entry)] = {0};
+	const uint32_t one = 1;
+	int rc;
+
+	memcpy(batch + offsetof(struct kvm_msrs, nmsrs), &one, sizeof(one));
+	memcpy(batch + offsetof(struct kvm_msrs, entries), &entry, sizeof(entry));
+	rc = mb_host_ioctl(host, vcpu_fd, KVM_SET_MSRS, batch);
+	if (rc < 0)
+		return rc;
+	return rc == 1 ? 0 : -EINVAL; /* how many were taken */
+}
+
+int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd)
+{
+	int rc = set_one(host, vcpu_fd, MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_TYPE_WRITE_BACK);
+
+	/* Not there on AMD, and not needed there. */
+	if (!rc)
+		set_one(host, vcpu_fd, MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STR);
+	return rc;
+}
+
+static int get_list(const struct mb_host *host, struct kvm_msr_list **out)
+{
+	struct kvm_msr_list probe = {.nmsrs = 0}, *list;
+	int rc = mb_host_ioctl(host, host->kvm_fd, KVM_GET_MSR_INDEX_LIST, &probe);
+
+	if (rc && rc != -E2BIG)
+		return rc;
+	list = calloc(1, sizeof(*list) + probe.nmsrs * sizeof(list->indices[0]));
+	if (!list)
+		return -ENOMEM;
+	list->nmsrs = probe.nmsrs;
+	rc = mb_host_ioctl(host, host->kvm_fd, KVM_GET_MSR_INDEX_LIST, list);
+	if (rc) {
+		free(list);
+		return rc;
+	}
+	*out = list;
+	return 0;
+}
+
+/* KVM_GET_MSRS and KVM_SET_MSRS stop at the first MSR that they refuse: go on behind it. */
+static int transfer(const struct mb_host *host, int vcpu_fd, unsigned long request,
+	struct mb_msrs *msrs, struct kvm_msr_entry *entry, unsigned n)
+{
+	unsigned at = 0, kept = 0;
+	struct kvm_msrs *batch = malloc(sizeof(*batch) + n * sizeof(*entry));
+
+	if (!batch)
+		return -ENOMEM;
+	while (at < n) {
+		int rc;
+
+		batch->nmsrs = n - at;
+		batch->pad = 0;
+		memcpy(batch->entries, entry + at, (n - at) * sizeof(*entry));
+		rc = mb_host_ioctl(host, vcpu_fd, request, batch);
+		if (rc < 0) {
+			free(batch);
+			return rc;
+		}
+		if (msrs) {
+			memcpy(msrs->entry + kept, batch->entries, (size_t)rc * sizeof(*entry));
+			kept += (unsigned)rc;
+		}
+		at += (unsigned)rc + 1;
+	}
+	if (msrs)
+		msrs->n = kept;
+	free(batch);
+	return 0;
+}
+
+int mb_msrs_get(const struct mb_host *host, int vcpu_fd, struct mb_msrs *msrs)
+{
+	struct kvm_msr_list *list;
+	struct kvm_msr_entry *wanted = NULL;
+	unsigned n = 0;
+	int rc = get_list(host, &list);
+
+	if (rc)
+		return rc;
+	wanted = calloc(list->nmsrs + 1, sizeof(*wanted));
+	msrs->entry = calloc(list->nmsrs + 1, sizeof(*wanted));
+	if (!wanted || !msrs->entry) {
+		rc = -ENOMEM;
+	} else {
+		/* The clock goes on over a reset; writing it would take vCPUs out of step. */
+		for (unsigned i = 0; i < list->nmsrs; i++) {
+			if (list->indices[i] != MSR_IA32_TSC &&
+				list->indices[i] != MSR_IA32_TSC_ADJUST)
+				wanted[n++].index = list->indices[i];
+		}
+		rc = transfer(host, vcpu_fd, KVM_GET_MSRS, msrs, wanted, n);
+	}
+	if (rc) {
+		free(msrs->entry);
+		msrs->entry = NULL;
+	}
+	free(wanted);
+	free(list);
+	return rc;
+}
+
+int mb_msrs_set(const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs)
+{
+	return transfer(host, vcpu_fd, KVM_SET_MSRS, NULL, msrs->entry, msrs->n);
+}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MB_KVM_MSR_H
+#define MB_KVM_MSR_H
+
+#include <linux/kvm.h>
+#include <mirrorball/host.h>
+
+/* The MSRs of a vCPU that KVM keeps, with their values. */
+struct mb_msrs {
+	unsigned n;
+	struct kvm_msr_entry *entry;
+};
+
+/* Values after power-on that firmware would have set: memory type write-back, fast strings. */
+int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd);
+
+/* Reads every MSR in KVM's list but the TSC. msrs->entry is the caller's to free. */
+int mb_msrs_get(const struct mb_host *host, int vcpu_fd, struct mb_msrs *msrs);
+
+/* Writes them; one that KVM refuses is left as it is. */
+int mb_msrs_set(const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs);
+
+#endif

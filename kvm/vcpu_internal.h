@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MB_KVM_VCPU_INTERNAL_H
+#define MB_KVM_VCPU_INTERNAL_H
+
+#include <mirrorball/vcpu.h>
+#include <pthread.h>
+
+#include "msr.h"
+
+/* What a vCPU was like right after it was created, for mb_vcpus_reset. */
+struct vcpu_power_on {
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvm_xcrs xcrs;
+	struct kvm_debugregs debugregs;
+	struct kvm_lapic_state lapic;
+	struct kvm_vcpu_events events;
+	struct kvm_mp_state mp_state;
+	struct kvm_xsave *xsave; /* as long as KVM_CAP_XSAVE2 says */
+	struct mb_msrs msrs;
+};
+
+struct mb_vcpu {
+	struct mb_vcpus *set;
+	unsigned index;
+	int fd; /* -1: not created */
+	struct kvm_run *run;
+	pthread_t thread;
+	bool has_thread;
+	uint8_t view;	      /* assigned */
+	uint8_t current_view; /* atomic; written by the thread, or while paused */
+	uint64_t n_exits;     /* atomic; written by the thread */
+	char said[256];	      /* what KVM said when the vCPU stopped by itself; the thread's */
+
+	/* Under the set's lock. */
+	bool ready; /* created, or failed to be */
+	int rc;
+	bool inside; /* between leaving and entering the wait: in the guest or a handler */
+	bool halted; /* stopped by itself, until reset */
+};
+
+struct mb_vcpus {
+	struct mb_vm *vm;
+	const struct mb_vcpu_ops *ops;
+	void *ops_ctx;
+	const struct kvm_cpuid2 *supported; /* while creating */
+	struct mb_cpuid_config *cpuid;	    /* while creating */
+	struct vcpu_power_on power_on[2];   /* of vCPU 0, of the others */
+	uint64_t first_run_ns;		    /* atomic */
+
+	/*
+	 * Atomic. Somebody wants the vCPUs out. Stored before immediate_exit of any vCPU; a thread that
+	 * is kicked out of KVM_RUN loads it. Set and cleared under the lock.
+	 */
+	bool request;
+
+	/* Protects what follows and the marked fields of each vCPU. Leaf. */
+	pthread_mutex_t lock;
+	pthread_cond_t go;  /* pause_count fell to 0, or stop */
+	pthread_cond_t out; /* a vCPU came out, or is ready */
+	unsigned pause_count;
+	bool stop;
+	struct mb_error *err; /* while creating: of the first vCPU that failed */
+
+	unsigned n;
+	struct mb_vcpu vcpu[];
+};
+
+static inline int mb_vcpu_ioctl(const struct mb_vcpu *vcpu, unsigned long request, void *arg)
+{
+	return mb_host_ioctl(mb_vm_host(vcpu->set->vm), vcpu->fd, request, arg);
+}
+
+/* kvm/vcpu_state.c; on the vCPU's thread or while paused. */
+int mb_vcpu_save_power_on(struct mb_vcpu *vcpu, struct vcpu_power_on *po);
+int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po);
+void mb_vcpu_power_on_finish(struct vcpu_power_on *po);
+/* The vCPU translates through the memslots of its own view from now on. */
+int mb_vcpu_enter_view(struct mb_vcpu *vcpu);
+
+/* kvm/vcpu_exit.c; on the vCPU's thread. False: the vCPU stopped by itself. */
+bool mb_vcpu_handle_exit(struct mb_vcpu *vcpu);
+/* KVM_RUN itself failed with -rc. */
+void mb_vcpu_run_failed(struct mb_vcpu *vcpu, int rc);
+
+#endif

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <mirrorball/range.h>
+#include <mirrorball/ram.h>
+#include <mirrorball/topology.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* A mapping of the whole file; the reservation around it keeps it aligned to a huge page. */
+struct mapping {
+	void *reserved;
+	char *base;
+};
+
+struct mb_ram {
+	struct mb_dma dma; /* first: dma_ram() */
+	struct mb_vm *vm;
+	int fd;
+	uint64_t bytes;
+	uint64_t low_bytes;
+	/*
+	 * The monitor's own accesses go through a mapping that no memslot points at, and that always
+	 * shows home: what a view maps may change under it.
+	 */
+	struct mapping own;
+	unsigned n_views;
+	struct mapping view[];
+};
+
+static struct mb_ram *dma_ram(struct mb_dma *dma)
+{
+	return (struct mb_ram *)dma;
+}
+
+/* Offset in the file of [gpa, gpa + len), all in one of the two ranges. */
+static int ram_offset(const struct mb_ram *ram, uint64_t gpa, uint64_t len, uint64_t *offset)
+{
+	if (mb_range_inside(gpa, len, 0, ram->low_bytes)) {
+		*offset = gpa;
+		return 0;
+	}
+	if (mb_range_inside(gpa, len, MB_RAM_HIGH_BASE, ram->bytes - ram->low_bytes)) {
+		*offset = ram->low_bytes + (gpa - MB_RAM_HIGH_BASE);
+		return 0;
+	}
+	return -EFAULT;
+}
+
+/* Every page is HOME: nothing to collapse, and a hold is nothing to keep. */
+static int ram_map(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir, void **hva)
+{
+	struct mb_ram *ram = dma_ram(dma);
+	uint64_t offset;
+	int rc = ram_offset(ram, gpa, len, &offset);
+
+	if (rc)
+		return rc;
+	*hva = ram->own.base + offset;
+	return 0;
+}
+
+static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir)
+{
+}
+
+static const struct mb_dma_ops ram_dma_ops = {.map = ram_map, .unmap = ram_unmap};
+
+static int map_file(struct mb_ram *ram, struct mapping *m)
+{
+	size_t reserve = ram->bytes + MB_RAM_ALIGN;
+	void *base;
+
+	m->reserved = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (m->reserved == MAP_FAILED) {
+		m->reserved = NULL;
+		return -errno;
+	}
+	base = (void *)mb_align_up((uintptr_t)m->reserved, MB_RAM_ALIGN);
+	m->base = mmap(base, ram->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+		ram->fd, 0);
+	if (m->base == MAP_FAILED) {
+		m->base = NULL;
+		return -errno;
+	}
+	/* Both are wishes: shmem_enabled may be "never", and a dump without guest memory is smaller. */
+	madvise(m->base, ram->bytes, MADV_HUGEPAGE);
+	madvise(m->base, ram->bytes, MADV_DONTDUMP);
+	return 0;
+}
+
+static void unmap_file(struct mb_ram *ram, struct mapping *m)
+{
+	if (m->reserved)
+		munmap(m->reserved, ram->bytes + MB_RAM_ALIGN);
+}
+
+static int set_slots(struct mb_ram *ram, unsigned view)
+{
+	struct mb_memslot low = {.gpa = 0, .len_bytes = ram->low_bytes, .hva = ram->view[view].base};
+	struct mb_memslot high = {
+		.gpa = MB_RAM_HIGH_BASE,
+		.len_bytes = ram->bytes - ram->low_bytes,
+		.hva = ram->view[view].base + ram->low_bytes,
+	};
+	int rc = mb_vm_set_memslot(ram->vm, view, 0, &low);
+
+	if (!rc && high.len_bytes)
+		rc = mb_vm_set_memslot(ram->vm, view, 1, &high);
+	return rc;
+}
+
+int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err)
+{
+	unsigned n_views = mb_vm_n_views(vm);
+	unsigned long long mib = bytes >> 20;
+	struct mb_ram *ram;
+	int rc;
+
+	if (!bytes || bytes % MB_RAM_ALIGN || bytes > INT64_MAX - MB_RAM_HIGH_BASE)
+		return mb_error_set(err, EINVAL, "guest memory of %llu bytes: not a multiple of 2 MiB",
+			(unsigned long long)bytes);
+	ram = calloc(1, sizeof(*ram) + n_views * sizeof(ram->view[0]));
+	if (!ram)
+		return mb_error_set(err, ENOMEM, "guest memory: out of memory");
+	ram->dma.ops = &ram_dma_ops;
+	ram->vm = vm;
+	ram->bytes = bytes;
+	ram->low_bytes = bytes < MB_RAM_LOW_MAX ? bytes : MB_RAM_LOW_MAX;
+	ram->n_views = n_views;
+	ram->fd = memfd_create("mirrorball-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (ram->fd < 0 || ftruncate(ram->fd, (off_t)bytes) ||
+		fcntl(ram->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+		rc = mb_error_set(err, errno, "guest memory of %llu MiB: %s", mib, strerror(errno));
+		goto err;
+	}
+	rc = map_file(ram, &ram->own);
+	for (unsigned k = 0; k < n_views && !rc; k++)
+		rc = map_file(ram, &ram->view[k]);
+	if (rc) {
+		mb_error_set(err, -rc,
+			"guest memory of %llu MiB: cannot be mapped %u times: %s; give the machine less, or"
+			" raise the limit on address space (ulimit -v)",
+			mib, n_views + 1, strerror(-rc));
+		goto err;
+	}
+	/* Before the first touch; the file keeps it for all mappings. A kernel without NUMA says no. */
+	rc = mb_numa_first_touch(ram->own.base, bytes);
+	if (rc && rc != -ENOSYS) {
+		mb_error_set(err, -rc, "guest memory: cannot set its NUMA policy: %s", strerror(-rc));
+		goto err;
+	}
+	for (unsigned k = 0; k < n_views; k++) {
+		rc = set_slots(ram, k);
+		if (rc) {
+			mb_error_set(err, -rc, "KVM: cannot give %llu MiB of memory to the guest: %s",
+				mib, strerror(-rc));
+			goto err;
+		}
+	}
+	*out = ram;
+	return 0;
+
+err:
+	mb_ram_destroy(ram);
+	return rc;
+}
+
+void mb_ram_destroy(struct mb_ram *ram)
+{
+	if (!ram)
+		return;
+	for (unsigned k = 0; k < ram->n_views; k++) {
+		struct mb_memslot none = {0};
+
+		mb_vm_set_memslot(ram->vm, k, 0, &none);
+		mb_vm_set_memslot(ram->vm, k, 1, &none);
+		unmap_file(ram, &ram->view[k]);
+	}
+	unmap_file(ram, &ram->own);
+	if (ram->fd >= 0)
+		close(ram->fd);
+	free(ram);
+}
+
+uint64_t mb_ram_low_bytes(const struct mb_ram *ram)
+{
+	return ram->low_bytes;
+}
+
+uint64_t mb_ram_high_bytes(const struct mb_ram *ram)
+{
+	return ram->bytes - ram->low_bytes;
+}
+
+struct mb_dma *mb_ram_dma(struct mb_ram *ram)
+{
+	return &ram->dma;
+}
+
+int mb_ram_fd(const struct mb_ram *ram)
+{
+	return ram->fd;
+}
+
+int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len)
+{
+	void *hva;
+	char *at;
+	int rc = mb_dma_map(&ram->dma, gpa, len, MB_DMA_WRITE, &hva);
+	uint64_t left = len;
+
+	if (rc)
+		return rc;
+	for (at = hva; left && !rc;) {
+		ssize_t n = pread(fd, at, left, (off_t)offset);
+
+		if (n > 0) {
+			at += n;
+			offset += (uint64_t)n;
+			left -= (uint64_t)n;
+		} else if (n == 0) {
+			rc = -EIO;
+		} else if (errno != EINTR) {
+			rc = -errno;
+		}
+	}
+	mb_dma_unmap(&ram->dma, gpa, len, MB_DMA_WRITE);
+	return rc;
+}
+
+int mb_ram_clear(struct mb_ram *ram)
+{
+	int rc;
+
+	do {
+		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)ram->bytes);
+	} while (rc && errno == EINTR);
+	return rc ? -errno : 0;
+}
