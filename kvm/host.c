@@ -59,9 +59,6 @@ const struct mb_cap_info mb_cap_infos[MB_N_CAPS] = {
 	[MB_CAP_XSAVE2] = {"KVM_CAP_XSAVE2", KVM_CAP_XSAVE2, "5.17",
 		MB_CAP_WANTED, "reset of vCPUs with large register state (AMX)",
 		"large registers keep their content over a guest reboot; use kernel 5.17 or later"},
-	[MB_CAP_X86_DISABLE_EXITS] = {"KVM_CAP_X86_DISABLE_EXITS", KVM_CAP_X86_DISABLE_EXITS, "4.17",
-		MB_CAP_WANTED, "vCPUs that own their CPU",
-		"idle guests always leave to the host; use kernel 4.17 or later"},
 };
 /* clang-format on */
 

@@ -40,7 +40,7 @@ struct mb_machine_config {
 	const char *name; /* never NULL */
 	unsigned n_vcpus; /* 1..MB_MAX_VCPUS */
 	uint64_t memory_bytes; /* multiple of MB_RAM_ALIGN */
-	unsigned n_views; /* 0: as many as the host has and the machine can use */
+	unsigned n_views; /* 0: what is best today, which is 1: nothing uses a second one by itself yet */
 
 	/* Either a kernel ... */
 	const char *kernel_path;
@@ -57,7 +57,8 @@ struct mb_machine_config {
 	enum mb_console_kind console;
 	int in_fd, out_fd; /* the console's; -1: none */
 	bool no_reboot;	   /* a reset ends the machine */
-	bool quiet;	   /* no hint about the escape key, no closing line */
+	bool quiet;	   /* no hint about the escape key */
+	uint64_t start_ns; /* CLOCK_MONOTONIC when the process started, for the outcome; 0: unknown */
 };
 
 /* How a machine ended. */
@@ -73,6 +74,7 @@ enum mb_end {
 struct mb_outcome {
 	enum mb_end end;
 	int status;	   /* splash's status byte */
+	int signal;	   /* with MB_END_QUIT: the signal that asked, 0 if it was a key */
 	unsigned n_resets; /* reboots that went through */
 	uint64_t n_exits;  /* vCPU exits to user space */
 	uint64_t start_to_first_run_ns; /* process start (or machine creation) to first KVM_RUN */

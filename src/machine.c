@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <fcntl.h>
+#include <mirrorball/topology.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "machine_internal.h"
+
+#define MAX_XAPIC_VCPUS 255u /* ids 0..254; 255 is everybody */
+
+uint64_t mb_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* The signals that the main loop takes for itself. */
+static void our_signals(sigset_t *set)
+{
+	sigemptyset(set);
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGHUP);
+	sigaddset(set, SIGQUIT);
+	sigaddset(set, SIGWINCH);
+	sigaddset(set, SIGPIPE); /* nobody reads our output: the write's error says so */
+}
+
+/* ---- parts, in the order of their making ---- */
+
+static int make_host_side(struct mb_machine *machine, struct mb_error *err)
+{
+	struct mb_vm_config config = {
+		.n_views = machine->n_views,
+		.x2apic_ids = machine->config.n_vcpus > MAX_XAPIC_VCPUS,
+	};
+	int rc;
+
+	if (config.x2apic_ids && !machine->host->cap[MB_CAP_X2APIC_API])
+		return mb_error_set(err, ENOTSUP, "%u vCPUs: more than %u need KVM_CAP_X2APIC_API,"
+			" which this host lacks", machine->config.n_vcpus, MAX_XAPIC_VCPUS);
+	rc = mb_vm_create(machine->host, &config, &machine->vm, err);
+	if (!rc)
+		rc = mb_ram_create(machine->vm, machine->config.memory_bytes, &machine->ram, err);
+	if (!rc) {
+		rc = mb_bus_create(&machine->bus);
+		if (rc)
+			mb_error_set(err, -rc, "bus: %s", strerror(-rc));
+	}
+	return rc;
+}
+
+/*
+ * Host CPUs of each view: a group of near nodes, within what the process may use. False: leave the
+ * threads where they are.
+ */
+static bool cpus_of_views(const struct mb_machine *machine, cpu_set_t *view_cpus)
+{
+	struct mb_topology *topo;
+	cpu_set_t allowed;
+	bool good = false;
+	int sysfs_fd;
+
+	if (machine->n_views == 1 || sched_getaffinity(0, sizeof(allowed), &allowed))
+		return false;
+	sysfs_fd = open("/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	topo = malloc(sizeof(*topo));
+	if (sysfs_fd >= 0 && topo && !mb_topology_read(topo, sysfs_fd, NULL)) {
+		mb_topology_group(topo, machine->n_views, view_cpus);
+		good = true;
+		for (unsigned k = 0; k < machine->n_views; k++) {
+			CPU_AND(&view_cpus[k], &view_cpus[k], &allowed);
+			good = good && CPU_COUNT(&view_cpus[k]);
+		}
+	}
+	free(topo);
+	if (sysfs_fd >= 0)
+		close(sysfs_fd);
+	return good;
+}
+
+static int make_threads(struct mb_machine *machine, struct mb_error *err)
+{
+	unsigned n = machine->config.n_vcpus;
+	uint8_t view[MB_MAX_VCPUS];
+	cpu_set_t view_cpus[MB_MAX_VIEWS];
+	bool bound = cpus_of_views(machine, view_cpus);
+	struct mb_vcpus_config config = {
+		.n_vcpus = n,
+		.view = view,
+		.view_cpus = bound ? view_cpus : NULL,
+		.ops = &mb_machine_vcpu_ops,
+		.ops_ctx = machine,
+	};
+	int rc = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		view[i] = (uint8_t)((uint64_t)i * machine->n_views / n);
+	for (unsigned k = 0; k < machine->n_views && !rc; k++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "io%u", k);
+		rc = mb_loop_create(&machine->io_loop[k], err);
+		if (!rc)
+			rc = mb_loop_start_thread(
+				machine->io_loop[k], name, bound ? &view_cpus[k] : NULL, err);
+	}
+	if (!rc)
+		rc = mb_vcpus_create(machine->vm, &config, &machine->vcpus, err);
+	return rc;
+}
+
+static void on_key(void *ctx, char key);
+
+static void on_resized(void *ctx, unsigned columns, unsigned rows)
+{
+	struct mb_machine *machine = ctx;
+
+	if (machine->console)
+		mb_console_resize(machine->console, columns, rows);
+}
+
+static const struct mb_terminal_ops terminal_ops = {.command = on_key, .resized = on_resized};
+
+static int make_terminal(struct mb_machine *machine, struct mb_error *err)
+{
+	/* The thin guest takes no input: its user's Ctrl-C is for us. */
+	int in_fd = machine->config.splash ? -1 : machine->config.in_fd;
+
+	if (machine->config.console == MB_CONSOLE_OFF)
+		return 0;
+	return mb_terminal_create(machine->loop, in_fd, machine->config.out_fd, &terminal_ops, machine,
+		&machine->terminal, err);
+}
+
+/* ---- requests and signals, on the main loop ---- */
+
+void mb_machine_ask(struct mb_machine *machine, unsigned what)
+{
+	uint64_t one = 1;
+	ssize_t n;
+
+	__atomic_or_fetch(&machine->asked, what, __ATOMIC_ACQ_REL);
+	n = write(machine->ask_fd, &one, sizeof(one));
+	(void)n; /* EAGAIN: it is awake already */
+}
+
+static void end_with(struct mb_machine *machine, enum mb_end end)
+{
+	machine->outcome.end = end;
+	__atomic_store_n(&machine->ending, true, __ATOMIC_RELEASE);
+	mb_loop_stop(machine->loop);
+}
+
+static void user_pause(struct mb_machine *machine, bool pause)
+{
+	if (machine->paused == pause)
+		return;
+	machine->paused = pause;
+	if (pause)
+		mb_vcpus_pause(machine->vcpus);
+	else
+		mb_vcpus_resume(machine->vcpus);
+}
+
+/* A power cycle: every device and vCPU as new, memory empty, the guest loaded again. */
+static void restart(struct mb_machine *machine)
+{
+	int rc;
+
+	/* A vCPU may be waiting for the terminal with the text of a guest that is about to go. */
+	mb_vcpus_pause(machine->vcpus);
+	__atomic_and_fetch(&machine->asked, ~(unsigned)(MB_ASK_RESET | MB_ASK_CRASH), __ATOMIC_ACQ_REL);
+	mb_machine_reset_devices(machine);
+	rc = mb_ram_clear(machine->ram);
+	if (rc)
+		mb_error_set(&machine->error, -rc, "guest memory cannot be cleared: %s", strerror(-rc));
+	if (!rc) {
+		rc = mb_vcpus_reset(machine->vcpus);
+		if (rc)
+			mb_error_set(&machine->error, -rc, "KVM: vCPUs cannot be reset: %s",
+				strerror(-rc));
+	}
+	if (!rc)
+		rc = mb_machine_load_guest(machine, &machine->error);
+	if (rc) {
+		mb_error_prefix(&machine->error, rc, "%s: cannot start again", machine->config.name);
+		machine->failed = true;
+		end_with(machine, MB_END_KVM_ERROR);
+	} else {
+		machine->outcome.n_resets++;
+		machine->button_pressed = false;
+		machine->started_ns = mb_now_ns();
+	}
+	mb_vcpus_resume(machine->vcpus);
+}
+
+static void on_crash(struct mb_machine *machine)
+{
+	/* A guest that cannot even boot would crash for ever. */
+	const uint64_t soon_ns = 10000000000ull;
+	const unsigned max_in_a_row = 3;
+
+	if (mb_now_ns() - machine->started_ns < soon_ns)
+		machine->n_crashes++;
+	else
+		machine->n_crashes = 1;
+	if (machine->config.no_reboot || machine->config.splash) {
+		end_with(machine, MB_END_CRASH);
+	} else if (machine->n_crashes >= max_in_a_row) {
+		mb_log("%s: crashed %u times in a row within 10 s of its start: giving up",
+			machine->config.name, machine->n_crashes);
+		end_with(machine, MB_END_CRASH);
+	} else {
+		mb_log("%s: restarting after the crash (--no-reboot ends instead)",
+			machine->config.name);
+		restart(machine);
+	}
+}
+
+static void on_asked(struct mb_watch *watch, uint32_t events)
+{
+	struct mb_machine *machine = watch->ctx;
+	unsigned asked = __atomic_exchange_n(&machine->asked, 0, __ATOMIC_ACQ_REL);
+	uint64_t n;
+	ssize_t got = read(machine->ask_fd, &n, sizeof(n));
+
+	(void)got;
+	if (asked & MB_ASK_KVM_ERROR) {
+		end_with(machine, MB_END_KVM_ERROR);
+	} else if (asked & MB_ASK_QUIT) {
+		end_with(machine, MB_END_QUIT);
+	} else if (asked & MB_ASK_GUEST_STATUS) {
+		machine->outcome.status = __atomic_load_n(&machine->splash_status, __ATOMIC_ACQUIRE);
+		end_with(machine, machine->outcome.status ? MB_END_GUEST_STATUS : MB_END_POWEROFF);
+	} else if (asked & MB_ASK_POWEROFF) {
+		end_with(machine, MB_END_POWEROFF);
+	} else if (asked & MB_ASK_CRASH) {
+		on_crash(machine);
+	} else if (asked & MB_ASK_RESET) {
+		if (machine->config.no_reboot)
+			end_with(machine, MB_END_REBOOT);
+		else
+			restart(machine);
+	}
+}
+
+static void press_button(struct mb_machine *machine)
+{
+	user_pause(machine, false); /* or it would never see it */
+	mb_power_button(machine->power);
+}
+
+static void on_key(void *ctx, char key)
+{
+	struct mb_machine *machine = ctx;
+
+	switch (key) {
+	case 'q':
+		end_with(machine, MB_END_QUIT);
+		break;
+	case 's':
+		press_button(machine);
+		mb_terminal_say(machine->terminal, "power button pressed");
+		break;
+	case 'p':
+		user_pause(machine, !machine->paused);
+		mb_terminal_say(machine->terminal,
+			machine->paused ? "paused; Ctrl-] p goes on" : "running again");
+		break;
+	case 'r':
+		user_pause(machine, false);
+		mb_machine_ask(machine, MB_ASK_RESET);
+		break;
+	}
+}
+
+/* The first one asks the guest to power off, the next one does not ask. */
+static void on_end_signal(struct mb_machine *machine, int signal)
+{
+	machine->outcome.signal = signal;
+	if (machine->config.splash || machine->button_pressed || signal == SIGQUIT) {
+		end_with(machine, MB_END_QUIT);
+		return;
+	}
+	machine->button_pressed = true;
+	press_button(machine);
+	mb_log("%s: %s: pressed the guest's power button; once more ends it at once",
+		machine->config.name, strsignal(signal));
+}
+
+static void on_signal(struct mb_watch *watch, uint32_t events)
+{
+	struct mb_machine *machine = watch->ctx;
+	struct signalfd_siginfo info;
+
+	if (read(machine->signal_fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	switch (info.ssi_signo) {
+	case SIGWINCH:
+		if (machine->terminal)
+			mb_terminal_winch(machine->terminal);
+		break;
+	case SIGPIPE:
+		break;
+	default:
+		on_end_signal(machine, (int)info.ssi_signo);
+	}
+}
+
+static int make_main_loop(struct mb_machine *machine, struct mb_error *err)
+{
+	sigset_t set;
+	int rc = mb_loop_create(&machine->loop, err);
+
+	if (rc)
+		return rc;
+	our_signals(&set);
+	machine->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	machine->ask_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (machine->signal_fd < 0 || machine->ask_fd < 0)
+		return mb_error_set(err, errno, "event loop: %s; too many open files? (ulimit -n)",
+			strerror(errno));
+	machine->signal_watch = (struct mb_watch){
+		.fd = machine->signal_fd, .events = EPOLLIN, .ready = on_signal, .ctx = machine};
+	machine->ask_watch = (struct mb_watch){
+		.fd = machine->ask_fd, .events = EPOLLIN, .ready = on_asked, .ctx = machine};
+	rc = mb_loop_add(machine->loop, &machine->signal_watch);
+	if (!rc)
+		rc = mb_loop_add(machine->loop, &machine->ask_watch);
+	if (rc)
+		return mb_error_set(err, -rc, "event loop: %s", strerror(-rc));
+	return 0;
+}
+
+/* ---- the whole ---- */
+
+static int check_config(const struct mb_host *host, const struct mb_machine_config *config,
+	struct mb_error *err)
+{
+	if (!config->n_vcpus || config->n_vcpus > MB_MAX_VCPUS)
+		return mb_error_set(err, EINVAL, "%u vCPUs: a machine has 1 to %u", config->n_vcpus,
+			MB_MAX_VCPUS);
+	if (!config->splash == !config->kernel_path)
+		return mb_error_set(err, EINVAL, "no guest: give a kernel or a program of splash");
+	if (config->n_disks > MB_MAX_DISKS || config->n_nics > MB_MAX_NETS)
+		return mb_error_set(err, EINVAL, "too many devices: at most %u disks and %u networks",
+			MB_MAX_DISKS, MB_MAX_NETS);
+	if (config->n_views > host->n_views)
+		return mb_error_set(err, ENOTSUP,
+			"%u views of memory: this host's KVM offers %u (mirrorball doctor says why)",
+			config->n_views, host->n_views);
+	return 0;
+}
+
+int mb_machine_create(const struct mb_host *host, const struct mb_machine_config *config,
+	struct mb_machine **out, struct mb_error *err)
+{
+	struct mb_machine *machine;
+	sigset_t set;
+	int rc = check_config(host, config, err);
+
+	if (rc)
+		return rc;
+	machine = calloc(1, sizeof(*machine));
+	if (!machine)
+		return mb_error_set(err, ENOMEM, "machine: out of memory");
+	machine->host = host;
+	machine->config = *config;
+	machine->signal_fd = machine->ask_fd = -1;
+	/* Nothing uses a second view yet but tests; it has to be asked for. */
+	machine->n_views = config->n_views ? config->n_views : 1;
+	if (machine->n_views > MB_MAX_VIEWS)
+		machine->n_views = MB_MAX_VIEWS;
+	our_signals(&set);
+	pthread_sigmask(SIG_BLOCK, &set, &machine->old_mask);
+
+	rc = make_main_loop(machine, err);
+	if (!rc)
+		rc = make_host_side(machine, err);
+	if (!rc)
+		rc = make_threads(machine, err);
+	if (!rc)
+		rc = make_terminal(machine, err);
+	if (!rc)
+		rc = mb_machine_add_devices(machine, err);
+	if (!rc)
+		rc = mb_machine_load_guest(machine, err);
+	if (rc) {
+		mb_machine_destroy(machine);
+		return rc;
+	}
+	*out = machine;
+	return 0;
+}
+
+int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struct mb_error *err)
+{
+	uint64_t begin_ns = machine->config.start_ns, first_ns, end_ns;
+	int rc;
+
+	machine->started_ns = mb_now_ns();
+	if (!begin_ns)
+		begin_ns = machine->started_ns;
+	mb_vcpus_resume(machine->vcpus);
+	if (machine->terminal && mb_terminal_is_tty(machine->terminal) && !machine->config.quiet)
+		mb_terminal_say(machine->terminal,
+			"Ctrl-] then q ends the machine, Ctrl-] then ? shows all keys");
+	rc = mb_loop_run(machine->loop);
+	end_ns = mb_now_ns();
+	__atomic_store_n(&machine->ending, true, __ATOMIC_RELEASE);
+	if (!machine->paused)
+		mb_vcpus_pause(machine->vcpus);
+
+	first_ns = mb_vcpus_first_run_ns(machine->vcpus);
+	if (first_ns > begin_ns)
+		machine->outcome.start_to_first_run_ns = first_ns - begin_ns;
+	if (first_ns && end_ns > first_ns)
+		machine->outcome.run_ns = end_ns - first_ns;
+	for (unsigned i = 0; i < machine->config.n_vcpus; i++)
+		machine->outcome.n_exits += mb_vcpu_n_exits(mb_vcpus_at(machine->vcpus, i));
+	*outcome = machine->outcome;
+	if (rc)
+		return mb_error_set(err, -rc, "event loop: %s", strerror(-rc));
+	if (machine->failed) {
+		if (err)
+			*err = machine->error;
+		return -EIO;
+	}
+	return 0;
+}
+
+void mb_machine_destroy(struct mb_machine *machine)
+{
+	if (!machine)
+		return;
+	__atomic_store_n(&machine->ending, true, __ATOMIC_RELEASE);
+	/* vCPUs first: nobody calls a device any more. The I/O loops last: devices stop on them. */
+	if (machine->vcpus)
+		mb_vcpus_pause(machine->vcpus);
+	mb_machine_remove_devices(machine);
+	mb_vcpus_destroy(machine->vcpus);
+	for (unsigned k = 0; k < MB_MAX_VIEWS; k++)
+		mb_loop_destroy(machine->io_loop[k]);
+	mb_terminal_destroy(machine->terminal);
+	mb_ram_destroy(machine->ram);
+	mb_vm_destroy(machine->vm);
+	mb_bus_destroy(machine->bus);
+	mb_loop_destroy(machine->loop);
+	if (machine->signal_fd >= 0)
+		close(machine->signal_fd);
+	if (machine->ask_fd >= 0)
+		close(machine->ask_fd);
+	pthread_sigmask(SIG_SETMASK, &machine->old_mask, NULL);
+	free(machine);
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "machine_internal.h"
+
+#define MAX_DISK_QUEUES 8u
+
+static void on_poweroff(void *ctx)
+{
+	mb_machine_ask(ctx, MB_ASK_POWEROFF);
+}
+
+static void on_reset(void *ctx)
+{
+	mb_machine_ask(ctx, MB_ASK_RESET);
+}
+
+static void on_panic(void *ctx)
+{
+	struct mb_machine *machine = ctx;
+
+	mb_log_guest(&machine->guest_says, "%s: the guest's kernel panicked", machine->config.name);
+	mb_machine_ask(machine, MB_ASK_CRASH);
+}
+
+static const struct mb_power_ops power_ops = {.poweroff = on_poweroff, .reset = on_reset};
+static void on_crash_loaded(void *ctx)
+{
+	struct mb_machine *machine = ctx;
+
+	mb_log_guest(&machine->guest_says,
+		"%s: the guest's kernel panicked; its crash kernel takes over", machine->config.name);
+}
+
+static const struct mb_pvpanic_ops pvpanic_ops = {
+	.panicked = on_panic,
+	.crash_loaded = on_crash_loaded,
+};
+
+static struct mb_loop *loop_of_vcpu(const struct mb_machine *machine, unsigned vcpu)
+{
+	return machine->io_loop[mb_vcpu_view(mb_vcpus_at(machine->vcpus, vcpu))];
+}
+
+static int add_legacy(struct mb_machine *machine, struct mb_error *err)
+{
+	struct mb_chardev *chr = NULL;
+	int rc = mb_ioapic_create(machine->bus, machine->vm, &machine->ioapic, err);
+
+	if (machine->terminal)
+		chr = mb_terminal_chardev(machine->terminal);
+	if (!rc && machine->config.console == MB_CONSOLE_SERIAL)
+		rc = mb_serial_create(machine->bus, MB_COM1_PORT,
+			mb_ioapic_line(machine->ioapic, MB_COM1_PIN), chr, &machine->serial, err);
+	if (!rc)
+		rc = mb_rtc_create(machine->bus, &machine->rtc, err);
+	if (!rc)
+		rc = mb_i8042_create(machine->bus, on_reset, machine, &machine->i8042, err);
+	if (!rc)
+		rc = mb_power_create(machine->bus, mb_ioapic_line(machine->ioapic, MB_POWER_PIN),
+			&power_ops, machine, &machine->power, err);
+	if (!rc)
+		rc = mb_pvpanic_create(machine->bus, &pvpanic_ops, machine, &machine->pvpanic, err);
+	if (!rc && machine->config.splash) {
+		rc = mb_machine_add_splash_ports(machine);
+		if (rc)
+			mb_error_set(err, -rc, "ports of the embedded guest: %s", strerror(-rc));
+	}
+	return rc;
+}
+
+static int add_disk(struct mb_machine *machine, unsigned i, struct mb_error *err)
+{
+	const struct mb_disk_config *disk = &machine->config.disk[i];
+	unsigned n = disk->n_queues, n_vcpus = machine->config.n_vcpus;
+	struct mb_loop *loops[MB_VIRTIO_MAX_QUEUES];
+	struct mb_blk_config config = {
+		.path = disk->path,
+		.readonly = disk->readonly,
+		.direct = !disk->buffered,
+		.serial = disk->serial,
+		.loops = loops,
+	};
+
+	if (!n)
+		n = n_vcpus < MAX_DISK_QUEUES ? n_vcpus : MAX_DISK_QUEUES;
+	if (n > MB_VIRTIO_MAX_QUEUES)
+		return mb_error_set(err, EINVAL, "disk %s: %u queues, but at most %u are possible",
+			disk->path, n, MB_VIRTIO_MAX_QUEUES);
+	/* The guest gives each queue an equal share of its vCPUs, in order. */
+	for (unsigned q = 0; q < n; q++)
+		loops[q] = loop_of_vcpu(machine, q * n_vcpus / n);
+	config.n_queues = n;
+	return mb_blk_create(machine->pci, mb_ram_dma(machine->ram), &config, &machine->blk[i], err);
+}
+
+static int add_nic(struct mb_machine *machine, unsigned i, struct mb_error *err)
+{
+	const struct mb_nic_config *nic = &machine->config.nic[i];
+	unsigned n_vcpus = machine->config.n_vcpus, n = nic->n_pairs ? nic->n_pairs : 1;
+	struct mb_loop *loops[MB_VIRTIO_MAX_QUEUES];
+	char seed[300];
+	struct mb_net_config config = {
+		.back = nic->passt ? MB_NET_PASST : nic->tap_fd >= 0 ? MB_NET_TAP_FD : MB_NET_TAP,
+		.ifname = nic->tap_name,
+		.fd = nic->tap_fd,
+		.passt_args = nic->passt_args,
+		.seed = seed,
+		.n_pairs = n,
+		.loops = loops,
+	};
+
+	if (2 * n + 1 > MB_VIRTIO_MAX_QUEUES)
+		return mb_error_set(err, EINVAL, "net: %u queue pairs, but at most %u are possible", n,
+			(MB_VIRTIO_MAX_QUEUES - 1) / 2);
+	memcpy(config.mac, nic->mac, sizeof(config.mac));
+	snprintf(seed, sizeof(seed), "%s/%u", machine->config.name, i);
+	for (unsigned q = 0; q < 2 * n; q++)
+		loops[q] = loop_of_vcpu(machine, q / 2 * n_vcpus / n % n_vcpus);
+	loops[2 * n] = loops[0];
+	return mb_net_create(machine->pci, mb_ram_dma(machine->ram), &config, &machine->net[i], err);
+}
+
+int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err)
+{
+	struct mb_dma *dma = mb_ram_dma(machine->ram);
+	int rc = add_legacy(machine, err);
+
+	if (!rc)
+		rc = mb_pci_bus_create(machine->bus, machine->vm, &machine->pci, err);
+	if (!rc)
+		rc = mb_rng_create(machine->pci, dma, machine->io_loop[0], &machine->rng, err);
+	if (!rc && machine->config.console == MB_CONSOLE_VIRTIO)
+		rc = mb_console_create(machine->pci, dma, machine->io_loop[0],
+			mb_terminal_chardev(machine->terminal), &machine->console, err);
+	for (unsigned i = 0; i < machine->config.n_disks && !rc; i++)
+		rc = add_disk(machine, i, err);
+	for (unsigned i = 0; i < machine->config.n_nics && !rc; i++)
+		rc = add_nic(machine, i, err);
+	return rc;
+}
+
+void mb_machine_reset_devices(struct mb_machine *machine)
+{
+	for (unsigned i = 0; i < machine->config.n_nics; i++)
+		mb_net_reset(machine->net[i]);
+	for (unsigned i = 0; i < machine->config.n_disks; i++)
+		mb_blk_reset(machine->blk[i]);
+	if (machine->console)
+		mb_console_reset(machine->console);
+	mb_rng_reset(machine->rng);
+	mb_power_reset(machine->power);
+	if (machine->serial)
+		mb_serial_reset(machine->serial);
+	mb_ioapic_reset(machine->ioapic);
+}
+
+void mb_machine_remove_devices(struct mb_machine *machine)
+{
+	for (unsigned i = 0; i < machine->config.n_nics; i++)
+		mb_net_destroy(machine->net[i]);
+	for (unsigned i = 0; i < machine->config.n_disks; i++)
+		mb_blk_destroy(machine->blk[i]);
+	mb_console_destroy(machine->console);
+	mb_rng_destroy(machine->rng);
+	mb_pci_bus_destroy(machine->pci);
+	mb_pvpanic_destroy(machine->pvpanic);
+	mb_power_destroy(machine->power);
+	mb_i8042_destroy(machine->i8042);
+	mb_rtc_destroy(machine->rtc);
+	mb_serial_destroy(machine->serial);
+	mb_ioapic_destroy(machine->ioapic);
+}

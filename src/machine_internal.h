@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MB_SRC_MACHINE_INTERNAL_H
+#define MB_SRC_MACHINE_INTERNAL_H
+
+#include <mirrorball/blk.h>
+#include <mirrorball/bus.h>
+#include <mirrorball/console.h>
+#include <mirrorball/irq.h>
+#include <mirrorball/legacy.h>
+#include <mirrorball/log.h>
+#include <mirrorball/loop.h>
+#include <mirrorball/machine.h>
+#include <mirrorball/net.h>
+#include <mirrorball/pci.h>
+#include <mirrorball/pvpanic.h>
+#include <mirrorball/ram.h>
+#include <mirrorball/rng.h>
+#include <mirrorball/serial.h>
+#include <mirrorball/terminal.h>
+#include <mirrorball/vcpu.h>
+#include <mirrorball/vm.h>
+#include <signal.h>
+
+#define MB_MAX_VIEWS 8
+
+/* What a vCPU or the user asks of the main loop; bits, so that none is lost. Highest first. */
+enum {
+	MB_ASK_KVM_ERROR = 1 << 0,
+	MB_ASK_QUIT = 1 << 1,
+	MB_ASK_GUEST_STATUS = 1 << 2, /* machine->splash_status */
+	MB_ASK_POWEROFF = 1 << 3,
+	MB_ASK_CRASH = 1 << 4,
+	MB_ASK_RESET = 1 << 5,
+};
+
+/*
+ * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each view, a thread for each
+ * vCPU. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
+ * I/O loops (device reset), an I/O loop for nobody.
+ */
+struct mb_machine {
+	const struct mb_host *host;
+	struct mb_machine_config config;
+	sigset_t old_mask;
+
+	struct mb_vm *vm;
+	struct mb_ram *ram;
+	struct mb_bus *bus;
+	struct mb_vcpus *vcpus;
+	unsigned n_views;
+	struct mb_loop *loop;
+	struct mb_loop *io_loop[MB_MAX_VIEWS]; /* of each view */
+
+	struct mb_terminal *terminal;
+	struct mb_ioapic *ioapic;
+	struct mb_serial *serial;
+	struct mb_rtc *rtc;
+	struct mb_i8042 *i8042;
+	struct mb_power *power;
+	struct mb_pvpanic *pvpanic;
+	struct mb_pci_bus *pci;
+	struct mb_console *console;
+	struct mb_rng *rng;
+	struct mb_blk *blk[MB_MAX_DISKS];
+	struct mb_net *net[MB_MAX_NETS];
+	struct mb_region splash_text, splash_exit;
+
+	/* Requests to the main loop. Any thread. */
+	unsigned asked;	   /* atomic: MB_ASK_* */
+	int splash_status; /* atomic */
+	bool ending;	   /* atomic: nobody waits for the terminal any more */
+	int ask_fd;	   /* eventfd */
+	struct mb_watch ask_watch;
+	struct mb_ratelimit guest_says;
+
+	/* Main loop only. */
+	int signal_fd;
+	struct mb_watch signal_watch;
+	bool paused;	      /* by the user */
+	bool button_pressed;  /* a signal asked for power-off already */
+	unsigned n_crashes;   /* in a row, each soon after the start */
+	uint64_t started_ns;  /* of this boot */
+	struct mb_outcome outcome;
+	struct mb_error error; /* why the machine could not go on */
+	bool failed;
+};
+
+/* Asks the main loop for something; any thread, async-signal-safe. */
+void mb_machine_ask(struct mb_machine *machine, unsigned what);
+
+uint64_t mb_now_ns(void); /* CLOCK_MONOTONIC */
+
+/* src/machine_guest.c: what vCPUs call, and the ports of the thin guest. */
+extern const struct mb_vcpu_ops mb_machine_vcpu_ops;
+int mb_machine_add_splash_ports(struct mb_machine *machine);
+/* Loads the guest and sets where its vCPUs start. vCPUs paused and fresh. */
+int mb_machine_load_guest(struct mb_machine *machine, struct mb_error *err);
+
+/* src/machine_devices.c */
+int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err);
+void mb_machine_reset_devices(struct mb_machine *machine); /* vCPUs paused */
+void mb_machine_remove_devices(struct mb_machine *machine); /* vCPUs gone */
+
+#endif
