@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "doctor.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/userfaultfd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Debian 12's headers are Linux 6.1's; these numbers are ABI (uapi/linux/userfaultfd.h, uapi/linux/fs.h). */
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+#ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
+#endif
+#ifndef UFFD_FEATURE_WP_ASYNC
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+
+struct scan_arg { /* struct pm_scan_arg */
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define SCAN_IOCTL   _IOWR('f', 16, struct scan_arg)
+#define PAGE_PRESENT (1u << 3)
+
+struct scan_region { /* struct page_region */
+	uint64_t start, end, categories;
+};
+
+/* The features that a userfaultfd offers, or -errno. Closes fd. */
+static int read_features(int fd, uint64_t *features)
+{
+	struct uffdio_api api = {.api = UFFD_API};
+	int rc = ioctl(fd, UFFDIO_API, &api) ? -errno : 0;
+
+	close(fd);
+	*features = api.features;
+	return rc;
+}
+
+static void probe_kernel_faults(struct doctor_report *report)
+{
+	struct doctor_check *check;
+	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	int open_errno = errno;
+	int fd = dev < 0 ? -1 : ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+
+	if (dev >= 0)
+		close(dev);
+	if (fd >= 0) {
+		close(fd);
+		check = doctor_add(report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_OK, "opens");
+	} else if ((fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)) >= 0) {
+		close(fd);
+		check = doctor_add(report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_OK,
+			"not usable (%s), but CAP_SYS_PTRACE or the sysctl stands in", strerror(open_errno));
+	} else {
+		check = doctor_add(report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_WARN, "%s",
+			strerror(open_errno));
+		check->cost = "no replication and no sharing of guest pages (a guest's write is a fault inside "
+			      "KVM, which must be handled); migration works";
+		check->fix = open_errno == ENOENT ? "Linux 6.1 or later with CONFIG_USERFAULTFD=y"
+						  : "chmod or an udev rule for /dev/userfaultfd, or run as root";
+	}
+	check->since = "6.1";
+	check->use = "takes a guest's first write to a replicated or shared page";
+}
+
+static void probe_features(struct doctor_report *report)
+{
+	struct doctor_check *check;
+	uint64_t features = 0;
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	int rc = fd < 0 ? -errno : read_features(fd, &features);
+	bool async = !rc && features & UFFD_FEATURE_WP_ASYNC;
+	bool shmem = !rc && features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+
+	check = doctor_add(report, "memory", "uffd_wp_shmem", "write protection of guest RAM",
+		shmem ? DOCTOR_OK : DOCTOR_WARN, "%s", rc ? strerror(-rc) : shmem ? "offered" : "not offered");
+	check->since = "5.19";
+	check->use = "keeps replicated and shared pages equal";
+	if (!shmem) {
+		check->cost = "no replication and no sharing of guest pages";
+		check->fix = "Linux 5.19 or later with CONFIG_USERFAULTFD=y";
+	}
+	check = doctor_add(report, "memory", "uffd_wp_async", "write tracking without faults",
+		async ? DOCTOR_OK : DOCTOR_WARN, "%s", rc ? strerror(-rc) : async ? "offered" : "not offered");
+	check->since = "6.7";
+	check->use = "tells written pages from read ones";
+	if (!async) {
+		check->cost = "written pages are found more slowly, so fewer pages are replicated";
+		check->fix = "Linux 6.7 or later";
+	}
+}
+
+static int try_pagemap_scan(void)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	struct scan_region region = {0};
+	struct scan_arg arg = {.size = sizeof(arg), .vec_len = 1, .category_mask = PAGE_PRESENT,
+		.return_mask = PAGE_PRESENT};
+	int fd, n, rc;
+	char *p;
+
+	p = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	*p = 1;
+	fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		rc = -errno;
+		goto err_map;
+	}
+	arg.start = (uintptr_t)p;
+	arg.end = arg.start + page;
+	arg.vec = (uintptr_t)&region;
+	n = ioctl(fd, SCAN_IOCTL, &arg);
+	rc = n < 0 ? -errno : n == 1 && region.start == arg.start ? 0 : -EPROTO;
+	close(fd);
+err_map:
+	munmap(p, page);
+	return rc;
+}
+
+void doctor_probe_memory(struct doctor_report *report)
+{
+	struct doctor_check *check;
+	int rc;
+
+	probe_kernel_faults(report);
+	probe_features(report);
+	rc = try_pagemap_scan();
+	check = doctor_add(report, "memory", "pagemap_scan", "PAGEMAP_SCAN", rc ? DOCTOR_WARN : DOCTOR_OK,
+		"%s", rc == -ENOTTY ? "this kernel does not have it" : rc ? strerror(-rc) : "works");
+	check->since = "6.7";
+	check->use = "reads which pages each view touched";
+	if (rc) {
+		check->cost = "/proc/self/pagemap is read instead: the same facts, slower";
+		check->fix = "Linux 6.7 or later with CONFIG_PROC_PAGE_MONITOR=y";
+	}
+	rc = memfd_create("mirrorball-doctor", MFD_CLOEXEC);
+	check = doctor_add(report, "memory", "memfd", "memfd_create", rc < 0 ? DOCTOR_MISSING : DOCTOR_OK, "%s",
+		rc < 0 ? strerror(errno) : "works");
+	check->since = "3.17";
+	check->use = "is the guest's memory";
+	if (rc < 0) {
+		check->cost = "no machine runs";
+		check->fix = "a kernel with CONFIG_MEMFD_CREATE=y, and a container that allows the call";
+	} else {
+		close(rc);
+	}
+}
+
+void doctor_probe_io(struct doctor_report *report)
+{
+	struct doctor_check *check;
+	struct io_uring ring;
+	int rc = io_uring_queue_init(8, &ring, 0);
+
+	if (!rc)
+		io_uring_queue_exit(&ring);
+	check = doctor_add(report, "io", "io_uring", "io_uring", rc ? DOCTOR_WARN : DOCTOR_OK, "%s",
+		rc ? strerror(-rc) : "works");
+	check->since = "5.1";
+	check->use = "disk requests";
+	if (rc) {
+		check->cost = "no --disk";
+		check->fix = rc == -EPERM ? "sysctl -w kernel.io_uring_disabled=0, and a container that allows it"
+			     : rc == -ENOMEM ? "raise the limit of locked memory (ulimit -l)"
+					     : "Linux 5.10 or later with CONFIG_IO_URING=y";
+	}
+}

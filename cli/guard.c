@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "guard.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <termios.h>
+#include <unistd.h>
+
+/* Written before any handler is installed, only read afterwards. */
+static struct {
+	struct termios modes;
+	bool have_modes;
+	bool stdin_was_closed;
+} guard;
+
+static const int held[] = {SIGINT, SIGTERM, SIGHUP};
+
+static void restore_terminal(int sig)
+{
+	/* SA_RESETHAND: raising it again ends the process the way that its parent expects to see. */
+	if (guard.have_modes)
+		tcsetattr(STDIN_FILENO, TCSANOW, &guard.modes);
+	raise(sig);
+}
+
+static int open_standard_descriptors(void)
+{
+	for (int fd = 0; fd <= 2; fd++) {
+		int null;
+
+		if (fcntl(fd, F_GETFD) >= 0)
+			continue;
+		if (fd == 0)
+			guard.stdin_was_closed = true;
+		null = open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY);
+		if (null != fd)
+			return null < 0 ? -errno : -EBADF;
+	}
+	return 0;
+}
+
+int cli_guard_start(void)
+{
+	static const int fatal[] = {SIGQUIT, SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGXCPU,
+		SIGALRM, SIGVTALRM, SIGUSR1, SIGUSR2};
+	struct sigaction restore = {.sa_handler = restore_terminal, .sa_flags = SA_RESETHAND | SA_NODEFER};
+	struct sigaction ignore = {.sa_handler = SIG_IGN};
+	struct rlimit none = {0, 0}, old;
+	int rc = open_standard_descriptors();
+
+	if (rc) {
+		fprintf(stderr, "mirrorball: /dev/null: %s; it stands in for a closed standard descriptor\n",
+			strerror(-rc));
+		return rc;
+	}
+	guard.have_modes = !tcgetattr(STDIN_FILENO, &guard.modes);
+	sigaction(SIGPIPE, &ignore, NULL);
+	sigaction(SIGXFSZ, &ignore, NULL);
+	for (unsigned i = 0; i < sizeof(fatal) / sizeof(fatal[0]); i++) {
+		struct sigaction now;
+
+		/* A sanitizer's handlers stay, and so does what the parent had ignored. */
+		if (!sigaction(fatal[i], NULL, &now) && now.sa_handler == SIG_DFL)
+			sigaction(fatal[i], &restore, NULL);
+	}
+	if (!getrlimit(RLIMIT_CORE, &old)) {
+		none.rlim_max = old.rlim_max;
+		setrlimit(RLIMIT_CORE, &none);
+	}
+	return 0;
+}
+
+bool cli_guard_stdin_was_closed(void)
+{
+	return guard.stdin_was_closed;
+}
+
+void cli_guard_hold_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (unsigned i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+		sigaddset(&set, held[i]);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+int cli_guard_held_signal(void)
+{
+	sigset_t set;
+
+	if (sigpending(&set))
+		return 0;
+	for (unsigned i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+		if (sigismember(&set, held[i]) == 1)
+			return held[i];
+	return 0;
+}

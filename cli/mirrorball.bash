@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+# Completion of mirrorball(1) for bash. Needs nothing but bash; installed as
+# share/bash-completion/completions/mirrorball.
+
+_mirrorball_words() {
+	mapfile -t COMPREPLY < <(compgen -W "$1" -- "$2")
+}
+
+# $1: what is typed of a comma-separated value, $2: the parts that may follow.
+_mirrorball_parts() {
+	local done=${1%,*} last=${1##*,}
+
+	mapfile -t COMPREPLY < <(compgen -P "$done," -W "$2" -- "$last")
+	compopt -o nospace 2>/dev/null
+}
+
+_mirrorball_files() {
+	mapfile -t COMPREPLY < <(compgen -f -- "$1")
+	compopt -o filenames 2>/dev/null
+}
+
+# Bash splits words at "=" and ":"; this puts them together again: the word under the cursor into
+# `cur`, and into `glued` what of it bash leaves in place.
+_mirrorball_current() {
+	local line=${COMP_LINE:0:COMP_POINT}
+
+	cur=${line##*[[:space:]]}
+	glued=
+	if [[ $cur == *[=:]* ]]; then
+		glued=${cur%"${cur##*[=:]}"}
+	fi
+}
+
+_mirrorball_run() {
+	local options="--kernel --initrd --append --no-reboot --cpus --memory --memory-overcommit
+		--views --name --disk --net --console --dry-run --json --quiet --help --version"
+	local i word
+
+	# After "splash" comes one of its programs, and then words that only it knows.
+	for ((i = 2; i < COMP_CWORD; i++)); do
+		word=${COMP_WORDS[i]}
+		case $word in
+		--kernel | --initrd | --append | --cpus | --memory | --views | --name | --disk | --net | --console)
+			((++i)) ;;
+		splash)
+			if ((i + 1 == COMP_CWORD)); then
+				_mirrorball_words "--list $("${COMP_WORDS[0]}" run splash --list 2>/dev/null |
+					sed -n 's/^\([a-z][a-z0-9_-]*\).*/\1/p')" "$cur"
+			fi
+			return
+			;;
+		esac
+	done
+
+	case $prev in
+	--kernel | --initrd) _mirrorball_files "$cur" ;;
+	--console) _mirrorball_words "serial virtio off" "$cur" ;;
+	--views) _mirrorball_words "auto 1 2" "$cur" ;;
+	--cpus) _mirrorball_words "1 2 4 8" "$cur" ;;
+	--memory) _mirrorball_words "512M 1G 2G 4G 8G 16G" "$cur" ;;
+	--append | --name) COMPREPLY=() ;;
+	--disk)
+		if [[ $cur == *,* ]]; then
+			_mirrorball_parts "$cur" "ro direct=on direct=off serial= queues="
+		else
+			_mirrorball_files "$cur"
+		fi
+		;;
+	--net)
+		if [[ $cur == passt,* ]]; then
+			_mirrorball_parts "$cur" "mac= arg="
+		elif [[ $cur == tap=*,* ]]; then
+			_mirrorball_parts "$cur" "mac= queues="
+		elif [[ $cur == tap=* ]]; then
+			local taps=() dir
+			for dir in /sys/class/net/*/tun_flags; do
+				[[ -e $dir ]] || continue
+				dir=${dir%/tun_flags}
+				taps+=("tap=${dir##*/}")
+			done
+			_mirrorball_words "${taps[*]}" "$cur"
+		else
+			_mirrorball_words "tap= tap-fd= passt" "$cur"
+			compopt -o nospace 2>/dev/null
+		fi
+		;;
+	*) _mirrorball_words "$options splash" "$cur" ;;
+	esac
+}
+
+_mirrorball() {
+	local cur prev=${COMP_WORDS[COMP_CWORD - 1]} glued i
+
+	COMPREPLY=()
+	_mirrorball_current
+	# "--net tap=x" is four words to bash: the option is the word before them.
+	if [[ -n $glued ]]; then
+		for ((i = COMP_CWORD; i > 1; i--)); do
+			if [[ ${COMP_WORDS[i]} == --* ]]; then
+				prev=${COMP_WORDS[i]}
+				break
+			fi
+		done
+	fi
+	if ((COMP_CWORD == 1)); then
+		_mirrorball_words "run doctor help --help --version" "$cur"
+	else
+		case ${COMP_WORDS[1]} in
+		run) _mirrorball_run ;;
+		doctor) _mirrorball_words "--json --help --version" "$cur" ;;
+		help) ((COMP_CWORD == 2)) && _mirrorball_words "run doctor" "$cur" ;;
+		esac
+	fi
+	# What bash keeps of the word must not come again.
+	for i in "${!COMPREPLY[@]}"; do
+		COMPREPLY[i]=${COMPREPLY[i]#"$glued"}
+	done
+	return 0
+}
+
+complete -F _mirrorball mirrorball

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run.h"
+#include <errno.h>
+#include <jansson.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <unistd.h>
+
+static const char *const console_names[] = {
+	[MB_CONSOLE_SERIAL] = "serial",
+	[MB_CONSOLE_VIRTIO] = "virtio",
+	[MB_CONSOLE_OFF] = "off",
+};
+
+static uint64_t file_bytes(const char *path)
+{
+	struct stat st;
+	uint64_t bytes = 0;
+
+	if (stat(path, &st))
+		return 0;
+	if (S_ISBLK(st.st_mode)) {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+		if (fd >= 0) {
+			if (ioctl(fd, BLKGETSIZE64, &bytes))
+				bytes = 0;
+			close(fd);
+		}
+		return bytes;
+	}
+	return (uint64_t)st.st_size;
+}
+
+static bool has_mac(const struct mb_nic_config *nic)
+{
+	static const uint8_t zero[6];
+
+	return memcmp(nic->mac, zero, 6);
+}
+
+static void mac_text(const struct mb_nic_config *nic, char text[18])
+{
+	const uint8_t *m = nic->mac;
+
+	snprintf(text, 18, "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
+}
+
+static void show_table(const struct cli_run *run, const struct mb_host *host)
+{
+	const struct mb_machine_config *c = &run->config;
+	char size[32];
+
+	printf("%-10s%s\n", "name", c->name);
+	if (c->kernel_path) {
+		printf("%-10s%s, %llu KiB\n", "kernel", c->kernel_path,
+			(unsigned long long)(file_bytes(c->kernel_path) + 1023) >> 10);
+		if (c->initrd_path)
+			printf("%-10s%s, %llu KiB\n", "initrd", c->initrd_path,
+				(unsigned long long)(file_bytes(c->initrd_path) + 1023) >> 10);
+		if (*c->cmdline)
+			printf("%-10s%s\n", "append", c->cmdline);
+	} else {
+		printf("%-10s%s\n", "splash", c->splash);
+	}
+	cli_format_size(c->memory_bytes, size, sizeof(size));
+	printf("%-10s%u\n%-10s%s%s\n", "vCPUs", c->n_vcpus, "memory", size,
+		run->overcommit ? ", may be more than the host has" : "");
+	if (c->n_views)
+		printf("%-10s%u (the host has %u)\n", "views", c->n_views, host->n_views);
+	else
+		printf("%-10sauto (the host has %u)\n", "views", host->n_views);
+	for (unsigned i = 0; i < c->n_disks; i++) {
+		const struct mb_disk_config *d = &c->disk[i];
+
+		cli_format_size(file_bytes(d->path), size, sizeof(size));
+		printf("disk %-5u%s, %s, %s, %s I/O, %u queue%s%s%s\n", i, d->path, size,
+			d->readonly ? "read-only" : "writable", d->buffered ? "buffered" : "direct",
+			d->n_queues, d->n_queues == 1 ? "" : "s", d->serial ? ", serial " : "",
+			d->serial ? d->serial : "");
+	}
+	for (unsigned i = 0; i < c->n_nics; i++) {
+		const struct mb_nic_config *n = &c->nic[i];
+		char mac[18] = "from name";
+
+		if (has_mac(n))
+			mac_text(n, mac);
+		printf("net %-6u", i);
+		if (n->tap_name)
+			printf("tap %s", n->tap_name);
+		else if (n->passt)
+			printf("passt");
+		else
+			printf("tap descriptor %d", n->tap_fd);
+		for (const char *const *arg = n->passt_args; arg && *arg; arg++)
+			printf(" %s", *arg);
+		printf(", MAC %s, %u queue pair%s\n", mac, n->n_pairs, n->n_pairs == 1 ? "" : "s");
+	}
+	printf("%-10s%s\n%-10s%s\n", "console", console_names[c->console], "reset",
+		c->no_reboot ? "ends the machine" : "starts it again");
+}
+
+/* Steals value; jansson's setters fail on NULL, so one check at the end covers every allocation. */
+static void put(json_t *object, const char *key, json_t *value, int *rc)
+{
+	if (json_object_set_new(object, key, value))
+		*rc = -ENOMEM;
+}
+
+static json_t *text_or_null(const char *text)
+{
+	/* A path that is not UTF-8 cannot be a JSON string. */
+	json_t *value = text ? json_string(text) : json_null();
+
+	return value ? value : json_null();
+}
+
+static json_t *guest_json(const struct mb_machine_config *c, int *rc)
+{
+	json_t *guest = json_object();
+
+	put(guest, "kind", json_string(c->kernel_path ? "kernel" : "splash"), rc);
+	if (c->kernel_path) {
+		put(guest, "kernel", text_or_null(c->kernel_path), rc);
+		put(guest, "initrd", text_or_null(c->initrd_path), rc);
+		put(guest, "append", text_or_null(c->cmdline), rc);
+	} else {
+		put(guest, "command", text_or_null(c->splash), rc);
+	}
+	return guest;
+}
+
+static json_t *disk_json(const struct mb_disk_config *d, int *rc)
+{
+	json_t *disk = json_object();
+
+	put(disk, "path", text_or_null(d->path), rc);
+	put(disk, "size_bytes", json_integer((json_int_t)file_bytes(d->path)), rc);
+	put(disk, "readonly", json_boolean(d->readonly), rc);
+	put(disk, "direct", json_boolean(!d->buffered), rc);
+	put(disk, "serial", text_or_null(d->serial), rc);
+	put(disk, "queues", json_integer(d->n_queues), rc);
+	return disk;
+}
+
+static json_t *net_json(const struct mb_nic_config *n, int *rc)
+{
+	json_t *net = json_object(), *args = json_array();
+	char mac[18];
+
+	mac_text(n, mac);
+	for (const char *const *arg = n->passt_args; arg && *arg; arg++)
+		if (json_array_append_new(args, text_or_null(*arg)))
+			*rc = -ENOMEM;
+	put(net, "kind", json_string(n->passt ? "passt" : n->tap_name ? "tap" : "tap-fd"), rc);
+	put(net, "tap", text_or_null(n->tap_name), rc);
+	put(net, "tap_fd", n->tap_fd >= 0 ? json_integer(n->tap_fd) : json_null(), rc);
+	put(net, "passt_args", args, rc);
+	put(net, "mac", has_mac(n) ? json_string(mac) : json_null(), rc);
+	put(net, "queues", json_integer(n->n_pairs), rc);
+	return net;
+}
+
+static int show_json(const struct cli_run *run, const struct mb_host *host)
+{
+	const struct mb_machine_config *c = &run->config;
+	json_t *root = json_object(), *disks = json_array(), *nets = json_array();
+	int rc = 0;
+
+	for (unsigned i = 0; i < c->n_disks; i++)
+		if (json_array_append_new(disks, disk_json(&c->disk[i], &rc)))
+			rc = -ENOMEM;
+	for (unsigned i = 0; i < c->n_nics; i++)
+		if (json_array_append_new(nets, net_json(&c->nic[i], &rc)))
+			rc = -ENOMEM;
+	put(root, "format", json_integer(1), &rc);
+	put(root, "name", text_or_null(c->name), &rc);
+	put(root, "guest", guest_json(c, &rc), &rc);
+	put(root, "vcpus", json_integer(c->n_vcpus), &rc);
+	put(root, "memory_bytes", json_integer((json_int_t)c->memory_bytes), &rc);
+	put(root, "memory_overcommit", json_boolean(run->overcommit), &rc);
+	put(root, "views", c->n_views ? json_integer(c->n_views) : json_string("auto"), &rc);
+	put(root, "host_views", json_integer(host->n_views), &rc);
+	put(root, "disks", disks, &rc);
+	put(root, "nets", nets, &rc);
+	put(root, "console", json_string(console_names[c->console]), &rc);
+	put(root, "reboot", json_boolean(!c->no_reboot), &rc);
+	put(root, "quiet", json_boolean(c->quiet), &rc);
+	if (!rc && json_dumpf(root, stdout, JSON_INDENT(2)))
+		rc = -EIO;
+	json_decref(root);
+	putchar('\n');
+	return rc;
+}
+
+int cli_run_show(const struct cli_run *run, const struct mb_host *host, struct mb_error *err)
+{
+	if (run->json) {
+		int rc = show_json(run, host);
+
+		return rc ? mb_error_set(err, -rc, "--json: %s", strerror(-rc)) : 0;
+	}
+	show_table(run, host);
+	return 0;
+}
