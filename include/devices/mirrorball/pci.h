@@ -31,16 +31,23 @@ struct mb_vm *mb_pci_bus_vm(struct mb_pci_bus *pci);
  * One function with one memory BAR (BAR 0, 32-bit, non-prefetchable, power of two) and, when
  * n_msix > 0, an MSI-X capability whose table and pending bits are in that BAR.
  *
- * Lock order: function's, then the VM's routing. Ops are called with the function's lock held only where said.
+ * Lock order: the bus's configuration lock, then a function's MSI-X lock, then the VM's routing. A loop
+ * takes at most the last two, so that a vCPU may wait for a loop while it holds neither.
  */
 struct mb_pci_dev;
 
 struct mb_pci_dev_ops {
 	struct mb_region_ops bar; /* accesses to BAR 0 outside the MSI-X table; no lock held */
 	/*
-	 * BAR 0 answers at gpa from now on (enabled), or no more: for ioeventfds. Function's lock held.
+	 * BAR 0 answers at gpa from now on (enabled), or no more: for ioeventfds. Configuration lock held:
+	 * do not wait for a loop. May be NULL.
 	 */
 	void (*bar_moved)(void *dev, uint64_t gpa, bool enabled);
+	/*
+	 * The guest took away the right to reach memory (Bus Master Enable): before it returns the device
+	 * stops. vCPU thread, no lock held. May be NULL.
+	 */
+	void (*bus_master_lost)(void *dev);
 };
 
 struct mb_pci_config {
@@ -55,7 +62,7 @@ struct mb_pci_config {
 	void *dev;
 };
 
-/* Takes the next free slot and a place in the MMIO window. */
+/* Takes the next free slot and the place in the MMIO window that goes with it. */
 int mb_pci_dev_create(struct mb_pci_bus *pci, const struct mb_pci_config *config,
 	struct mb_pci_dev **out, struct mb_error *err);
 void mb_pci_dev_destroy(struct mb_pci_dev *pdev);
@@ -65,13 +72,21 @@ void mb_pci_dev_destroy(struct mb_pci_dev *pdev);
  * here). Before the guest runs. Returns its offset in configuration space through *offset.
  */
 int mb_pci_add_capability(struct mb_pci_dev *pdev, const void *body, unsigned len, unsigned *offset);
-/* Called on guest writes to a capability added above (virtio's PCI configuration access window). */
+/*
+ * Called on guest accesses to a capability added above, on vCPU threads and with no lock held (virtio's
+ * PCI configuration access window). read may leave out the 2-byte header. Before the guest runs.
+ */
 void mb_pci_set_capability_hook(struct mb_pci_dev *pdev, unsigned offset,
 	void (*read)(void *dev, unsigned offset_in_cap, void *data, unsigned len),
 	void (*write)(void *dev, unsigned offset_in_cap, const void *data, unsigned len));
 
+/* Accesses BAR 0 as the guest would at bar + offset; an access outside reads 0. No lock held. */
+void mb_pci_bar_read(struct mb_pci_dev *pdev, uint64_t offset, void *data, unsigned len);
+void mb_pci_bar_write(struct mb_pci_dev *pdev, uint64_t offset, const void *data, unsigned len);
+
 unsigned mb_pci_dev_slot(const struct mb_pci_dev *pdev);
-uint64_t mb_pci_dev_bar(const struct mb_pci_dev *pdev); /* current GPA of BAR 0 */
+/* Where the guest has put BAR 0; it answers there if memory decoding is on and nothing else does. */
+uint64_t mb_pci_dev_bar(const struct mb_pci_dev *pdev);
 
 /* Raises MSI-X vector; remembered as pending while masked. Any thread. One write to an eventfd on the hot path. */
 void mb_pci_msix_raise(struct mb_pci_dev *pdev, unsigned vector);

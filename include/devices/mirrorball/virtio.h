@@ -53,11 +53,13 @@ struct mb_chain {
 /*
  * Next available chain: 1 and *chain, 0 if there is none (guest notifications are then on again), or
  * -errno: the ring is broken, the device has been marked NEEDS_RESET and the queue gives nothing more.
+ * Also 0 when this queue_kick has had its share of the loop, or when long chains in flight use up the
+ * queue's memory: queue_kick then comes again without the guest's doing. Costs up to 40 KiB of stack.
  */
 int mb_virtq_pop(struct mb_virtq *vq, struct mb_chain **chain);
 /* Gives a popped chain back unused: it will be popped again next. Only the last one popped. */
 void mb_virtq_unpop(struct mb_virtq *vq, struct mb_chain *chain);
-/* The device is done with the chain and has written `written` bytes to its in-part. */
+/* The device is done with the chain and has written `written` (at most in_bytes) to its in-part. */
 void mb_virtq_push(struct mb_virtq *vq, struct mb_chain *chain, uint32_t written);
 /* Interrupts the guest if it wants that for what was pushed since. Call once per batch. */
 void mb_virtq_signal(struct mb_virtq *vq);
@@ -71,19 +73,23 @@ size_t mb_chain_read(const struct mb_chain *chain, size_t offset, void *buf, siz
 size_t mb_chain_write(const struct mb_chain *chain, size_t offset, const void *buf, size_t len);
 
 struct mb_virtio_ops {
-	/* Driver reads/writes device configuration at offset; the transport has checked nothing. vCPU thread. */
+	/*
+	 * Driver reads/writes device configuration: [offset, offset + len) is inside config_bytes, any
+	 * alignment. vCPU thread, one at a time. May be NULL.
+	 */
 	void (*config_read)(void *dev, unsigned offset, void *data, unsigned len);
-	void (*config_write)(void *dev, unsigned offset, const void *data, unsigned len); /* may be NULL */
+	void (*config_write)(void *dev, unsigned offset, const void *data, unsigned len);
 	/*
 	 * DRIVER_OK was set with these features: called once on every enabled queue's loop, before the first
-	 * queue_kick of it.
+	 * queue_kick of it. A queue_kick follows by itself. An error breaks the device.
 	 */
-	int (*queue_start)(void *dev, struct mb_virtq *vq, uint64_t features);
+	int (*queue_start)(void *dev, struct mb_virtq *vq, uint64_t features); /* may be NULL */
 	/* The guest added chains (or the loop thinks so): pop until 0. */
 	void (*queue_kick)(void *dev, struct mb_virtq *vq);
 	/*
 	 * Device reset (or the machine's end): wait for everything in flight on the queue, push nothing more.
-	 * After it, no chain of the queue is used. May be NULL.
+	 * After it, no chain of the queue is used. May be NULL. A vCPU waits for this to return, so it
+	 * must not wait for a vCPU; no queue's loop may pause the vCPUs for the same reason.
 	 */
 	void (*queue_stop)(void *dev, struct mb_virtq *vq);
 };
@@ -95,7 +101,7 @@ struct mb_virtio_config {
 	unsigned n_queues; /* 1..MB_VIRTIO_MAX_QUEUES */
 	uint16_t queue_size; /* power of two, up to MB_VIRTQ_MAX_SIZE */
 	unsigned config_bytes; /* size of device configuration */
-	/* Loop of each queue: array of n_queues. Must outlive the device. */
+	/* Loop of each queue: array of n_queues, copied. The loops must outlive the device. */
 	struct mb_loop *const *loops;
 	const struct mb_virtio_ops *ops;
 	void *dev;
@@ -104,9 +110,9 @@ struct mb_virtio_config {
 
 int mb_virtio_create(struct mb_pci_bus *pci, struct mb_dma *dma,
 	const struct mb_virtio_config *config, struct mb_virtio **out, struct mb_error *err);
-/* Stops the queues first. Loops still running. */
+/* Stops the queues first. Loops still running. Takes NULL. */
 void mb_virtio_destroy(struct mb_virtio *vdev);
-/* Machine reset: queues stopped, power-on state. vCPUs paused. */
+/* Machine reset: queues stopped, power-on state, BAR at its first place. vCPUs paused. */
 void mb_virtio_reset(struct mb_virtio *vdev);
 /* The device configuration changed: configuration interrupt. Any thread. */
 void mb_virtio_config_changed(struct mb_virtio *vdev);
