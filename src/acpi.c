@@ -105,6 +105,7 @@ static_assert(sizeof(struct fadt) == 276, "ACPI 6.5, table 5.9");
 
 #define FADT_REVISION 6u
 #define FADT_MINOR    5u
+#define RTC_CENTURY   0x32u /* mirrorball/legacy.h */
 
 /* FADT flags, table 5.10. */
 #define FADT_WBINVD	(1u << 0)
@@ -274,6 +275,7 @@ static struct fadt *add_fadt(struct build *b, bool serial)
 	/* Above 100 and 1000 us: no C2, no C3. */
 	fadt->p_lvl2_latency = 0xffff;
 	fadt->p_lvl3_latency = 0xffff;
+	fadt->rtc_century = RTC_CENTURY;
 	fadt->boot_arch = BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_ASPM | (serial ? BOOT_ARCH_LEGACY : 0);
 	fadt->flags = FADT_WBINVD | FADT_PWR_BUTTON | FADT_SLP_BUTTON | FADT_FIX_RTC |
 		      FADT_RESET_REG | FADT_HW_REDUCED;

@@ -77,11 +77,9 @@ static unsigned long long needed_mib(uint64_t end)
 	return mb_align_up(end, MB_RAM_ALIGN) / MIB;
 }
 
-int mb_boot_check_kernel_fits(
+int mb_boot_check_kernel_place(
 	const struct mb_boot_job *job, uint64_t gpa, uint64_t len, struct mb_error *err)
 {
-	uint64_t low_bytes = mb_ram_low_bytes(job->ram);
-
 	if (gpa < MB_BOOT_KERNEL_MIN)
 		return mb_boot_file_error(&job->kernel, err, EINVAL,
 			"wants to be loaded at 0x%llx, below 1 MiB, which holds the boot data: "
@@ -93,13 +91,25 @@ int mb_boot_check_kernel_fits(
 			"damaged, or not for this machine",
 			(unsigned long long)len, (unsigned long long)gpa,
 			(unsigned long long)MB_RAM_LOW_MAX);
-	if (gpa + len > low_bytes)
-		return mb_boot_file_error(&job->kernel, err, ENOMEM,
-			"needs at least %llu MiB of memory to start, the machine has %llu MiB: "
-			"use --memory %lluM or more",
-			needed_mib(gpa + len), (unsigned long long)(low_bytes / MIB),
-			needed_mib(gpa + len));
 	return 0;
+}
+
+int mb_boot_check_kernel_fits(
+	const struct mb_boot_job *job, uint64_t gpa, uint64_t len, struct mb_error *err)
+{
+	uint64_t low_bytes = mb_ram_low_bytes(job->ram), needed = gpa + len;
+	bool initrd = job->initrd.fd >= 0 && job->initrd.len < MB_RAM_LOW_MAX;
+	int rc = mb_boot_check_kernel_place(job, gpa, len, err);
+
+	if (rc || gpa + len <= low_bytes)
+		return rc;
+	if (initrd)
+		needed = mb_align_up(needed, PAGE_SIZE) + mb_align_up(job->initrd.len, PAGE_SIZE);
+	return mb_boot_file_error(&job->kernel, err, ENOMEM,
+		"needs at least %llu MiB of memory to start%s, the machine has %llu MiB: "
+		"use --memory %lluM or more",
+		needed_mib(needed), initrd ? " with its initrd" : "",
+		(unsigned long long)(low_bytes / MIB), needed_mib(needed));
 }
 
 int mb_boot_put_cmdline(const struct mb_boot_job *job, uint64_t max_len, struct mb_error *err)
@@ -155,7 +165,7 @@ int mb_boot_put_initrd(const struct mb_boot_job *job, uint64_t kernel_end, uint6
 static int load_kernel(
 	const struct mb_boot_job *job, struct mb_vcpu_start *start, struct mb_error *err)
 {
-	uint8_t head[0x206] = {0};
+	uint8_t head[MB_BOOT_HEAD_LEN] = {0};
 	size_t n = job->kernel.len < sizeof(head) ? job->kernel.len : sizeof(head);
 	int rc = mb_boot_file_read(&job->kernel, 0, head, n, err);
 

@@ -222,7 +222,7 @@ static int scan(const struct mb_boot_job *job, struct elf *elf, struct mb_error 
 			return mb_boot_file_error(file, err, EINVAL,
 				"is damaged: segment %u has more bytes in the file than in memory",
 				i);
-		rc = mb_boot_check_kernel_fits(job, phdr.p_paddr, phdr.p_memsz, err);
+		rc = mb_boot_check_kernel_place(job, phdr.p_paddr, phdr.p_memsz, err);
 		if (rc)
 			return rc;
 		if (first_gpa > phdr.p_paddr)
@@ -236,7 +236,7 @@ static int scan(const struct mb_boot_job *job, struct elf *elf, struct mb_error 
 	/* Also bounds what is read: a small file could name the same bytes in every segment. */
 	if (n_bytes > elf->end_gpa - first_gpa)
 		return mb_boot_file_error(file, err, EINVAL, "is damaged: its segments overlap");
-	return 0;
+	return mb_boot_check_kernel_fits(job, first_gpa, elf->end_gpa - first_gpa, err);
 }
 
 /* An entry point must be in a byte that comes from the file: anything else is not code. */

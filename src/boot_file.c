@@ -183,27 +183,27 @@ static bool is_text(const uint8_t *head, size_t n)
 		if (head[i] == 0x7f)
 			return false;
 	}
-	return n > 0;
+	return n >= 4;
 }
 
 int mb_boot_not_a_kernel(
 	const struct mb_boot_file *file, const uint8_t *head, size_t n, struct mb_error *err)
 {
-	for (size_t i = 0; i < sizeof(signatures) / sizeof(signatures[0]); i++) {
+	/* The first sector of a bzImage is that of an EFI program too: the beginning alone says
+	 * neither. */
+	bool cut = n < MB_BOOT_HEAD_LEN && n >= 2 && !memcmp(head, "MZ", 2);
+
+	for (size_t i = 0; i < sizeof(signatures) / sizeof(signatures[0]) && !cut; i++) {
 		const struct signature *sig = &signatures[i];
 
 		if (sig->offset + sig->len <= n &&
-			!memcmp(head + sig->offset, sig->bytes, sig->len)) {
-			/* The first sector of a bzImage is an EFI program too. */
-			if (n < 0x206 && !memcmp(sig->bytes, "MZ", 2))
-				break;
+			!memcmp(head + sig->offset, sig->bytes, sig->len))
 			return mb_boot_file_error(file, err, ENOEXEC, "is %s", sig->is);
-		}
 	}
-	if (is_text(head, n))
+	if (is_text(head, n) && !cut)
 		return mb_boot_file_error(file, err, ENOEXEC,
 			"is a text file, not a kernel: a bzImage or an ELF vmlinux is expected");
-	if (n < 0x206)
+	if (n < MB_BOOT_HEAD_LEN)
 		return mb_boot_file_error(
 			file, err, ENOEXEC, "has only %zu bytes: truncated, or not a kernel", n);
 	return mb_boot_file_error(file, err, ENOEXEC,

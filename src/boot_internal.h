@@ -65,7 +65,10 @@ struct mb_boot_mem {
 /* Ascending, no overlaps. Returns how many. */
 unsigned mb_boot_memory_map(const struct mb_boot_job *job, struct mb_boot_mem *map);
 
-/* -ENOMEM or -EINVAL, with the memory that is needed in err, unless low RAM holds the kernel. */
+/* -EINVAL if no machine has RAM for a kernel there. */
+int mb_boot_check_kernel_place(
+	const struct mb_boot_job *job, uint64_t gpa, uint64_t len, struct mb_error *err);
+/* The same, or -ENOMEM with the memory that is needed in err, unless low RAM holds the kernel. */
 int mb_boot_check_kernel_fits(
 	const struct mb_boot_job *job, uint64_t gpa, uint64_t len, struct mb_error *err);
 /* Writes the command line, with its NUL, at MB_BOOT_CMDLINE. max_len: without the NUL. */
@@ -81,7 +84,12 @@ int mb_boot_bzimage(
 	const struct mb_boot_job *job, struct mb_vcpu_start *start, struct mb_error *err);
 int mb_boot_pvh(const struct mb_boot_job *job, struct mb_vcpu_start *start, struct mb_error *err);
 
-/* Says why the first n bytes of a file are no kernel that can be started here. Returns -errno. */
+/* What tells kinds of files apart: up to the "HdrS" of a bzImage. */
+#define MB_BOOT_HEAD_LEN 0x206u
+/*
+ * Says why a file whose first n bytes (MB_BOOT_HEAD_LEN, or all of it) are head is no kernel that
+ * can be started here. Returns -errno.
+ */
 int mb_boot_not_a_kernel(
 	const struct mb_boot_file *file, const uint8_t *head, size_t n, struct mb_error *err);
 

@@ -79,7 +79,7 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "MIRROR", "MACHINE", 1)
 			Name (_UID, 0)
 			Name (_CRS, ResourceTemplate ()
 			{
-				IO (Decode16, 0x3f8, 0x3f8, 0, 8)
+				IO (Decode16, 0x3f8, 0x3f8, 1, 8)
 				Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { 4 }
 			})
 			Method (_STA, 0, NotSerialized)
@@ -94,7 +94,7 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "MIRROR", "MACHINE", 1)
 			Name (_HID, EisaId ("PNP0B00"))
 			Name (_CRS, ResourceTemplate ()
 			{
-				IO (Decode16, 0x70, 0x70, 0, 2)
+				IO (Decode16, 0x70, 0x70, 1, 2)
 			})
 		}
 
@@ -104,14 +104,17 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "MIRROR", "MACHINE", 1)
 			Name (_UID, 0)
 		}
 
-		/* Generic Event Device (ACPI 6.5, 5.6.9): the register says what happened, reading clears it. */
+		/*
+		 * Generic Event Device (ACPI 6.5, 5.6.9): the register says what happened; reading clears
+		 * it and takes the interrupt back.
+		 */
 		Device (GED)
 		{
 			Name (_HID, "ACPI0013")
 			Name (_UID, 0)
 			Name (_CRS, ResourceTemplate ()
 			{
-				Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { 9 }
+				Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive) { 9 }
 			})
 			OperationRegion (REGS, SystemIO, 0x604, 4)
 			Field (REGS, DWordAcc, NoLock, Preserve)
@@ -134,7 +137,7 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "MIRROR", "MACHINE", 1)
 			Name (_HID, "QEMU0001")
 			Name (_CRS, ResourceTemplate ()
 			{
-				IO (Decode16, 0x505, 0x505, 0, 1)
+				IO (Decode16, 0x505, 0x505, 1, 1)
 			})
 		}
 	}
