@@ -8,7 +8,7 @@
 #include <mirrorball/machine.h>
 #include <stdbool.h>
 
-#define CLI_RUN_DEMO "radix" /* what runs when no guest is named */
+#define CLI_RUN_DEMO "demo" /* what runs when no guest is named */
 
 /* What `mirrorball run` was asked to do. */
 struct cli_run {

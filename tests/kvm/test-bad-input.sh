@@ -1,0 +1,223 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Bad input: each is refused with one line that names what, why and what to do, before a guest runs.
+source "$(dirname "$0")/lib.sh"
+need_kvm
+guest hello
+run=("$MIRRORBALL" run --memory 64M --cpus 1)
+kernel() {
+	expect 1 "$1" "${run[@]}" --kernel "$2" "${@:3}"
+}
+
+# ---- the command line: status 2, and where help is
+usage() {
+	expect 2 "$1" "$MIRRORBALL" "${@:2}"
+	[ "$(wc -l <<<"$out")" = 2 ] || bad "${*:2}: not two lines: $out"
+	grep -q "^Try 'mirrorball" <<<"$out" || bad "${*:2}: does not say where help is: $out"
+}
+usage "unknown command 'rnu'" rnu
+usage "did you mean 'doctor'" docter
+usage 'did you mean --cpus' run --cpsu 3
+usage 'unknown option' run --frobnicate
+usage 'unknown option -x' run -x
+usage 'needs a value' run --memory
+usage 'takes no value' run --no-reboot=yes
+usage 'several begin like this' run --me 64M
+usage 'given twice' run --cpus 1 --cpus 2
+usage 'minimum of 16M' run --memory 0
+usage 'minimum of 16M' run --memory 1M
+usage 'bytes is less.*write K, M, G or T' run --memory 512
+usage 'not a multiple of 2M.*512M or 514M' run --memory 513M
+usage 'negative' run --memory -1G
+usage 'too large' run --memory 99999999999999999999G
+usage 'too large' run --memory 99999999999G
+usage 'more than the 8T' run --memory 9T
+usage 'not a number' run --memory lots
+usage 'not a number' run --memory ' 1G'
+usage 'is not a unit' run --memory 1Q
+usage 'whole number' run --memory 1.5G
+usage '1 to 1024' run --cpus 0
+usage '1 to 1024' run --cpus 1025
+usage '1 to 1024' run --cpus 99999999999999999999
+usage 'whole number' run --cpus two
+usage 'whole number' run --cpus -1
+usage '1 to 64' run --views 0
+usage "'x' is not a console" run --console x
+usage 'name' run --name ../../etc
+usage 'unknown part' run --disk disk.img,rw
+usage "did you mean 'queues'" run --disk disk.img,queue=2
+usage 'direct=maybe: on or off' run --disk disk.img,direct=maybe
+usage 'serial' run --disk disk.img,serial=123456789012345678901
+usage 'empty part' run --disk disk.img,
+usage 'given twice' run --disk disk.img --disk disk.img
+usage 'unknown part' run --net bridge=br0
+usage 'not an interface name' run --net tap=interfacenamelong
+usage 'tap-fd' run --net tap-fd=0
+usage 'MAC address' run --net passt,mac=1:2:3
+usage 'group address' run --net passt,mac=01:00:00:00:00:01
+usage 'only tap=NAME' run --net passt,queues=2
+usage 'only passt' run --net tap=tap0,arg=-d
+usage '--initrd: there is no --kernel' run --initrd hello.elf
+usage '--append: there is no --kernel' run --append quiet
+usage '--append: there is no --kernel' run --append quiet splash hello
+usage 'a machine has one guest' run --kernel hello.elf splash hello
+usage 'for a kernel write --kernel' run hello.elf
+usage 'no program named' run splash
+usage "did you mean 'radix'" run splash raddix
+usage 'only together with --dry-run' run --json
+usage 'splash has no driver' run --console virtio splash hello
+usage 'takes options only' doctor now
+
+# ---- what this host cannot do: status 1
+expect 1 'more than the [0-9]+ MiB that this host has.*--memory-overcommit' "$MIRRORBALL" run --memory 7T splash hello
+max=$("$MIRRORBALL" doctor --json | python3 -c '
+import json, sys
+print(next(c["value"] for c in json.load(sys.stdin)["checks"] if c["id"] == "kvm.max_vcpus"))')
+if [ "$max" -lt 1024 ]; then
+	expect 1 "more than the $max vCPUs" "$MIRRORBALL" run --cpus $((max + 1)) splash hello
+fi
+expect 1 'views.*more than the' "$MIRRORBALL" run --views 64 splash hello
+
+# ---- kernels
+kernel 'kernel missing.elf: no such file' missing.elf
+mkdir directory
+kernel 'kernel directory: is a directory' directory
+: >empty
+kernel 'kernel empty: is empty' empty
+echo 'just some words' >text
+kernel 'kernel text: .*not a kernel' text
+head -c 4096 /dev/zero >zeroes
+kernel 'kernel zeroes: .*not a kernel' zeroes
+head -c 65536 /dev/urandom >random
+kernel 'kernel random: ' random
+for bytes in 1 40 100 180; do
+	head -c "$bytes" hello.elf >short.elf
+	kernel 'kernel short.elf: .*(truncated|not a kernel)' short.elf
+done
+kernel 'kernel /bin/true: .*without a PVH entry' /bin/true
+python3 - <<'END'
+import struct
+elf = bytearray(open("hello.elf", "rb").read())
+def variant(name, offset, value):
+    copy = bytearray(elf)
+    copy[offset:offset + len(value)] = value
+    open(name, "wb").write(copy)
+variant("elf32", 4, b"\x01")
+variant("i386", 18, struct.pack("<H", 3))
+variant("arm", 18, struct.pack("<H", 183))
+variant("object", 16, struct.pack("<H", 1))
+variant("manyheaders", 56, struct.pack("<H", 65535))
+variant("noheaders", 56, struct.pack("<H", 0))
+variant("faroffset", 64 + 8, struct.pack("<Q", 2**63))
+variant("highaddress", 64 + 24, struct.pack("<Q", 2**63))
+variant("wrapping", 64 + 24, struct.pack("<Q", 2**64 - 1))
+variant("outside", 64 + 24, struct.pack("<Q", 512 << 20))
+variant("hugesegment", 64 + 40, struct.pack("<Q", 2**62))
+variant("badentry", len(elf) - 4, struct.pack("<I", 0x200000))
+# A bzImage header: boot protocol 2.06, without and with a 64-bit entry, and one that ends too early.
+def bzimage(name, version, xloadflags, size=64 << 10, setup_sects=4, paras=None):
+    image = bytearray(size)
+    image[0x1f1] = setup_sects
+    image[0x1fe:0x200] = b"\x55\xaa"
+    image[0x200:0x202] = b"\xeb\x66"
+    image[0x202:0x206] = b"HdrS"
+    image[0x206:0x208] = struct.pack("<H", version)
+    image[0x211] = 1
+    image[0x1f4:0x1f8] = struct.pack("<I", paras if paras is not None else (size - (setup_sects + 1) * 512) // 16)
+    image[0x214:0x218] = struct.pack("<I", 0x100000)
+    image[0x230:0x234] = struct.pack("<I", 0x200000)
+    image[0x234] = 1
+    image[0x236:0x238] = struct.pack("<H", xloadflags)
+    image[0x238:0x23c] = struct.pack("<I", 2047)
+    image[0x258:0x260] = struct.pack("<Q", 0x1000000)
+    image[0x260:0x264] = struct.pack("<I", 0x400000)
+    open(name, "wb").write(image)
+bzimage("bz-old", 0x0206, 0)
+bzimage("bz-32", 0x020c, 0)
+bzimage("bz-short", 0x020f, 1, paras=1 << 20)
+END
+for what in elf32 i386 arm object manyheaders noheaders faroffset highaddress wrapping outside hugesegment badentry \
+	bz-old bz-32 bz-short; do
+	kernel "kernel $what: " "$what"
+done
+kernel 'kernel i386: .*32-bit' i386
+kernel 'kernel bz-32: .*32-bit|64-bit' bz-32
+mkfifo fifo
+kernel 'kernel fifo: is a device, pipe or socket' fifo
+kernel 'kernel /dev/zero: is a device' /dev/zero
+
+# ---- initrd and command line
+truncate -s 1G big-initrd
+kernel 'initrd big-initrd: ' hello.elf --initrd big-initrd
+kernel 'initrd missing: no such file' hello.elf --initrd missing
+kernel 'initrd directory: is a directory' hello.elf --initrd directory
+kernel 'command line' hello.elf --append "$(printf 'x%.0s' {1..3000})"
+
+# ---- disks
+disk() {
+	expect 1 "$1" "${run[@]}" "${@:2}" splash hello
+}
+truncate -s 1M disk.img
+disk 'disk missing.img: no such file' --disk missing.img
+disk 'disk directory: is a directory' --disk directory
+head -c 1000 /dev/zero >odd.img
+disk 'disk odd.img: size 1000 is not a multiple of 512' --disk odd.img
+disk 'disk empty: .*empty' --disk empty
+disk 'disk /dev/zero: ' --disk /dev/zero
+disk 'disk fifo: ' --disk fifo
+if [ "$(id -u)" = 0 ]; then
+	install -m 600 disk.img /tmp/mb-test-secret.$$
+	cleanups+=("rm -f /tmp/mb-test-secret.$$")
+	chmod 755 "$work"
+	chmod o+rx .
+	# setpriv gives up root but keeps the group that may open KVM.
+	expect 1 'disk /tmp/mb-test-secret.*no permission' setpriv --reuid=65534 --regid="$(stat -c %g /dev/kvm)" \
+		--clear-groups --inh-caps=-all --bounding-set=-all "${run[@]}" --disk /tmp/mb-test-secret.$$ splash hello
+fi
+
+# One writer, or several readers. The first machine has the disk as long as it runs.
+guest halt
+hold() {
+	"${run[@]}" --disk "$1" --kernel halt.elf </dev/null >.hold 2>&1 &
+	holder=$!
+	sleep 1
+}
+release() {
+	kill -QUIT "$holder"
+	wait "$holder" || true
+}
+hold disk.img
+disk 'disk disk.img: in use by another machine' --disk disk.img
+disk 'disk disk.img: in use by another machine' --disk disk.img,ro
+expect 1 'disk disk.img: in use' "${run[@]}" --dry-run --disk disk.img splash hello
+release
+expect 0 . "${run[@]}" --quiet --disk disk.img splash hello
+hold disk.img,ro
+expect 0 . "${run[@]}" --quiet --disk disk.img,ro splash hello
+disk 'disk disk.img: in use by another machine' --disk disk.img
+release
+ln disk.img link.img
+disk 'disk link.img: in use|disk disk.img: in use' --disk disk.img --disk link.img
+
+# ---- networks
+disk 'descriptor 77|tap-fd' --net tap-fd=77
+disk 'disk.img|not a tap|tap' --net tap-fd=9 9<disk.img
+if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; then
+	disk 'mb-no-such-tap' --net tap=mb-no-such-tap
+	! ip link show mb-no-such-tap >/dev/null 2>&1 || bad "a mistyped tap name made an interface"
+	if ip tuntap add dev "mbt$$" mode tap 2>/dev/null; then
+		cleanups+=("ip link del mbt$$")
+		expect 0 . "${run[@]}" --quiet --net "tap=mbt$$" splash hello
+		"${run[@]}" --net "tap=mbt$$" --kernel halt.elf </dev/null >.hold 2>&1 &
+		holder=$!
+		sleep 1
+		disk "mbt$$.*(busy|in use)" --net "tap=mbt$$"
+		release
+		disk "mbt$$" --net "tap=mbt$$,queues=2"
+	fi
+fi
+
+# ---- few descriptors, little address space
+expect 1 . bash -c 'ulimit -n 12; exec "$@"' _ "${run[@]}" --cpus 4 splash hello
+[[ ${MB_BUILD-} == */asan ]] || expect 1 . bash -c 'ulimit -v 400000; exec "$@"' _ "${run[@]}" --memory 1G splash hello
+finish

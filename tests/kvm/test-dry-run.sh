@@ -1,0 +1,42 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# --dry-run shows the machine that a run would start, and changes nothing.
+source "$(dirname "$0")/lib.sh"
+need_kvm
+guest hello
+truncate -s 3M web1.img 'a,b.img'
+before=$(stat -c '%Y %s' web1.img)
+
+expect 0 '^splash +radix keys=1M$' "$MIRRORBALL" run --dry-run splash radix keys=1M
+! grep -q ops <<<"$out" || bad "--dry-run ran the guest"
+expect 0 '^kernel +hello.elf' "$MIRRORBALL" run --dry-run --kernel hello.elf --disk web1.img
+grep -qE '^name +web1$' <<<"$out" || bad "no name from the disk: $out"
+[ "$before" = "$(stat -c '%Y %s' web1.img)" ] || bad "--dry-run changed the disk"
+expect 1 'no such file' "$MIRRORBALL" run --dry-run --kernel missing
+expect 1 'no such file' "$MIRRORBALL" run --dry-run --disk missing splash hello
+
+expect 0 '"name": "x"' "$MIRRORBALL" run --dry-run --json --name x --cpus 3 --memory 64M --views auto \
+	--kernel hello.elf --append 'quiet "a b"' --no-reboot --console virtio --disk web1.img,serial=S1,direct=off \
+	--disk a,,b.img,ro,queues=2 --quiet
+python3 - "$work/.out" <<'END' || bad "--json is not what was asked for: $out"
+import json, sys
+got = json.load(open(sys.argv[1]))
+views = got.pop("host_views")
+assert views >= 1, views
+want = {
+    "format": 1, "name": "x",
+    "guest": {"kind": "kernel", "kernel": "hello.elf", "initrd": None, "append": 'quiet "a b"'},
+    "vcpus": 3, "memory_bytes": 64 << 20, "memory_overcommit": False, "views": "auto",
+    "disks": [
+        {"path": "web1.img", "size_bytes": 3 << 20, "readonly": False, "direct": False, "serial": "S1", "queues": 3},
+        {"path": "a,b.img", "size_bytes": 3 << 20, "readonly": True, "direct": True, "serial": None, "queues": 2},
+    ],
+    "nets": [], "console": "virtio", "reboot": False, "quiet": True,
+}
+assert got == want, (got, want)
+END
+expect 0 '"kind": "splash"' "$MIRRORBALL" run --dry-run --json
+expect 1 'standard output' bash -c '"$@" >/dev/full' _ "$MIRRORBALL" run --dry-run
+expect 1 'standard output' bash -c '"$@" >/dev/full' _ "$MIRRORBALL" run --help
+expect 1 'standard output' bash -c '"$@" >/dev/full' _ "$MIRRORBALL" doctor
+finish

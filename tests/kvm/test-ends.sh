@@ -1,0 +1,60 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# How machines end, and the exit status of each way.
+source "$(dirname "$0")/lib.sh"
+need_kvm
+for what in halt spin hello echo poweroff reset triple panic lost; do
+	guest "$what"
+done
+run=("$MIRRORBALL" run --memory 32M --cpus 1)
+
+expect 0 'powered off' "${run[@]}" --kernel poweroff.elf
+expect 0 '^hello from the tiny guest' "${run[@]}" --kernel hello.elf
+expect 0 '^hello from the tiny guest' "${run[@]}" --kernel hello.elf --quiet
+[ "$(wc -l <<<"$out")" = 1 ] || bad "--quiet: more than the guest's own line: $out"
+expect 0 '' "${run[@]}" --kernel hello.elf --console off --quiet
+[ -z "$out" ] || bad "--console off: $out"
+expect 5 'reset itself.*--no-reboot' "${run[@]}" --kernel reset.elf --no-reboot
+expect 4 'crashed' "${run[@]}" --kernel triple.elf --no-reboot
+expect 4 'giving up' "${run[@]}" --kernel triple.elf
+expect 4 'panic' "${run[@]}" --kernel panic.elf --no-reboot
+expect 3 'KVM could not go on' "${run[@]}" --kernel lost.elf --no-reboot
+grep -qiE 'rip[ =:]+(0x)?0*d0000000' <<<"$out" || bad "lost: registers do not show where it was: $out"
+
+# A guest that resets itself for ever does so until it is told to stop.
+"${run[@]}" --kernel reset.elf </dev/null >.out 2>&1 &
+pid=$!
+sleep 2
+kill -QUIT "$pid"
+got=0
+wait "$pid" || got=$?
+out=$(cat .out)
+n_checks=$((n_checks + 1))
+look 131 'resets?' "$got" "reset.elf without --no-reboot"
+
+# Input: a pipe, at its end nothing, and a closed descriptor.
+n_checks=$((n_checks + 3))
+got=0
+printf 'abcQ' | timeout 30 "${run[@]}" --kernel echo.elf >.out 2>&1 || got=$?
+out=$(cat .out)
+look 0 'abcQ' "$got" "echo.elf from a pipe"
+got=0
+timeout 30 "${run[@]}" --kernel hello.elf >.out 2>&1 <&- || got=$?
+out=$(cat .out)
+look 0 '^hello' "$got" "stdin closed"
+got=0
+timeout 30 "${run[@]}" --kernel hello.elf <&- >&- 2>&- || got=$?
+out=
+look 0 '' "$got" "all closed"
+got=0
+timeout 30 "${run[@]}" --kernel hello.elf </dev/null 2>.out >/dev/full || got=$?
+out=$(cat .out)
+n_checks=$((n_checks + 1))
+look 0 '' "$got" "output to a full device"
+n_checks=$((n_checks + 1))
+got=0
+{ timeout 30 "${run[@]}" --kernel hello.elf </dev/null 2>.out || echo $? >.status; } | true
+[ ! -e .status ] || got=$(cat .status)
+out=$(cat .out)
+look 0 '' "$got" "nobody reads the output"
+finish

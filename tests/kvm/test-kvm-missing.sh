@@ -1,0 +1,39 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# A host whose /dev/kvm is missing, not permitted or something else: run says what to do, and so does doctor.
+source "$(dirname "$0")/lib.sh"
+need_root
+unshare --mount true 2>/dev/null || skip "needs mount namespaces"
+
+# $1: what is done to /dev/kvm in a mount namespace of its own, rest: the command.
+with_kvm() {
+	unshare --mount bash -c "$1"'; shift; exec "$@"' _ "$@"
+}
+missing='mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && mkdir /dev/net'
+other='touch /tmp/mb-not-kvm; mount --bind /tmp/mb-not-kvm /dev/kvm'
+cleanups+=('rm -f /tmp/mb-not-kvm')
+
+expect 1 '/dev/kvm: No such file.*kvm_intel or kvm_amd' with_kvm "$missing" "$MIRRORBALL" run splash hello
+expect 1 'missing +/dev/kvm' with_kvm "$missing" "$MIRRORBALL" doctor
+grep -q 'cannot run a machine' <<<"$out" || bad "doctor does not say so: $out"
+expect 1 '"can_run": false' with_kvm "$missing" "$MIRRORBALL" doctor --json
+if [ -e /dev/kvm ]; then
+	expect 1 'KVM' with_kvm "$other" "$MIRRORBALL" run splash hello
+	expect 1 'missing +/dev/kvm' with_kvm "$other" "$MIRRORBALL" doctor
+	if [ -z "$(find /dev/kvm -perm -o=rw)" ]; then
+		nobody=(setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all)
+		chmod 755 "$work"
+		if "${nobody[@]}" test -x "$MIRRORBALL"; then
+			expect 1 '/dev/kvm: Permission denied.*usermod -aG kvm' "${nobody[@]}" "$MIRRORBALL" run splash hello
+			expect 1 'usermod -aG kvm' "${nobody[@]}" "$MIRRORBALL" doctor
+		fi
+	fi
+fi
+
+# Odd hosts: no /sys, no /proc; doctor has a line for each thing that it cannot see.
+need_kvm
+bare='mount -t tmpfs tmpfs /sys; mount -t tmpfs tmpfs /proc'
+expect 0 'can run machines' with_kvm "$bare" "$MIRRORBALL" doctor
+expect 0 '"can_run": true' with_kvm "$bare" "$MIRRORBALL" doctor --json
+expect 0 . with_kvm "$bare" "$MIRRORBALL" run --quiet --memory 64M splash hello
+finish

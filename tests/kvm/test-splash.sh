@@ -1,0 +1,36 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Every program of the thin guest on 1, 2 and 4 vCPUs and with each number of views that this host has: ends
+# with status 0, which says that its own check passed.
+source "$(dirname "$0")/lib.sh"
+need_kvm
+
+views=$("$MIRRORBALL" doctor --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["views"])')
+mapfile -t programs < <("$MIRRORBALL" run splash --list | sed -n 's/^\([a-z]\+\) .*/\1/p')
+[ "${#programs[@]}" -ge 8 ] || bad "only these programs: ${programs[*]}"
+
+for program in "${programs[@]}"; do
+	arg=(ms=30)
+	[ "$program" != touch ] || arg=(size=8M)
+	for cpus in 1 2 4; do
+		for ((view = 1; view <= views; view++)); do
+			expect 0 . "$MIRRORBALL" run --quiet --cpus "$cpus" --memory 128M --views "$view" \
+				splash "$program" "${arg[@]}"
+		done
+	done
+done
+
+# The demonstration, the least and more memory than fits below the PCI hole, and more vCPUs than CPUs.
+expect 0 'powered off' "$MIRRORBALL" run
+expect 0 . "$MIRRORBALL" run --quiet --memory 16M splash hello
+expect 0 . "$MIRRORBALL" run --quiet --memory 6G --memory-overcommit splash hello
+expect 0 . "$MIRRORBALL" run --quiet --memory 64G --memory-overcommit splash hello
+expect 0 . "$MIRRORBALL" run --quiet --cpus 16 --memory 128M splash hello
+expect 0 '^$' "$MIRRORBALL" run --quiet --console off --memory 64M splash hello
+expect 66 . "$MIRRORBALL" run --memory 64M splash radix keys=nonsense
+expect 66 . "$MIRRORBALL" run --memory 64M splash hello nonsense=1
+
+# With devices attached.
+truncate -s 8M disk.img
+expect 0 . "$MIRRORBALL" run --quiet --memory 64M --disk disk.img,queues=2 splash hello
+finish
