@@ -191,6 +191,32 @@ static int read_notes(const struct mb_boot_file *file, const Elf64_Phdr *phdr, u
 	return 0;
 }
 
+static int find_pvh_entry(const struct mb_boot_job *job, struct elf *elf, struct mb_error *err)
+{
+	Elf64_Phdr phdr;
+
+	for (unsigned i = 0; i < elf->ehdr.e_phnum; i++) {
+		int rc = read_phdr(&job->kernel, &elf->ehdr, i, &phdr, err);
+
+		if (rc)
+			return rc;
+		if (phdr.p_type != PT_NOTE || !phdr.p_filesz)
+			continue;
+		rc = mb_boot_file_check(
+			&job->kernel, phdr.p_offset, phdr.p_filesz, "note segment", err);
+		if (!rc)
+			rc = read_notes(&job->kernel, &phdr, &elf->pvh_entry, err);
+		if (rc)
+			return rc;
+	}
+	if (!elf->pvh_entry)
+		return mb_boot_file_error(&job->kernel, err, ENOEXEC,
+			"is an ELF file without a PVH entry point: if it is a kernel (built "
+			"without "
+			"CONFIG_PVH), use the bzImage of the same kernel");
+	return 0;
+}
+
 /* Looks at every segment before anything is written. */
 static int scan(const struct mb_boot_job *job, struct elf *elf, struct mb_error *err)
 {
@@ -203,26 +229,16 @@ static int scan(const struct mb_boot_job *job, struct elf *elf, struct mb_error 
 		rc = read_phdr(file, &elf->ehdr, i, &phdr, err);
 		if (rc)
 			return rc;
-		if ((phdr.p_type != PT_LOAD && phdr.p_type != PT_NOTE) ||
-			(!phdr.p_filesz && !phdr.p_memsz))
+		if (phdr.p_type != PT_LOAD || (!phdr.p_filesz && !phdr.p_memsz))
 			continue;
-		if (phdr.p_filesz) {
-			rc = mb_boot_file_check(file, phdr.p_offset, phdr.p_filesz,
-				phdr.p_type == PT_LOAD ? "segment" : "note segment", err);
-			if (rc)
-				return rc;
-		}
-		if (phdr.p_type == PT_NOTE) {
-			rc = phdr.p_filesz ? read_notes(file, &phdr, &elf->pvh_entry, err) : 0;
-			if (rc)
-				return rc;
-			continue;
-		}
 		if (phdr.p_filesz > phdr.p_memsz)
 			return mb_boot_file_error(file, err, EINVAL,
 				"is damaged: segment %u has more bytes in the file than in memory",
 				i);
-		rc = mb_boot_check_kernel_place(job, phdr.p_paddr, phdr.p_memsz, err);
+		if (phdr.p_filesz)
+			rc = mb_boot_file_check(file, phdr.p_offset, phdr.p_filesz, "segment", err);
+		if (!rc)
+			rc = mb_boot_check_kernel_place(job, phdr.p_paddr, phdr.p_memsz, err);
 		if (rc)
 			return rc;
 		if (first_gpa > phdr.p_paddr)
@@ -319,15 +335,11 @@ int mb_boot_pvh(const struct mb_boot_job *job, struct mb_vcpu_start *start, stru
 
 	rc = read_ehdr(&job->kernel, &elf.ehdr, err);
 	if (!rc)
+		rc = find_pvh_entry(job, &elf, err);
+	if (!rc)
 		rc = scan(job, &elf, err);
-	if (rc)
-		return rc;
-	if (!elf.pvh_entry)
-		return mb_boot_file_error(&job->kernel, err, ENOEXEC,
-			"is an ELF file without a PVH entry point: if it is a kernel (built "
-			"without "
-			"CONFIG_PVH), use the bzImage of the same kernel");
-	rc = check_entry(job, &elf, elf.pvh_entry, err);
+	if (!rc)
+		rc = check_entry(job, &elf, elf.pvh_entry, err);
 	if (!rc)
 		rc = mb_boot_put_cmdline(job, CMDLINE_MAX, err);
 	if (!rc)

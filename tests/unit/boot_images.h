@@ -31,11 +31,12 @@
 
 /* ---- files ---- */
 
-static char dir[] = "/tmp/mb-boot-XXXXXX";
+static char dir[32];
 static char kernel_path[64], initrd_path[64];
 
 static inline void make_dir(void)
 {
+	strcpy(dir, "/tmp/mb-boot-XXXXXX");
 	ck_assert_ptr_nonnull(mkdtemp(dir));
 	snprintf(kernel_path, sizeof(kernel_path), "%s/vmlinuz", dir);
 	snprintf(initrd_path, sizeof(initrd_path), "%s/initrd.img", dir);
