@@ -16,7 +16,7 @@ static struct {
 	bool stdin_was_closed;
 } guard;
 
-static const int held[] = {SIGINT, SIGTERM, SIGHUP};
+static const int held[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 
 static void restore_terminal(int sig)
 {

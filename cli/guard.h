@@ -17,7 +17,7 @@ int cli_guard_start(void);
 /* Whether standard input was closed when the process started. */
 bool cli_guard_stdin_was_closed(void);
 
-/* Holds SIGINT, SIGTERM and SIGHUP back while a machine is built; the machine takes them itself when it runs. */
+/* Holds SIGINT, SIGTERM, SIGHUP and SIGQUIT back while a machine is built; the machine takes them itself when it runs. */
 void cli_guard_hold_signals(void);
 /* One that arrived meanwhile, or 0. */
 int cli_guard_held_signal(void);

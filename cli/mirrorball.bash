@@ -11,12 +11,12 @@ _mirrorball_parts() {
 	local done=${1%,*} last=${1##*,}
 
 	mapfile -t COMPREPLY < <(compgen -P "$done," -W "$2" -- "$last")
-	compopt -o nospace 2>/dev/null
+	compopt -o nospace 2>/dev/null || true
 }
 
 _mirrorball_files() {
 	mapfile -t COMPREPLY < <(compgen -f -- "$1")
-	compopt -o filenames 2>/dev/null
+	compopt -o filenames 2>/dev/null || true
 }
 
 # Bash splits words at "=" and ":"; this puts them together again: the word under the cursor into
@@ -81,7 +81,7 @@ _mirrorball_run() {
 			_mirrorball_words "${taps[*]}" "$cur"
 		else
 			_mirrorball_words "tap= tap-fd= passt" "$cur"
-			compopt -o nospace 2>/dev/null
+			compopt -o nospace 2>/dev/null || true
 		fi
 		;;
 	*) _mirrorball_words "$options splash" "$cur" ;;

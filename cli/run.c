@@ -6,7 +6,7 @@
 #include <mirrorball/splash.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
+#include <time.h>
 
 static int run_main(const struct cli_command *command, int argc, char **argv);
 
@@ -82,11 +82,10 @@ static int report(const struct cli_run *run, const struct mb_outcome *outcome)
 		       "'mirrorball doctor' shows what this host lacks", name, run_s, resets);
 		break;
 	case MB_END_QUIT:
-		/* machine.h: status is the signal that ended it, 0 for the escape key. */
-		status = outcome->status > 0 ? CLI_SIGNAL_BASE + outcome->status : CLI_QUIT;
+		status = outcome->signal ? CLI_SIGNAL_BASE + outcome->signal : CLI_QUIT;
 		if (!run->config.quiet)
 			mb_log("%s: ended by %s after %.2f s%s", name,
-				outcome->status > 0 ? strsignal(outcome->status) : "the escape key", run_s, resets);
+				outcome->signal ? strsignal(outcome->signal) : "the escape key", run_s, resets);
 		break;
 	}
 	return status;
@@ -132,11 +131,15 @@ static int dry_run(struct cli_run *run, const struct mb_host *host, struct mb_er
 
 static int run_main(const struct cli_command *command, int argc, char **argv)
 {
+	struct timespec start;
 	struct mb_host host;
 	struct mb_error err;
 	struct cli_run run;
-	int rc = cli_run_parse(&run, argc, argv, &err);
+	int rc;
 
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	rc = cli_run_parse(&run, argc, argv, &err);
+	run.config.start_ns = (uint64_t)start.tv_sec * 1000000000u + (uint64_t)start.tv_nsec;
 	if (rc) {
 		cli_run_finish(&run);
 		return cli_usage_error(command, &err);

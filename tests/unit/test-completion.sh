@@ -1,0 +1,100 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# The completion for bash, driven as readline drives it.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/../.." && pwd)
+: "${MIRRORBALL:=$here/build/cli/mirrorball}"
+# shellcheck source=../../cli/mirrorball.bash
+source "$here/cli/mirrorball.bash"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+touch vmlinuz debian.img
+n_checks=0
+n_bad=0
+
+# Completes a line at its end: words split as bash does, at blanks and at "=" and ":". Sets COMPREPLY.
+complete_line() {
+	local line=$1 word rest
+	COMP_LINE=$line
+	COMP_POINT=${#line}
+	COMP_WORDS=()
+	for word in $line; do
+		while [[ $word =~ ^([^=:]*)([=:]+)(.*)$ ]]; do
+			[ -z "${BASH_REMATCH[1]}" ] || COMP_WORDS+=("${BASH_REMATCH[1]}")
+			COMP_WORDS+=("${BASH_REMATCH[2]}")
+			rest=${BASH_REMATCH[3]}
+			word=$rest
+		done
+		[ -z "$word" ] || COMP_WORDS+=("$word")
+	done
+	if [[ $line == *' ' || $line == *[=:] ]]; then
+		COMP_WORDS+=("")
+	fi
+	COMP_WORDS[0]=$MIRRORBALL
+	COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+	COMPREPLY=()
+	_mirrorball
+}
+
+# $1: a line, rest: what must be offered; "!word": what must not.
+offers() {
+	local line=$1 want
+	shift
+	complete_line "$line"
+	for want in "$@"; do
+		n_checks=$((n_checks + 1))
+		if [[ $want == '!'* ]]; then
+			[[ " ${COMPREPLY[*]} " != *" ${want#!} "* ]] || {
+				echo "FAILED: '$line' offers ${want#!}: ${COMPREPLY[*]}"
+				n_bad=$((n_bad + 1))
+			}
+		elif [[ " ${COMPREPLY[*]} " != *" $want "* ]]; then
+			echo "FAILED: '$line' does not offer $want: ${COMPREPLY[*]}"
+			n_bad=$((n_bad + 1))
+		fi
+	done
+}
+
+offers 'mirrorball ' run doctor help --version
+offers 'mirrorball d' doctor '!run'
+offers 'mirrorball help ' run doctor
+offers 'mirrorball doctor --' --json --help
+offers 'mirrorball run ' splash --kernel --cpus
+offers 'mirrorball run --me' --memory --memory-overcommit '!--cpus'
+offers 'mirrorball run --console ' serial virtio off '!--kernel'
+offers 'mirrorball run --views a' auto
+offers 'mirrorball run --kernel vm' vmlinuz
+offers 'mirrorball run --disk d' debian.img
+offers 'mirrorball run --disk debian.img,' debian.img,ro debian.img,queues=
+offers 'mirrorball run --disk debian.img,ro,s' debian.img,ro,serial=
+offers 'mirrorball run --net t' tap= tap-fd=
+offers 'mirrorball run --net passt,' passt,mac= passt,arg=
+# Bash keeps "tap=" and gets the rest.
+offers 'mirrorball run --net tap=x,q' x,queues= '!tap=x,queues='
+offers 'mirrorball run --kernel splash ' --append
+offers 'mirrorball run splash ' --list
+mapfile -t programs < <("$MIRRORBALL" run splash --list | sed -n 's/^\([a-z][a-z0-9_-]*\) .*/\1/p')
+[ "${#programs[@]}" -ge 8 ] || {
+	echo "FAILED: splash has only ${programs[*]}"
+	n_bad=$((n_bad + 1))
+}
+offers 'mirrorball run --cpus 4 splash ' "${programs[@]}"
+offers 'mirrorball run splash ra' radix '!hello'
+offers 'mirrorball run splash radix ' '!--cpus' '!radix'
+
+# Every option of --help, and no other.
+for command in run doctor; do
+	mapfile -t options < <("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p')
+	[ "${#options[@]}" -ge 3 ] || {
+		echo "FAILED: $command --help shows ${options[*]}"
+		n_bad=$((n_bad + 1))
+	}
+	offers "mirrorball $command --" "${options[@]}"
+	[ "${#COMPREPLY[@]}" -eq "${#options[@]}" ] || {
+		echo "FAILED: $command offers ${COMPREPLY[*]}, but --help has ${options[*]}"
+		n_bad=$((n_bad + 1))
+	}
+done
+echo "$n_checks checks, $n_bad failed"
+[ "$n_bad" -eq 0 ]
