@@ -1,0 +1,45 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck disable=SC2016 # expanded in the host, not here
+# Both outputs come through apart from each other, byte for byte and as they are written; status,
+# arguments and files too. Two labs run side by side.
+. "$(dirname "$0")/test-common.sh"
+
+head -c 2000000 /dev/urandom >"$tmp/a"
+tac "$tmp/a" | head -c 1000001 >"$tmp/b"
+mkdir "$tmp/dir"
+echo inside >"$tmp/dir/file"
+
+"$lab" --in "$tmp/a" --in "$tmp/b" --in "$tmp/dir" --out "$tmp/new/out" -- bash -c '
+	cat a; cat b >/dev/stderr
+	cp dir/file "$LAB_OUT/"; mkdir "$LAB_OUT/sub"; cp b "$LAB_OUT/sub/b"
+	setsid sleep 1000 &
+	exit 42' >"$tmp/out" 2>"$tmp/err" &
+first=$!
+"$lab" -- bash -c 'printf "[%s]" "$@"; kill -SEGV $$' name 'two  words' '' "it's" $'new\nline' '*' \
+	>"$tmp/arguments" 2>/dev/null &
+second=$!
+
+wait "$first"
+expect "exit status" 42 $?
+expect "standard output" "$(sha256sum <"$tmp/a")" "$(sha256sum <"$tmp/out")"
+expect "standard error" "$(sha256sum <"$tmp/b")" "$(tail -c 1000001 "$tmp/err" | sha256sum)"
+expect "nothing but a line of ours before it" "" \
+	"$(head -c -1000001 "$tmp/err" | grep -a -v '^lab: warning:')"
+expect "a file that came out" inside "$(cat "$tmp/new/out/file")"
+expect "a larger one" "$(sha256sum <"$tmp/b")" "$(sha256sum <"$tmp/new/out/sub/b")"
+wait "$second"
+expect "status of a signal" 139 $?
+expect "arguments" "[two  words][][it's][new"$'\n'"line][*]" "$(cat "$tmp/arguments")"
+
+# The first line has to arrive long before the command ends.
+coproc "$lab" -- bash -c 'echo first; sleep 30; echo late' 2>/dev/null
+# shellcheck disable=SC2153 # bash sets it
+pid=$COPROC_PID
+read -r -t 120 line <&"${COPROC[0]}"
+expect "output as it comes" first "$line"
+kill -0 "$pid" 2>/dev/null
+expect "while the command runs" 0 $?
+kill "$pid"
+wait "$pid" 2>/dev/null
+finish

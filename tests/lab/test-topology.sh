@@ -1,0 +1,21 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck disable=SC2016 # expanded in the host, not here
+# The host has the nodes, CPUs, memory and kernel that were asked for.
+. "$(dirname "$0")/test-common.sh"
+
+"$lab" -- numactl -H >"$tmp/two"
+expect "status of numactl" 0 $?
+expect_match "two nodes by default" '^available: 2 nodes \(0-1\)$' "$tmp/two"
+expect_match "CPUs of node 1" '^node 1 cpus: 2 3$' "$tmp/two"
+expect_match "distance" '^ +1: +21 +10' "$tmp/two"
+
+"$lab" --nodes 4 --cpus-per-node 1 --memory-per-node 512M -- numactl -H >"$tmp/four"
+expect_match "four nodes" '^available: 4 nodes \(0-3\)$' "$tmp/four"
+expect_match "CPU of node 3" '^node 3 cpus: 3$' "$tmp/four"
+expect_match "memory of node 3" '^node 3 size: (4[0-9][0-9]|50[0-9]) MB$' "$tmp/four"
+
+expect "one node, kernel 6.1" "1 6.1" \
+	"$("$lab" --nodes 1 --cpus-per-node 1 --kernel 6.1 -- sh -c 'test -c /dev/kvm &&
+		echo "$(nproc) $(uname -r | cut -d. -f1,2)"')"
+finish
