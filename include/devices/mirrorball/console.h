@@ -5,8 +5,13 @@
 #include <mirrorball/chardev.h>
 #include <mirrorball/virtio.h>
 
-/* A virtio console (virtio 1.2, 5.3) with one port. */
+/*
+ * A virtio console (virtio 1.2, 5.3) with one port, a window size and emergency write. Output that
+ * the back refuses stays in the guest's ring; input that the guest has no buffer for stays in the
+ * back, all but 4 KiB.
+ */
 struct mb_console;
+/* chr may be NULL: what the guest writes is dropped. */
 int mb_console_create(struct mb_pci_bus *pci, struct mb_dma *dma, struct mb_loop *loop,
 	struct mb_chardev *chr, struct mb_console **out, struct mb_error *err);
 void mb_console_destroy(struct mb_console *console);

@@ -9,15 +9,15 @@
 #include <stdint.h>
 
 /*
- * The I/O APIC (Intel 82093AA datasheet), in user space beside KVM's local APICs. Pins are raised by
- * the legacy devices; PCI devices use MSI-X and never come here.
+ * The I/O APIC (Intel 82093AA datasheet), in user space beside KVM's local APICs. Pins are raised
+ * by the legacy devices; PCI devices use MSI-X and never come here.
  */
 struct mb_ioapic;
 
 #define MB_IOAPIC_BASE 0xfec00000ull
 
-int mb_ioapic_create(struct mb_bus *bus, struct mb_vm *vm, struct mb_ioapic **out,
-	struct mb_error *err);
+int mb_ioapic_create(
+	struct mb_bus *bus, struct mb_vm *vm, struct mb_ioapic **out, struct mb_error *err);
 void mb_ioapic_destroy(struct mb_ioapic *ioapic);
 /* Sets the level of a pin (0..MB_IOAPIC_PINS-1). Any thread. */
 void mb_ioapic_set(struct mb_ioapic *ioapic, unsigned pin, bool level);
