@@ -4,7 +4,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#define N_MUTATIONS 3000u
+#define N_MUTATIONS 2000u
 
 /* Loads, expects a failure, and each of the strings (NULL-terminated) in its text. */
 static void expect_error(const void *image, size_t len, int errnum, ...)
