@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "machine_internal.h"
@@ -75,13 +76,12 @@ static int add_disk(struct mb_machine *machine, unsigned i, struct mb_error *err
 {
 	const struct mb_disk_config *disk = &machine->config.disk[i];
 	unsigned n = disk->n_queues, n_vcpus = machine->config.n_vcpus;
-	struct mb_loop *loops[MB_VIRTIO_MAX_QUEUES];
+	struct mb_loop **loops;
 	struct mb_blk_config config = {
 		.path = disk->path,
 		.readonly = disk->readonly,
 		.direct = !disk->buffered,
 		.serial = disk->serial,
-		.loops = loops,
 	};
 
 	if (!n)
@@ -89,6 +89,11 @@ static int add_disk(struct mb_machine *machine, unsigned i, struct mb_error *err
 	if (n > MB_VIRTIO_MAX_QUEUES)
 		return mb_error_set(err, EINVAL, "disk %s: %u queues, but at most %u are possible",
 			disk->path, n, MB_VIRTIO_MAX_QUEUES);
+	loops = calloc(n, sizeof(*loops));
+	if (!loops)
+		return mb_error_set(err, ENOMEM, "disk %s: out of memory", disk->path);
+	machine->blk_loops[i] = loops;
+	config.loops = loops;
 	/* The guest gives each queue an equal share of its vCPUs, in order. */
 	for (unsigned q = 0; q < n; q++)
 		loops[q] = loop_of_vcpu(machine, q * n_vcpus / n);
@@ -100,7 +105,7 @@ static int add_nic(struct mb_machine *machine, unsigned i, struct mb_error *err)
 {
 	const struct mb_nic_config *nic = &machine->config.nic[i];
 	unsigned n_vcpus = machine->config.n_vcpus, n = nic->n_pairs ? nic->n_pairs : 1;
-	struct mb_loop *loops[MB_VIRTIO_MAX_QUEUES];
+	struct mb_loop **loops;
 	char seed[300];
 	struct mb_net_config config = {
 		.back = nic->passt ? MB_NET_PASST : nic->tap_fd >= 0 ? MB_NET_TAP_FD : MB_NET_TAP,
@@ -109,12 +114,16 @@ static int add_nic(struct mb_machine *machine, unsigned i, struct mb_error *err)
 		.passt_args = nic->passt_args,
 		.seed = seed,
 		.n_pairs = n,
-		.loops = loops,
 	};
 
 	if (2 * n + 1 > MB_VIRTIO_MAX_QUEUES)
 		return mb_error_set(err, EINVAL, "net: %u queue pairs, but at most %u are possible", n,
 			(MB_VIRTIO_MAX_QUEUES - 1) / 2);
+	loops = calloc(2 * n + 1, sizeof(*loops));
+	if (!loops)
+		return mb_error_set(err, ENOMEM, "net: out of memory");
+	machine->net_loops[i] = loops;
+	config.loops = loops;
 	memcpy(config.mac, nic->mac, sizeof(config.mac));
 	snprintf(seed, sizeof(seed), "%s/%u", machine->config.name, i);
 	for (unsigned q = 0; q < 2 * n; q++)
@@ -159,10 +168,14 @@ void mb_machine_reset_devices(struct mb_machine *machine)
 
 void mb_machine_remove_devices(struct mb_machine *machine)
 {
-	for (unsigned i = 0; i < machine->config.n_nics; i++)
+	for (unsigned i = 0; i < machine->config.n_nics; i++) {
 		mb_net_destroy(machine->net[i]);
-	for (unsigned i = 0; i < machine->config.n_disks; i++)
+		free(machine->net_loops[i]);
+	}
+	for (unsigned i = 0; i < machine->config.n_disks; i++) {
 		mb_blk_destroy(machine->blk[i]);
+		free(machine->blk_loops[i]);
+	}
 	mb_console_destroy(machine->console);
 	mb_rng_destroy(machine->rng);
 	mb_pci_bus_destroy(machine->pci);

@@ -63,6 +63,7 @@ struct mb_machine {
 	struct mb_rng *rng;
 	struct mb_blk *blk[MB_MAX_DISKS];
 	struct mb_net *net[MB_MAX_NETS];
+	struct mb_loop **blk_loops[MB_MAX_DISKS], **net_loops[MB_MAX_NETS]; /* of their queues */
 	struct mb_region splash_text, splash_exit;
 
 	/* Requests to the main loop. Any thread. */
