@@ -29,18 +29,31 @@ struct mb_boot_config {
 	uint64_t rsdp_gpa;	 /* 0: no ACPI */
 };
 
-/* Every error names the file, says what is wrong with it and what is expected. */
+/*
+ * Puts the kernel, its initrd and what they need into RAM, straight from the files; RAM must be as
+ * created or cleared: what a kernel expects to be zero is not written. start is for the first vCPU.
+ * Nothing of a file is believed before it is checked. Every error names the file, says what is wrong
+ * with it and what is expected; where memory is short, how much is enough:
+ *
+ *   -ENOENT, -EACCES, -EISDIR ...  it cannot be opened       -ENOMEM  it needs more RAM
+ *   -ENOEXEC                       it is not a kernel        -EFBIG   no amount of RAM is enough
+ *   -ENOTSUP                       too old, too new, 32-bit  -E2BIG   the command line is too long
+ *   -EINVAL                        damaged or truncated      -EIO     it shrank while it was read
+ */
 int mb_boot_load(struct mb_ram *ram, const struct mb_boot_config *config,
 	struct mb_vcpu_start *start, struct mb_error *err);
 
 /*
- * Loads the PT_LOAD segments of a 64-bit ELF image in memory; *entry is its entry point. Used for
- * splash and by mb_boot_load for nothing else than tests: `name` is for messages.
+ * Loads the PT_LOAD segments of a 64-bit ELF image in memory to their physical addresses, 1 MiB and
+ * above; *entry is its entry point. Used for splash: `name` is for messages. RAM as for mb_boot_load.
  */
 int mb_boot_load_elf_image(struct mb_ram *ram, const void *image, uint64_t len, const char *name,
 	uint64_t *entry, struct mb_error *err);
 
-/* Identity-maps the first 4 GiB with 2 MiB pages at MB_BOOT_PAGE_TABLES, supervisor and user; cr3 = that. */
+/*
+ * Identity-maps the first 4 GiB with 2 MiB pages, supervisor and user; the tables are at
+ * MB_BOOT_PAGE_TABLES, which is the value for CR3.
+ */
 int mb_boot_page_tables(struct mb_ram *ram, struct mb_error *err);
 
 #endif
