@@ -11,9 +11,9 @@ struct mb_acpi_config {
 };
 
 /*
- * Writes RSDP, XSDT, FADT (hardware-reduced), MADT, MCFG, SSDT and DSDT at MB_BOOT_ACPI; *rsdp_gpa is
- * where the RSDP is. ACPI 6.5, chapter 5. vCPU i has APIC id and processor UID i: local APIC entries up
- * to 254, local x2APIC above. n_vcpus is 1..MB_MAX_VCPUS, others are -EINVAL.
+ * Writes RSDP, XSDT, FADT (hardware-reduced), MADT, MCFG, SSDT and DSDT at MB_BOOT_ACPI; *rsdp_gpa
+ * is where the RSDP is. ACPI 6.5, chapter 5. vCPU i has APIC id and processor UID i: local APIC
+ * entries up to 254, local x2APIC above. n_vcpus is 1..MB_MAX_VCPUS, others are -EINVAL.
  */
 int mb_acpi_write(struct mb_ram *ram, const struct mb_acpi_config *config, uint64_t *rsdp_gpa,
 	struct mb_error *err);

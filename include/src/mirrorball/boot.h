@@ -10,7 +10,7 @@
 /*
  * Puts a guest into RAM and says where its first vCPU starts. Low memory while booting:
  *
- *   0x0000_7000   boot_params ("zero page")        0x0000_9000   identity page tables (6 pages: 4 GiB)
+ *   0x0000_7000   boot_params ("zero page")        0x0000_9000   identity page tables (24 KiB)
  *   0x0002_0000   command line                     0x0000_6000   PVH start info and memory map
  *   0x0009_fc00   end of low RAM in e820           0x000e_0000   ACPI tables (RSDP first)
  *   0x0010_0000   kernel (or where it asks to be)  end of low RAM, downwards: initrd
@@ -32,8 +32,8 @@ struct mb_boot_config {
 /*
  * Puts the kernel, its initrd and what they need into RAM, straight from the files; RAM must be as
  * created or cleared: what a kernel expects to be zero is not written. start is for the first vCPU.
- * Nothing of a file is believed before it is checked. Every error names the file, says what is wrong
- * with it and what is expected; where memory is short, how much is enough:
+ * Nothing of a file is believed before it is checked. Every error names the file, says what is
+ * wrong with it and what is expected; where memory is short, how much is enough:
  *
  *   -ENOENT, -EACCES, -EISDIR ...  it cannot be opened       -ENOMEM  it needs more RAM
  *   -ENOEXEC                       it is not a kernel        -EFBIG   no amount of RAM is enough
@@ -44,8 +44,8 @@ int mb_boot_load(struct mb_ram *ram, const struct mb_boot_config *config,
 	struct mb_vcpu_start *start, struct mb_error *err);
 
 /*
- * Loads the PT_LOAD segments of a 64-bit ELF image in memory to their physical addresses, 1 MiB and
- * above; *entry is its entry point. Used for splash: `name` is for messages. RAM as for mb_boot_load.
+ * Loads the PT_LOAD segments of a 64-bit ELF image in memory to their physical addresses, 1 MiB
+ * and above; *entry is its entry point. Used for splash: `name` is for messages. RAM must be zero.
  */
 int mb_boot_load_elf_image(struct mb_ram *ram, const void *image, uint64_t len, const char *name,
 	uint64_t *entry, struct mb_error *err);
