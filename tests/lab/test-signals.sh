@@ -3,7 +3,7 @@
 # However a lab is ended, no emulator and no file of it stays behind.
 . "$(dirname "$0")/test-common.sh"
 
-# children PID: whether an emulator of this process is there
+# emulator_of PID: whether an emulator of this process is there
 emulator_of() { pgrep -P "$1" -f qemu-system; }
 
 for signal in TERM INT KILL; do
@@ -17,7 +17,8 @@ for signal in TERM INT KILL; do
 	expect "$signal: its directory is there" 0 "$(test -d "$run"; echo $?)"
 	kill -s "$signal" "$pid"
 	wait "$pid" 2>/dev/null
-	expect "$signal: status" $((128 + $(kill -l "$signal"))) $?
+	status=$?
+	expect "$signal: status" $((128 + $(kill -l "$signal"))) "$status"
 	for _ in 1 2 3 4 5 6 7 8 9 10; do
 		kill -0 "$emulator" 2>/dev/null || break
 		sleep 0.2
