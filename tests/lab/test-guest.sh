@@ -18,7 +18,7 @@ kernel=$1 wanted=$2 append=$3
 shift 3
 guest-initrd "$kernel" /in/hello.sh >/tmp/initrd
 for attempt in 1 2; do
-	timeout 90 qemu-system-x86_64 -accel kvm -cpu host -M pc -nodefaults -no-user-config \
+	timeout 240 qemu-system-x86_64 -accel kvm -cpu host -M pc -nodefaults -no-user-config \
 		-display none -no-reboot -serial stdio -m 512 \
 		-kernel "/lab/guest/vmlinuz-$kernel" -initrd /tmp/initrd "$@" \
 		-append "console=ttyS0 quiet panic=-1 $append" </dev/null >/tmp/console 2>&1
@@ -32,7 +32,7 @@ tr -d '\r' </tmp/console
 END
 chmod +x "$tmp/boot.sh"
 
-"$lab" --in "$tmp/hello.sh" --in "$tmp/boot.sh" -- bash -c '
+"$lab" --time 30m --in "$tmp/hello.sh" --in "$tmp/boot.sh" -- bash -c '
 	./boot.sh cloud-6.1 "^MB-INIT [0-9]" mb.init=poweroff
 	disk=0
 	for kernel in cloud-6.1 cloud-6.12 full-6.1; do
