@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Views and routes on a fake KVM: what the monitor asks of it with 1, 2 and 8 address spaces. */
+#include "fake_kvm.h"
+
+#include <check.h>
+#include <errno.h>
+#include <mirrorball/ram.h>
+#include <mirrorball/vcpu.h>
+#include <string.h>
+#include <unistd.h>
+
+#define N_VCPUS	  8u
+#define RAM_BYTES (4ull << 30) /* 3 GiB below the PCI hole, 1 GiB above 4 GiB */
+
+static struct fake_kvm fake;
+static struct mb_host host;
+static struct mb_vm *vm;
+static struct mb_ram *ram;
+static struct mb_vcpus *vcpus;
+
+/* A guest whose vCPU 0 has sent INIT and SIPI to those below n_woken; the others wait for theirs. */
+static unsigned n_woken;
+
+static int run_guest(void *ctx, struct fake_vcpu *vcpu)
+{
+	for (;;) {
+		if (__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST))
+			return -EINTR;
+		if (vcpu->mp_state.mp_state == KVM_MP_STATE_UNINITIALIZED &&
+			vcpu->id < __atomic_load_n(&n_woken, __ATOMIC_SEQ_CST)) {
+			/* KVM_RUN ends when the vCPU leaves that state (kvm_arch_vcpu_ioctl_run). */
+			vcpu->mp_state.mp_state = KVM_MP_STATE_RUNNABLE;
+			return -EAGAIN;
+		}
+		usleep(100);
+	}
+}
+
+static void on_pio(void *ctx, struct mb_vcpu *vcpu, uint16_t port, bool write, void *data,
+	unsigned size, unsigned count)
+{
+}
+
+static void on_mmio(void *ctx, struct mb_vcpu *vcpu, uint64_t gpa, bool write, void *data, unsigned len)
+{
+}
+
+static void on_eoi(void *ctx, uint8_t vector)
+{
+}
+
+static void on_event(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, const char *text)
+{
+	ck_abort_msg("vCPU %u: %s", mb_vcpu_index(vcpu), text);
+}
+
+static const struct mb_vcpu_ops ops = {
+	.pio = on_pio, .mmio = on_mmio, .ioapic_eoi = on_eoi, .event = on_event};
+
+static void make(unsigned n_views, bool x2apic_ids)
+{
+	struct mb_vm_config vc = {.n_views = n_views, .x2apic_ids = x2apic_ids};
+	uint8_t view[N_VCPUS];
+	struct mb_vcpus_config config = {.n_vcpus = N_VCPUS, .view = view, .ops = &ops};
+	struct mb_error err;
+
+	for (unsigned i = 0; i < N_VCPUS; i++)
+		view[i] = (uint8_t)(i * n_views / N_VCPUS);
+	fake_kvm_init(&fake);
+	fake.cap[KVM_CAP_MULTI_ADDRESS_SPACE] = (int)n_views;
+	fake.run = run_guest;
+	n_woken = 0;
+	fake_kvm_host(&fake, &host);
+	ck_assert_uint_eq(host.n_views, n_views);
+	ck_assert_msg(!mb_vm_create(&host, &vc, &vm, &err), "%s", err.text);
+	ck_assert_msg(!mb_ram_create(vm, RAM_BYTES, &ram, &err), "%s", err.text);
+	ck_assert_msg(!mb_vcpus_create(vm, &config, &vcpus, &err), "%s", err.text);
+}
+
+static void finish(void)
+{
+	mb_vcpus_destroy(vcpus);
+	mb_ram_destroy(ram);
+	mb_vm_destroy(vm);
+	ck_assert_uint_eq(fake.n_errors, 0);
+	fake_kvm_finish(&fake);
+}
+
+static bool in_smm(unsigned i)
+{
+	struct fake_vm *fvm = fake_kvm_vm(&fake);
+
+	for (unsigned j = 0; j < fvm->n_vcpus; j++) {
+		if (fvm->vcpu[j]->id == i)
+			return fvm->vcpu[j]->events.smi.smm;
+	}
+	ck_abort_msg("no vCPU %u", i);
+	return false;
+}
+
+static void wait_for_view(unsigned i, unsigned view)
+{
+	for (unsigned n = 0; n < 5000; n++) {
+		if (mb_vcpu_current_view(mb_vcpus_at(vcpus, i)) == view)
+			return;
+		usleep(1000);
+	}
+	ck_abort_msg("vCPU %u did not enter view %u", i, view);
+}
+
+static const unsigned view_counts[] = {1, 2, 8};
+
+START_TEST(test_every_view_has_all_of_ram)
+{
+	unsigned n_views = view_counts[_i];
+	struct fake_vm *fvm;
+	void *seen[8];
+
+	make(n_views, false);
+	fvm = fake_kvm_vm(&fake);
+	ck_assert_uint_eq(fvm->n_memslots, 2 * n_views);
+	for (unsigned k = 0; k < n_views; k++) {
+		uint32_t *low = mb_vm_translate(vm, k, 0x1000, 4), value = 0xc0ffee00 + k;
+
+		ck_assert_ptr_nonnull(low);
+		ck_assert_ptr_nonnull(mb_vm_translate(vm, k, MB_RAM_HIGH_BASE, 1u << 30));
+		ck_assert_ptr_null(mb_vm_translate(vm, k, MB_RAM_LOW_MAX - 1, 2));
+		ck_assert_uint_eq((uintptr_t)low % MB_RAM_ALIGN, 0x1000);
+		seen[k] = low;
+		/* Different mappings of the same memory. */
+		for (unsigned j = 0; j < k; j++)
+			ck_assert_ptr_ne(seen[j], low);
+		mb_dma_write(mb_ram_dma(ram), 0x1000, &value, 4);
+		for (unsigned j = 0; j <= k; j++)
+			ck_assert_uint_eq(*(uint32_t *)seen[j], value);
+	}
+	for (unsigned i = 0; i < fvm->n_memslots; i++)
+		ck_assert_uint_lt(fvm->memslot[i].slot >> 16, n_views);
+	ck_assert_ptr_null(mb_vm_translate(vm, n_views, 0, 1));
+	finish();
+}
+END_TEST
+
+START_TEST(test_enters_its_view_after_sipi)
+{
+	unsigned n_views = view_counts[_i];
+
+	make(n_views, false);
+	mb_vcpus_resume(vcpus);
+	usleep(5000);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		/* INIT is ignored in that mode: not before the SIPI. */
+		ck_assert(!in_smm(i));
+		ck_assert_uint_eq(mb_vcpu_current_view(mb_vcpus_at(vcpus, i)), 0);
+	}
+	for (unsigned woken = 2; woken <= N_VCPUS; woken++) {
+		__atomic_store_n(&n_woken, woken, __ATOMIC_SEQ_CST);
+		wait_for_view(woken - 1, (woken - 1) * n_views / N_VCPUS);
+	}
+	mb_vcpus_pause(vcpus);
+	for (unsigned i = 0; i < N_VCPUS; i++)
+		ck_assert_int_eq(in_smm(i), i * n_views / N_VCPUS > 0);
+
+	/* A reset brings everyone back to view 0, waiting for its SIPI; and then it goes again. */
+	__atomic_store_n(&n_woken, 0, __ATOMIC_SEQ_CST);
+	ck_assert_int_eq(mb_vcpus_reset(vcpus), 0);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		ck_assert(!in_smm(i));
+		ck_assert_uint_eq(mb_vcpu_current_view(mb_vcpus_at(vcpus, i)), 0);
+	}
+	mb_vcpus_resume(vcpus);
+	__atomic_store_n(&n_woken, N_VCPUS, __ATOMIC_SEQ_CST);
+	wait_for_view(N_VCPUS - 1, (N_VCPUS - 1) * n_views / N_VCPUS);
+	finish();
+}
+END_TEST
+
+START_TEST(test_enters_its_view_at_a_direct_start)
+{
+	struct mb_vcpu_start start = {.rip = 0x100000, .long_mode = true};
+
+	make(2, false);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		ck_assert_int_eq(mb_vcpu_set_start(mb_vcpus_at(vcpus, i), &start), 0);
+		ck_assert_int_eq(in_smm(i), i >= N_VCPUS / 2);
+		ck_assert_uint_eq(mb_vcpu_current_view(mb_vcpus_at(vcpus, i)), i >= N_VCPUS / 2);
+	}
+	finish();
+}
+END_TEST
+
+START_TEST(test_no_second_view)
+{
+	struct mb_vm_config vc = {.n_views = 2};
+	struct mb_error err;
+
+	fake_kvm_init(&fake);
+	fake.cap[KVM_CAP_X86_SMM] = 0; /* an address space that no vCPU can be moved to */
+	fake_kvm_host(&fake, &host);
+	ck_assert_uint_eq(host.n_views, 1);
+	ck_assert_int_eq(mb_vm_create(&host, &vc, &vm, &err), -EINVAL);
+	fake_kvm_finish(&fake);
+}
+END_TEST
+
+START_TEST(test_missing_capability)
+{
+	struct mb_error err;
+
+	for (unsigned i = 0; i < MB_N_CAPS; i++) {
+		int rc;
+
+		fake_kvm_init(&fake);
+		fake.cap[mb_cap_infos[i].kvm_cap] = 0;
+		fake_kvm_host(&fake, &host);
+		rc = mb_host_check(&host, &err);
+		if (mb_cap_infos[i].need == MB_CAP_REQUIRED) {
+			ck_assert_int_eq(rc, -ENOTSUP);
+			ck_assert_msg(strstr(err.text, mb_cap_infos[i].name) != NULL, "%s", err.text);
+		} else {
+			ck_assert_int_eq(rc, 0);
+		}
+		fake_kvm_finish(&fake);
+	}
+}
+END_TEST
+
+START_TEST(test_routes)
+{
+	struct fake_vm *fvm;
+	unsigned gsi, n;
+
+	make(1, false);
+	fvm = fake_kvm_vm(&fake);
+	ck_assert_int_eq(mb_vm_gsi_alloc(vm, &gsi), 0);
+	ck_assert_uint_eq(gsi, MB_IOAPIC_PINS);
+	ck_assert_int_eq(mb_vm_gsi_route(vm, gsi, 0xfee01000, 0x41), 0);
+	ck_assert_int_eq(mb_vm_gsi_route(vm, 4, 0xfee02000, 0x42), 0);
+	n = fake_kvm_n_calls(&fake, KVM_SET_GSI_ROUTING);
+	ck_assert_int_eq(mb_vm_gsi_route(vm, 4, 0xfee02000, 0x42), 0); /* the same again costs nothing */
+	ck_assert_uint_eq(fake_kvm_n_calls(&fake, KVM_SET_GSI_ROUTING), n);
+	ck_assert_uint_eq(fvm->n_routes, 2);
+	ck_assert_uint_eq(fvm->route[1].u.msi.address_lo, 0xfee01000);
+	ck_assert_uint_eq(fvm->route[1].u.msi.address_hi, 0);
+	mb_vm_gsi_free(vm, gsi);
+	ck_assert_uint_eq(fvm->n_routes, 1);
+	ck_assert_int_eq(mb_vm_gsi_route(vm, 4096, 0xfee01000, 0x41), -EINVAL);
+	for (n = 0; !mb_vm_gsi_alloc(vm, &gsi); n++)
+		;
+	ck_assert_uint_eq(n, 4096 - MB_IOAPIC_PINS);
+	finish();
+}
+END_TEST
+
+/* APIC id 0x1234: bits 7:0 where they always are, bits 14:8 in address bits 11:5. */
+START_TEST(test_extended_destination)
+{
+	struct fake_vm *fvm;
+
+	make(1, true);
+	fvm = fake_kvm_vm(&fake);
+	ck_assert_int_eq(mb_vm_msi_send(vm, 0xfee00000 | 0x34 << 12 | 0x12 << 5, 0x51), 0);
+	ck_assert_uint_eq(fvm->n_msis, 1);
+	ck_assert_uint_eq(fvm->msi[0].address_lo, 0xfee34000);
+	ck_assert_uint_eq(fvm->msi[0].address_hi, 0x1200);
+	finish();
+}
+END_TEST
+
+START_TEST(test_failures_leave_nothing)
+{
+	static const unsigned long requests[] = {KVM_CREATE_VCPU, KVM_SET_CPUID2, KVM_SET_MSRS,
+		KVM_GET_LAPIC, KVM_GET_MSR_INDEX_LIST};
+	struct mb_vm_config vc = {.n_views = 1};
+	struct mb_vcpus_config config = {.n_vcpus = N_VCPUS, .ops = &ops};
+	struct mb_error err;
+	struct mb_vcpus *none;
+
+	fake_kvm_init(&fake);
+	fake_kvm_host(&fake, &host);
+	fake_kvm_fail(&fake, KVM_CREATE_VM, -ENOMEM, 0);
+	ck_assert_int_eq(mb_vm_create(&host, &vc, &vm, &err), -ENOMEM);
+	fake_kvm_fail(&fake, KVM_CREATE_VM, 0, 0);
+	fake_kvm_finish(&fake);
+
+	fake_kvm_init(&fake);
+	fake_kvm_host(&fake, &host);
+	fake_kvm_fail(&fake, requests[_i], -ENOMEM, _i == 0 ? 3 : 0);
+	ck_assert_int_eq(mb_vm_create(&host, &vc, &vm, &err), 0);
+	ck_assert_int_eq(mb_vcpus_create(vm, &config, &none, &err), -ENOMEM);
+	ck_assert_msg(strstr(err.text, "vCPU") != NULL, "%s", err.text);
+	mb_vm_destroy(vm);
+	fake_kvm_finish(&fake);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("views");
+	TCase *tc = tcase_create("views");
+	SRunner *sr = srunner_create(s);
+	int failed;
+
+	tcase_add_loop_test(tc, test_every_view_has_all_of_ram, 0, 3);
+	tcase_add_loop_test(tc, test_enters_its_view_after_sipi, 0, 3);
+	tcase_add_test(tc, test_enters_its_view_at_a_direct_start);
+	tcase_add_test(tc, test_no_second_view);
+	tcase_add_test(tc, test_missing_capability);
+	tcase_add_test(tc, test_routes);
+	tcase_add_test(tc, test_extended_destination);
+	tcase_add_loop_test(tc, test_failures_leave_nothing, 0, 5);
+	tcase_set_timeout(tc, 60);
+	suite_add_tcase(s, tc);
+	srunner_run_all(sr, CK_NORMAL);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? 1 : 0;
+}
