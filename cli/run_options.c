@@ -300,9 +300,6 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 	if (config->cmdline && !config->kernel_path)
 		return mb_error_set(err, EINVAL, "--append: there is no --kernel that it is for%s",
 			config->splash ? "; splash takes its arguments after the program" : "");
-	if (config->console == MB_CONSOLE_VIRTIO && !config->kernel_path)
-		return mb_error_set(err, EINVAL,
-			"--console virtio: splash has no driver for it; use serial or off");
 	if (run->json && !run->dry_run)
 		return mb_error_set(err, EINVAL, "--json: only together with --dry-run");
 	for (unsigned i = 0; i < config->n_disks; i++)

@@ -5,13 +5,14 @@ source "$(dirname "$0")/lib.sh"
 need_kvm
 guest hello
 truncate -s 3M web1.img 'a,b.img'
-before=$(stat -c '%Y %s' web1.img)
+printf 'contents' | dd of=web1.img conv=notrunc status=none
+before=$(sha256sum web1.img)
 
 expect 0 '^splash +radix keys=1M$' "$MIRRORBALL" run --dry-run splash radix keys=1M
 ! grep -q ops <<<"$out" || bad "--dry-run ran the guest"
 expect 0 '^kernel +hello.elf' "$MIRRORBALL" run --dry-run --kernel hello.elf --disk web1.img
 grep -qE '^name +web1$' <<<"$out" || bad "no name from the disk: $out"
-[ "$before" = "$(stat -c '%Y %s' web1.img)" ] || bad "--dry-run changed the disk"
+[ "$before" = "$(sha256sum web1.img)" ] || bad "--dry-run changed the disk"
 expect 1 'no such file' "$MIRRORBALL" run --dry-run --kernel missing
 expect 1 'no such file' "$MIRRORBALL" run --dry-run --disk missing splash hello
 

@@ -67,7 +67,7 @@ for ms in 0 1 2 3 5 8 10 15 20 30 50; do
 done
 
 # A sanitizer has handlers of its own for these.
-if [ "${MB_BUILD##*/}" != asan ]; then
+if [ "$(basename "${MB_BUILD-}")" != asan ]; then
 	signalled 139 '' 'SEGV' --kernel halt.elf
 	signalled 134 '' 'ABRT' --kernel halt.elf
 fi
