@@ -413,15 +413,23 @@ void mb_virtq_unpop(struct mb_virtq *vq, struct mb_chain *chain)
 	put_chain(vq, chain, chain->n_out + chain->n_in);
 }
 
+void mb_virtq_push_all(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
+	unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		assert(written[i] <= chains[i]->in_bytes);
+		/* The hold ends before the guest may take the memory for something else. */
+		put_chain(vq, chains[i], chains[i]->n_out + chains[i]->n_in);
+	}
+	if (vq->packed)
+		mb_packed_use(vq, chains, written, n);
+	else
+		mb_split_use(vq, chains, written, n);
+}
+
 void mb_virtq_push(struct mb_virtq *vq, struct mb_chain *chain, uint32_t written)
 {
-	assert(written <= chain->in_bytes);
-	/* The hold ends before the guest may take the memory for something else. */
-	put_chain(vq, chain, chain->n_out + chain->n_in);
-	if (vq->packed)
-		mb_packed_use(vq, chain, written);
-	else
-		mb_split_use(vq, chain, written);
+	mb_virtq_push_all(vq, &chain, &written, 1);
 }
 
 void mb_virtq_signal(struct mb_virtq *vq)

@@ -120,8 +120,11 @@ int mb_packed_next(struct mb_virtq *vq, struct mb_gather *g);
 /* Moves past the chain that next returned, or back over the last one. */
 void mb_split_advance(struct mb_virtq *vq, unsigned n_desc, bool back);
 void mb_packed_advance(struct mb_virtq *vq, unsigned n_desc, bool back);
-void mb_split_use(struct mb_virtq *vq, const struct mb_chain *chain, uint32_t written);
-void mb_packed_use(struct mb_virtq *vq, const struct mb_chain *chain, uint32_t written);
+/* Gives n chains back, visible to the driver all at once. */
+void mb_split_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
+	unsigned n);
+void mb_packed_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
+	unsigned n);
 /* Whether the driver wants an interrupt for the last n used; caller has put the barrier before. */
 bool mb_split_wants_signal(struct mb_virtq *vq, uint32_t n);
 bool mb_packed_wants_signal(struct mb_virtq *vq, uint32_t n);

@@ -101,20 +101,30 @@ void mb_packed_advance(struct mb_virtq *vq, unsigned n_desc, bool back)
 	vq->n_desc_out += back ? -n_desc : n_desc;
 }
 
-void mb_packed_use(struct mb_virtq *vq, const struct mb_chain *chain, uint32_t written)
+void mb_packed_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
+	unsigned n)
 {
-	struct vring_packed_desc *d = desc_at(vq, vq->used_idx);
-	unsigned flags = vq->used_wrap ? FLAG_AVAIL | FLAG_USED : 0;
+	struct vring_packed_desc *first = desc_at(vq, vq->used_idx);
+	uint16_t first_flags = 0;
 
-	if (written)
-		flags |= VRING_DESC_F_WRITE; /* 2.8.4 */
-	__atomic_store_n(&d->id, chain->head, __ATOMIC_RELAXED);
-	__atomic_store_n(&d->len, written, __ATOMIC_RELAXED);
-	/* The rest of the descriptor and the data before the flags. */
-	__atomic_store_n(&d->flags, (uint16_t)flags, __ATOMIC_RELEASE);
-	move(vq, &vq->used_idx, &vq->used_wrap, chain->n_desc, false);
-	vq->n_desc_out -= chain->n_desc;
-	vq->n_unsignalled += chain->n_desc;
+	for (unsigned i = 0; i < n; i++) {
+		struct vring_packed_desc *d = desc_at(vq, vq->used_idx);
+		unsigned flags = vq->used_wrap ? FLAG_AVAIL | FLAG_USED : 0;
+
+		if (written[i])
+			flags |= VRING_DESC_F_WRITE; /* 2.8.4 */
+		__atomic_store_n(&d->id, chains[i]->head, __ATOMIC_RELAXED);
+		__atomic_store_n(&d->len, written[i], __ATOMIC_RELAXED);
+		if (i)
+			__atomic_store_n(&d->flags, (uint16_t)flags, __ATOMIC_RELEASE);
+		else
+			first_flags = (uint16_t)flags;
+		move(vq, &vq->used_idx, &vq->used_wrap, chains[i]->n_desc, false);
+		vq->n_desc_out -= chains[i]->n_desc;
+		vq->n_unsignalled += chains[i]->n_desc;
+	}
+	/* The driver goes on from the first: it is the last to appear, after data and the rest. */
+	__atomic_store_n(&first->flags, first_flags, __ATOMIC_RELEASE);
 }
 
 bool mb_packed_wants_signal(struct mb_virtq *vq, uint32_t n)

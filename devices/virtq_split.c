@@ -102,15 +102,19 @@ void mb_split_advance(struct mb_virtq *vq, unsigned n_desc, bool back)
 	vq->next_avail += back ? -1 : 1;
 }
 
-void mb_split_use(struct mb_virtq *vq, const struct mb_chain *chain, uint32_t written)
+void mb_split_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
+	unsigned n)
 {
-	struct vring_used_elem *elem = used_field(vq, 4 + 8 * (vq->used_idx & (vq->p.size - 1u)));
+	for (unsigned i = 0; i < n; i++) {
+		struct vring_used_elem *elem =
+			used_field(vq, 4 + 8 * (vq->used_idx & (vq->p.size - 1u)));
 
-	__atomic_store_n(&elem->id, (uint32_t)chain->head, __ATOMIC_RELAXED);
-	__atomic_store_n(&elem->len, written, __ATOMIC_RELAXED);
-	vq->used_idx++;
-	vq->n_unsignalled++;
-	/* 2.7.8.2: the entry and the data before idx. */
+		__atomic_store_n(&elem->id, (uint32_t)chains[i]->head, __ATOMIC_RELAXED);
+		__atomic_store_n(&elem->len, written[i], __ATOMIC_RELAXED);
+		vq->used_idx++;
+	}
+	vq->n_unsignalled += n;
+	/* 2.7.8.2: the entries and the data before idx. */
 	__atomic_store_n((uint16_t *)used_field(vq, 2), vq->used_idx, __ATOMIC_RELEASE);
 }
 

@@ -61,6 +61,9 @@ int mb_virtq_pop(struct mb_virtq *vq, struct mb_chain **chain);
 void mb_virtq_unpop(struct mb_virtq *vq, struct mb_chain *chain);
 /* The device is done with the chain and has written `written` (at most in_bytes) to its in-part. */
 void mb_virtq_push(struct mb_virtq *vq, struct mb_chain *chain, uint32_t written);
+/* The same for n chains, 1 or more, which the driver sees all at once: the buffers of one packet. */
+void mb_virtq_push_all(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
+	unsigned n);
 /* Interrupts the guest if it wants that for what was pushed since. Call once per batch. */
 void mb_virtq_signal(struct mb_virtq *vq);
 
