@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_BLK_IMPL_H
+#define MIRRORBALL_BLK_IMPL_H
+
+#include <liburing.h>
+#include <linux/virtio_blk.h>
+#include <linux/virtio_ids.h>
+#include <mirrorball/blk.h>
+#include <mirrorball/log.h>
+#include <mirrorball/range.h>
+
+/*
+ * The block device's parts, private to devices/:  blk.c speaks virtio, blk_io.c moves the bytes
+ * with io_uring, blk_file.c opens, locks and measures the file.
+ */
+#define MB_BLK_SECTOR	     512u
+#define MB_BLK_HEADER	     16u /* struct virtio_blk_outhdr */
+#define MB_BLK_QUEUE_SIZE    256u
+#define MB_BLK_BOUNCE_BYTES  (64u << 10)
+#define MB_BLK_N_BOUNCE	     16u	/* a queue */
+#define MB_BLK_ZERO_BYTES    (1u << 20) /* largest write of the write-zeroes fallback */
+#define MB_BLK_MAX_SEGMENTS  32u	/* of a discard or write-zeroes request */
+#define MB_BLK_RANGE_SECTORS (1u << 22) /* 2 GiB: largest discard or write-zeroes segment */
+
+/* What the file underneath is and can do. */
+struct mb_blk_file {
+	int fd;
+	bool readonly;
+	bool block_device;
+	bool direct;	      /* O_DIRECT is on */
+	bool can_punch;	      /* fallocate can give blocks back */
+	uint64_t n_sectors;   /* of 512 bytes */
+	uint32_t mem_align;   /* direct I/O: alignment of memory, 1 when buffered */
+	uint32_t io_align;    /* direct I/O: alignment of offsets and lengths, 1 when buffered */
+	uint32_t block_bytes; /* the logical block that the guest is told */
+	uint32_t phys_bytes;  /* writes smaller than this cost a read */
+	uint32_t min_io_bytes;
+	uint32_t opt_io_bytes; /* 0: unknown */
+	uint32_t align_bytes;  /* where the first physical block starts */
+};
+
+int mb_blk_file_open(struct mb_blk_file *file, const char *path, bool readonly, bool direct,
+	struct mb_error *err);
+void mb_blk_file_close(struct mb_blk_file *file);
+
+enum mb_blk_op {
+	MB_BLK_GUEST,  /* read or write straight from or to guest memory */
+	MB_BLK_BOUNCE, /* the same through a bounce buffer: guest memory is not aligned */
+	MB_BLK_FSYNC,
+	MB_BLK_FALLOCATE, /* mode is in req->mode */
+	MB_BLK_ZERO,	  /* writes zeroes: fallocate cannot */
+};
+
+/*
+ * A request: a slot of its queue from pop to push. It has at most one operation in flight and goes
+ * on to the next when that completes.
+ */
+struct mb_blk_req {
+	struct mb_blk_queue *q;
+	struct mb_blk_req *next; /* in the free list, or waiting for a bounce buffer */
+	struct mb_chain *chain;
+	uint32_t type; /* VIRTIO_BLK_T_* */
+	enum mb_blk_op op;
+	bool dsync;	 /* each write is to be durable when it completes */
+	bool sync_after; /* one more fdatasync before the guest is told */
+	uint8_t n_again;
+	int mode;	  /* of fallocate */
+	uint64_t offset;  /* of the next byte in the file */
+	uint64_t left;	  /* bytes to go in this transfer or segment */
+	uint64_t done;	  /* bytes of data transferred */
+	unsigned segment; /* next one of discard or write-zeroes */
+	unsigned n_segments;
+
+	/*
+	 * The data in guest memory that is left. iov points into chain->iov, whose first and last
+	 * entry are cut to fit: what they were is kept here and put back before the push.
+	 */
+	struct iovec *iov;
+	unsigned n_iov;
+	struct iovec *cut_first, *cut_last;
+	struct iovec first, last;
+	uint8_t *bounce;
+};
+
+struct mb_blk_queue {
+	struct mb_blk *blk;
+	struct mb_virtq *vq; /* NULL: not started */
+	struct io_uring ring;
+	bool has_ring;
+	struct mb_watch watch; /* the ring's descriptor */
+	bool stopping;
+	uint64_t features;
+	unsigned n_inflight; /* operations that the ring has, or will have at the next submit */
+	struct mb_blk_req *reqs, *free_reqs;
+	struct mb_blk_req *waiting, **waiting_last; /* for a bounce buffer */
+	uint8_t *bounces;
+	uint8_t *free_bounces[MB_BLK_N_BOUNCE];
+	unsigned n_free_bounces;
+};
+
+struct mb_blk {
+	struct mb_virtio *vdev;
+	struct mb_blk_file file;
+	char *name; /* "disk PATH" */
+	char serial[20];
+	unsigned n_queues;
+	struct mb_loop *const *loops;
+	struct mb_blk_queue *queues;
+	void *zeroes; /* MB_BLK_ZERO_BYTES of the zero page */
+	struct mb_ratelimit rl;
+
+	/* Shared between the queues' threads and vCPUs; atomic, relaxed: each stands alone. */
+	bool wce;	/* the driver's choice, VIRTIO_BLK_F_CONFIG_WCE */
+	bool sync_owed; /* write-back was switched off: the next request syncs what came before */
+	bool no_zero_range; /* the file system has no FALLOC_FL_ZERO_RANGE */
+	bool flush_failed;
+};
+
+/* ---- blk_io.c; on the queue's thread ---- */
+
+int mb_blk_queue_init(struct mb_blk_queue *q, struct mb_blk *blk, struct mb_error *err);
+void mb_blk_queue_finish(struct mb_blk_queue *q);
+
+/* Puts the request's next operation into the ring, or makes it wait for a bounce buffer. */
+void mb_blk_issue(struct mb_blk_req *req);
+/* Gives everything issued to the kernel. */
+void mb_blk_submit(struct mb_blk_queue *q);
+/* Handles the completions that are there, submits what follows from them. */
+void mb_blk_reap(struct mb_blk_queue *q);
+/* Waits for everything in flight; no request is left afterwards, nothing is pushed. */
+void mb_blk_drain(struct mb_blk_queue *q);
+
+/* Points the request at its data: `skip` bytes into the out-part (a write), or the in-part less the
+ * status byte (a read). */
+void mb_blk_data(struct mb_blk_req *req, bool write, uint64_t skip);
+/* The chain's buffers as they were: before anything else looks at them. */
+void mb_blk_restore(struct mb_blk_req *req);
+void mb_blk_req_put(struct mb_blk_req *req);
+
+/* ---- blk.c; called from blk_io.c ---- */
+
+/* The data, range or sync of the request is done (err 0) or failed (a positive errno). */
+void mb_blk_done(struct mb_blk_req *req, int err);
+
+#endif
