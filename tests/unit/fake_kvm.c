@@ -175,9 +175,9 @@ static int vcpu_state(struct fake_vcpu *vcpu, unsigned long request, void *arg, 
 		{KVM_GET_MP_STATE, KVM_SET_MP_STATE, &vcpu->mp_state, sizeof(vcpu->mp_state)},
 		{KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, &vcpu->events, sizeof(vcpu->events)},
 		{KVM_GET_LAPIC, KVM_SET_LAPIC, &vcpu->lapic, sizeof(vcpu->lapic)},
-		{KVM_GET_XSAVE, KVM_SET_XSAVE, &vcpu->xsave, sizeof(vcpu->xsave)},
+		{KVM_GET_XSAVE, KVM_SET_XSAVE, vcpu->xsave, sizeof(vcpu->xsave)},
 #ifdef KVM_GET_XSAVE2
-		{KVM_GET_XSAVE2, KVM_SET_XSAVE, &vcpu->xsave, sizeof(vcpu->xsave)},
+		{KVM_GET_XSAVE2, KVM_SET_XSAVE, vcpu->xsave, sizeof(vcpu->xsave)},
 #endif
 		{KVM_GET_XCRS, KVM_SET_XCRS, &vcpu->xcrs, sizeof(vcpu->xcrs)},
 		{KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, &vcpu->debugregs, sizeof(vcpu->debugregs)},
@@ -359,7 +359,7 @@ void fake_kvm_init(struct fake_kvm *fake)
 	fake->cap[KVM_CAP_MAX_VCPUS] = 1024;
 	fake->cap[KVM_CAP_MAX_VCPU_ID] = 4096;
 	fake->cap[KVM_CAP_NR_MEMSLOTS] = 32764;
-	fake->cap[KVM_CAP_XSAVE2] = sizeof(struct kvm_xsave);
+	fake->cap[KVM_CAP_XSAVE2] = sizeof(((struct fake_vcpu *)0)->xsave);
 }
 
 void fake_kvm_finish(struct fake_kvm *fake)

@@ -28,7 +28,7 @@ struct fake_vcpu {
 	struct kvm_mp_state mp_state;
 	struct kvm_vcpu_events events;
 	struct kvm_lapic_state lapic;
-	struct kvm_xsave xsave;
+	uint8_t xsave[4096]; /* struct kvm_xsave without its tail */
 	struct kvm_xcrs xcrs;
 	struct kvm_debugregs debugregs;
 	unsigned n_cpuid; /* entries of the last KVM_SET_CPUID2 */
