@@ -61,7 +61,8 @@ struct guest {
 	unsigned n;   /* vCPUs */
 	uint64_t khz; /* TSC; a guess when has_khz is false */
 	bool has_khz;
-	const struct program *program; /* what runs now */
+	const struct program *asked;   /* what the command line says */
+	const struct program *program; /* what runs now; changes while demo is what was asked for */
 	struct args args;
 	const char *title; /* the name that ok and FAILED are said for */
 	char note[120];	   /* what a program's check leaves for the report */

@@ -84,7 +84,7 @@ static void set_up(const struct mb_splash_info *info, uint64_t cr3)
 	}
 	guest.n = guest.info.n_vcpus;
 	memory_init();
-	guest.program = args_parse(guest.info.cmdline);
+	guest.asked = args_parse(guest.info.cmdline);
 }
 
 void run_program(struct cpu *self, const struct program *program)
@@ -181,10 +181,10 @@ void splash_main(struct cpu *self, const struct mb_splash_info *info, unsigned i
 		while (!__atomic_load_n(&guest.ready, __ATOMIC_ACQUIRE))
 			spin(&n);
 	}
-	if (guest.program == &program_demo) {
+	if (guest.asked == &program_demo) {
 		program_demo.run(self);
 	} else {
-		run_program(self, guest.program);
+		run_program(self, guest.asked);
 		if (!index)
 			report();
 	}
