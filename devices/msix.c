@@ -17,13 +17,15 @@ struct vector {
 	uint32_t word[N_WORDS]; /* the table entry as the guest sees it */
 	bool pending;
 	/*
-	 * Bound: gsi and fd are this vector's own and stay so until the end, whatever the guest does;
-	 * only the route follows the table.
+	 * Bound: gsi and fd are this vector's own and stay so until the end, whatever the guest
+	 * does; only the route follows the table.
 	 */
 	bool bound, unbindable;
 	unsigned gsi;
 	int fd;
-	/* fd while a write to it delivers what the table says, otherwise -1. Read without the lock. */
+	/*
+	 * fd while a write to it delivers what the table says, otherwise -1. Read without the lock.
+	 */
 	atomic_int live_fd;
 };
 
@@ -83,8 +85,8 @@ static uint64_t address(const struct vector *v)
 
 /*
  * A message is a write to memory; only the local APICs' window makes it an interrupt (SDM vol. 3,
- * 11.11.1). Anything else is the guest's mistake and is not delivered; it also must not reach KVM, which
- * refuses a whole routing table for one bad entry.
+ * 11.11.1). Anything else is the guest's mistake and is not delivered; it also must not reach KVM,
+ * which refuses a whole routing table for one bad entry.
  */
 static bool is_interrupt(const struct vector *v)
 {
@@ -238,8 +240,8 @@ void mb_msix_raise(struct mb_msix *msix, unsigned vector)
 		return;
 	v = &msix->vec[vector];
 	/*
-	 * A mask that is set at this moment may come too late for this message, as on a real bus; the
-	 * descriptor itself stays open.
+	 * A mask that is set at this moment may come too late for this message, as on a real bus;
+	 * the descriptor itself stays open.
 	 */
 	fd = atomic_load_explicit(&v->live_fd, memory_order_acquire);
 	if (fd >= 0) {

@@ -7,10 +7,11 @@
 #include <stdint.h>
 
 /*
- * MSI-X (PCI Local Bus 3.0, 6.8.2) of one function: table, pending bits, and a GSI with an eventfd for
- * each vector that was ever raised.
+ * MSI-X (PCI Local Bus 3.0, 6.8.2) of one function: table, pending bits, and a GSI with an eventfd
+ * for each vector that was ever raised.
  *
- * Lock: its own, under which nothing but the VM's routing is locked; so a device's loop may wait for it.
+ * Lock: its own, under which nothing but the VM's routing is locked; so a device's loop may wait
+ * for it.
  */
 struct mb_msix;
 
@@ -22,7 +23,9 @@ void mb_msix_destroy(struct mb_msix *msix);
 
 /* The capability's Enable and Function Mask bits. */
 void mb_msix_control(struct mb_msix *msix, bool enabled, bool masked);
-/* Offsets are inside the table or the pending bits; [offset, offset + len) may reach past the end. */
+/*
+ * Offsets are inside the table or the pending bits; [offset, offset + len) may reach past the end.
+ */
 void mb_msix_table_read(struct mb_msix *msix, uint64_t offset, void *data, unsigned len);
 void mb_msix_table_write(struct mb_msix *msix, uint64_t offset, const void *data, unsigned len);
 void mb_msix_pba_read(struct mb_msix *msix, uint64_t offset, void *data, unsigned len);

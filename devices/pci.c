@@ -57,7 +57,8 @@ struct mb_pci_bus {
 	struct mb_region ecam, ports;
 	uint32_t address; /* last write to 0xcf8; atomic */
 
-	pthread_mutex_t lock; /* configuration: protects what follows and all functions' registers */
+	pthread_mutex_t
+		lock; /* configuration: protects what follows and all functions' registers */
 	struct mb_pci_dev *dev[N_SLOTS];
 	struct config bridge;
 };
@@ -110,8 +111,8 @@ static void unmap_bar(struct mb_pci_dev *pdev)
 }
 
 /*
- * Puts the BAR where its registers say. The guest may say anything: while something else answers there
- * this BAR does not, and it is tried again whenever another BAR goes away.
+ * Puts the BAR where its registers say. The guest may say anything: while something else answers
+ * there this BAR does not, and it is tried again whenever another BAR goes away.
  */
 static void map_bar(struct mb_pci_dev *pdev)
 {
@@ -202,8 +203,8 @@ static bool hooked(const struct mb_pci_dev *pdev, unsigned at, unsigned len, uns
 	return true;
 }
 
-static void config_read(struct mb_pci_bus *pci, unsigned slot, unsigned at, uint8_t *data,
-	unsigned len)
+static void config_read(
+	struct mb_pci_bus *pci, unsigned slot, unsigned at, uint8_t *data, unsigned len)
 {
 	struct mb_pci_dev *pdev;
 	unsigned from;
@@ -231,8 +232,8 @@ static void set_bytes(struct config *cfg, unsigned at, const uint8_t *data, unsi
 	}
 }
 
-static void config_write(struct mb_pci_bus *pci, unsigned slot, unsigned at, const uint8_t *data,
-	unsigned len)
+static void config_write(
+	struct mb_pci_bus *pci, unsigned slot, unsigned at, const uint8_t *data, unsigned len)
 {
 	struct mb_pci_dev *pdev;
 	bool was_master, lost_master = false;
@@ -247,8 +248,7 @@ static void config_write(struct mb_pci_bus *pci, unsigned slot, unsigned at, con
 	if (pdev) {
 		was_master = get16(&pdev->cfg, PCI_COMMAND) & PCI_COMMAND_MASTER;
 		set_bytes(&pdev->cfg, at, data, len);
-		lost_master =
-			was_master && !(get16(&pdev->cfg, PCI_COMMAND) & PCI_COMMAND_MASTER);
+		lost_master = was_master && !(get16(&pdev->cfg, PCI_COMMAND) & PCI_COMMAND_MASTER);
 		update_bar(pdev);
 		if (pdev->msix) {
 			uint16_t control = get16(&pdev->cfg, pdev->msix_cap + PCI_MSIX_FLAGS);
@@ -268,8 +268,8 @@ static void config_write(struct mb_pci_bus *pci, unsigned slot, unsigned at, con
 }
 
 /*
- * An access of any size and alignment, in pieces that stay inside one register; function numbers other
- * than 0 do not exist.
+ * An access of any size and alignment, in pieces that stay inside one register; function numbers
+ * other than 0 do not exist.
  */
 static void ecam_read(void *dev, uint64_t offset, void *data, unsigned len)
 {
@@ -571,8 +571,7 @@ void mb_pci_dev_destroy(struct mb_pci_dev *pdev)
 	free(pdev);
 }
 
-int mb_pci_add_capability(
-	struct mb_pci_dev *pdev, const void *body, unsigned len, unsigned *offset)
+int mb_pci_add_capability(struct mb_pci_dev *pdev, const void *body, unsigned len, unsigned *offset)
 {
 	unsigned at;
 
@@ -592,7 +591,10 @@ void mb_pci_set_capability_hook(struct mb_pci_dev *pdev, unsigned offset,
 	void (*read)(void *dev, unsigned offset_in_cap, void *data, unsigned len),
 	void (*write)(void *dev, unsigned offset_in_cap, const void *data, unsigned len))
 {
-	/* Vendor-specific capabilities have their length in the third byte (PCI Local Bus 3.0, 6.8). */
+	/*
+	 * Vendor-specific capabilities have their length in the third byte (PCI Local Bus 3.0,
+	 * 6.8).
+	 */
 	pdev->hook = (struct hook){
 		.offset = offset,
 		.len = pdev->cfg.value[offset + 2],

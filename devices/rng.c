@@ -8,7 +8,10 @@
 #define CLASS_CODE 0x100000 /* encryption controller: the nearest there is */
 #define TYPE_RNG   4
 
-/* 5.4.6.1: the device may use less than the whole buffer; the guest cannot have the loop for itself. */
+/*
+ * 5.4.6.1: the device may use less than the whole buffer; the guest cannot have the loop for
+ * itself.
+ */
 #define MAX_BYTES 4096u
 
 struct mb_rng {
@@ -26,7 +29,9 @@ static uint32_t fill(const struct mb_chain *chain)
 
 		if (want > MAX_BYTES - done)
 			want = MAX_BYTES - done;
-		/* Interrupted only while the host's own generator is not ready yet (getrandom(2)). */
+		/*
+		 * Interrupted only while the host's own generator is not ready yet (getrandom(2)).
+		 */
 		do {
 			got = getrandom(in[i].iov_base, want, 0);
 		} while (got < 0 && errno == EINTR);

@@ -9,8 +9,8 @@
 
 /* The state of a virtio device (virtio 1.2, chapters 2 and 3): status, features, running queues. */
 
-#define DRIVER_STATUS                                                                            \
-	(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_DRIVER_OK |      \
+#define DRIVER_STATUS                                                                              \
+	(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_DRIVER_OK |        \
 		VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_FAILED)
 
 /* ---- interrupts and errors: any thread, no lock ---- */
@@ -265,15 +265,16 @@ void mb_virtio_write_status(struct mb_virtio *vdev, uint8_t value)
 		mb_virtio_clear(vdev);
 		return;
 	}
-	/* 2.2.2: refused by the bit staying 0. A driver may not take bits back (2.1.1), so none go. */
+	/*
+	 * 2.2.2: refused by the bit staying 0. A driver may not take bits back (2.1.1), so none go.
+	 */
 	if (fresh & VIRTIO_CONFIG_S_FEATURES_OK) {
 		if (features_are_fine(vdev))
 			atomic_store(&vdev->accepted, vdev->driver_features);
 		else
 			fresh &= (uint8_t)~VIRTIO_CONFIG_S_FEATURES_OK;
 	}
-	if (fresh & VIRTIO_CONFIG_S_DRIVER_OK &&
-		!((old | fresh) & VIRTIO_CONFIG_S_FEATURES_OK)) {
+	if (fresh & VIRTIO_CONFIG_S_DRIVER_OK && !((old | fresh) & VIRTIO_CONFIG_S_FEATURES_OK)) {
 		fresh &= (uint8_t)~VIRTIO_CONFIG_S_DRIVER_OK;
 		mb_virtio_broken(vdev, "the driver started without agreed features");
 	}

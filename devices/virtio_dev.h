@@ -11,8 +11,8 @@
 /*
  * Inside of a virtio device: its state (virtio.c) and its PCI face (virtio_pci.c).
  *
- * Lock order: `lock`, then a loop's queue of calls, then `notify_lock`. A vCPU waits for loops while it
- * holds `lock`, so nothing that runs on a loop takes it; what loops touch is atomic.
+ * Lock order: `lock`, then a loop's queue of calls, then `notify_lock`. A vCPU waits for loops
+ * while it holds `lock`, so nothing that runs on a loop takes it; what loops touch is atomic.
  */
 #define MB_VIRTIO_NOTIFY_OFFSET 0x3000u
 #define MB_VIRTIO_NOTIFY_STRIDE 4u

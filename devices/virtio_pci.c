@@ -10,23 +10,25 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The PCI face of a virtio device (virtio 1.2, 4.1); the layout of BAR 0 is in mirrorball/virtio.h. */
+/*
+ * The PCI face of a virtio device (virtio 1.2, 4.1); the layout of BAR 0 is in mirrorball/virtio.h.
+ */
 
-#define BAR_BYTES	0x10000u
-#define COMMON_OFFSET	0x0000u
-#define COMMON_BYTES	((unsigned)sizeof(struct virtio_pci_common_cfg))
-#define ISR_OFFSET	0x1000u
-#define DEVICE_OFFSET	0x2000u
-#define REGION_BYTES	0x1000u
-#define MSIX_OFFSET	0x8000u
-#define PBA_OFFSET	0xf000u
+#define BAR_BYTES      0x10000u
+#define COMMON_OFFSET  0x0000u
+#define COMMON_BYTES   ((unsigned)sizeof(struct virtio_pci_common_cfg))
+#define ISR_OFFSET     0x1000u
+#define DEVICE_OFFSET  0x2000u
+#define REGION_BYTES   0x1000u
+#define MSIX_OFFSET    0x8000u
+#define PBA_OFFSET     0xf000u
 
 #define VENDOR_ID      0x1af4u
 #define DEVICE_ID_BASE 0x1040u /* 4.1.2.1: plus the device type */
 #define SUBSYSTEM_BASE 0x40u   /* 4.1.2.2.1: 0x40 or more */
 
-#define TRANSPORT_FEATURES                                                                       \
-	(1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_EVENT_IDX |                          \
+#define TRANSPORT_FEATURES                                                                         \
+	(1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_EVENT_IDX |                            \
 		1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_F_RING_PACKED)
 
 /* ---- common configuration (4.1.4.3) ---- */
@@ -143,8 +145,7 @@ static void set_driver_features(struct mb_virtio *vdev, uint32_t value)
 	vdev->driver_features |= (uint64_t)value << shift;
 }
 
-static void set_queue_field(
-	struct mb_virtio *vdev, unsigned offset, uint64_t value, unsigned len)
+static void set_queue_field(struct mb_virtio *vdev, unsigned offset, uint64_t value, unsigned len)
 {
 	struct mb_virtio_queue *q = selected(vdev);
 	bool running = atomic_load(&vdev->status) & VIRTIO_CONFIG_S_DRIVER_OK;
@@ -156,7 +157,10 @@ static void set_queue_field(
 		atomic_store(&q->vector, checked_vector(vdev, value));
 		return;
 	}
-	/* 4.1.4.3.2: not while it is enabled, and only a reset disables it. Values are judged at start. */
+	/*
+	 * 4.1.4.3.2: not while it is enabled, and only a reset disables it. Values are judged at
+	 * start.
+	 */
 	if (q->enabled || running)
 		return;
 	switch (offset) {
@@ -258,8 +262,7 @@ static void bar_write(void *dev, uint64_t offset, const void *data, unsigned len
 static void sync_ioeventfd(struct mb_virtio_queue *q)
 {
 	struct mb_virtio *vdev = q->vdev;
-	uint64_t gpa =
-		vdev->bar_gpa + MB_VIRTIO_NOTIFY_OFFSET + q->index * MB_VIRTIO_NOTIFY_STRIDE;
+	uint64_t gpa = vdev->bar_gpa + MB_VIRTIO_NOTIFY_OFFSET + q->index * MB_VIRTIO_NOTIFY_STRIDE;
 	bool want = q->wants_ioeventfd && vdev->bar_enabled;
 
 	if (q->has_ioeventfd && (!want || q->ioeventfd.addr != gpa)) {
@@ -267,7 +270,9 @@ static void sync_ioeventfd(struct mb_virtio_queue *q)
 		q->has_ioeventfd = false;
 	}
 	if (want && !q->has_ioeventfd) {
-		/* Length 0 lets KVM skip decoding the instruction (KVM_CAP_IOEVENTFD_ANY_LENGTH). */
+		/*
+		 * Length 0 lets KVM skip decoding the instruction (KVM_CAP_IOEVENTFD_ANY_LENGTH).
+		 */
 		q->ioeventfd = (struct mb_ioeventfd){
 			.addr = gpa, .len = 0, .pio = false, .fd = atomic_load(&q->kick_fd)};
 		q->has_ioeventfd = !mb_vm_set_ioeventfd(vdev->vm, &q->ioeventfd, true);
@@ -381,11 +386,11 @@ static int add_capabilities(struct mb_virtio *vdev)
 	struct virtio_pci_cap common =
 		capability(VIRTIO_PCI_CAP_COMMON_CFG, sizeof(common), COMMON_OFFSET, COMMON_BYTES);
 	struct virtio_pci_cap isr = capability(VIRTIO_PCI_CAP_ISR_CFG, sizeof(isr), ISR_OFFSET, 1);
-	struct virtio_pci_cap device = capability(
-		VIRTIO_PCI_CAP_DEVICE_CFG, sizeof(device), DEVICE_OFFSET, vdev->config.config_bytes);
+	struct virtio_pci_cap device = capability(VIRTIO_PCI_CAP_DEVICE_CFG, sizeof(device),
+		DEVICE_OFFSET, vdev->config.config_bytes);
 	struct virtio_pci_notify_cap notify = {
-		.cap = capability(VIRTIO_PCI_CAP_NOTIFY_CFG, sizeof(notify), MB_VIRTIO_NOTIFY_OFFSET,
-			vdev->config.n_queues * MB_VIRTIO_NOTIFY_STRIDE),
+		.cap = capability(VIRTIO_PCI_CAP_NOTIFY_CFG, sizeof(notify),
+			MB_VIRTIO_NOTIFY_OFFSET, vdev->config.n_queues * MB_VIRTIO_NOTIFY_STRIDE),
 		.notify_off_multiplier = MB_VIRTIO_NOTIFY_STRIDE,
 	};
 	struct virtio_pci_cfg_cap window = {

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What is common to both ring formats: chains, their memory, and the rules that every chain obeys. */
+/*
+ * What is common to both ring formats: chains, their memory, and the rules that every chain obeys.
+ */
 
 /* virtio 1.2, 2.7.5: a chain has at most 2^32 bytes. */
 #define MAX_CHAIN_BYTES (1ull << 32)
@@ -73,7 +75,10 @@ static int map_rings(struct mb_virtq *vq, const char **why)
 	uint64_t device_len = vq->packed ? 4 : 6 + 8 * (uint64_t)p->size;
 	int rc;
 
-	/* Alignments: virtio 1.2, 2.7 and 2.8.10.1. In the packed ring the device writes descriptors. */
+	/*
+	 * Alignments: virtio 1.2, 2.7 and 2.8.10.1. In the packed ring the device writes
+	 * descriptors.
+	 */
 	*why = "descriptors of a queue are misaligned or not in RAM";
 	rc = map_part(vq, &vq->desc, p->desc_gpa, 16 * (uint64_t)p->size, 16,
 		vq->packed ? MB_DMA_WRITE : MB_DMA_READ);
@@ -137,14 +142,14 @@ static unsigned class_of(unsigned n)
 	unsigned class = 0;
 
 	while (class_cap(class) < n)
-		class++;
+		class ++;
 	return class;
 }
 
 /* Frees blocks that no chain uses until n more entries fit into the budget. */
 static bool trim_blocks(struct mb_virtq *vq, unsigned n)
 {
-	for (unsigned class = MB_IOV_CLASSES; class-- > 0;) {
+	for (unsigned class = MB_IOV_CLASSES; class -- > 0;) {
 		while (vq->free_iov[class]) {
 			struct mb_iov_block *block = vq->free_iov[class];
 
@@ -238,7 +243,7 @@ void mb_virtq_finish(struct mb_virtq *vq)
 		if (slot->live)
 			put_chain(vq, &slot->chain, slot->chain.n_out + slot->chain.n_in);
 	}
-	for (unsigned class = 0; class < MB_IOV_CLASSES; class++) {
+	for (unsigned class = 0; class < MB_IOV_CLASSES; class ++) {
 		while (vq->free_iov[class]) {
 			struct mb_iov_block *block = vq->free_iov[class];
 
@@ -286,11 +291,11 @@ int mb_gather_add(
 }
 
 /*
- * The chain in an indirect table. In a split ring it is linked by `next` from entry 0 on (2.7.5.3), in a
- * packed one it is the whole table and WRITE is its only flag (2.8.7).
+ * The chain in an indirect table. In a split ring it is linked by `next` from entry 0 on (2.7.5.3),
+ * in a packed one it is the whole table and WRITE is its only flag (2.8.7).
  *
- * The queue's size bounds it by the letter of the specification, but Linux asks only for its own limits;
- * so the limit is ours, and the table's own length for a chain that runs in circles.
+ * The queue's size bounds it by the letter of the specification, but Linux asks only for its own
+ * limits; so the limit is ours, and the table's own length for a chain that runs in circles.
  */
 int mb_gather_indirect(struct mb_virtq *vq, struct mb_gather *g, uint64_t gpa, uint32_t len)
 {
@@ -387,7 +392,10 @@ int mb_virtq_pop(struct mb_virtq *vq, struct mb_chain **chain)
 		return rc;
 	rc = map_chain(vq, &g, chain);
 	if (rc == -EAGAIN) {
-		/* The push that frees a block asks for another kick; nothing in flight: no memory at all. */
+		/*
+		 * The push that frees a block asks for another kick; nothing in flight: no memory
+		 * at all.
+		 */
 		if (!vq->n_blocks_out)
 			return mb_virtq_fail(vq, "the monitor is out of memory");
 		vq->starved = true;
@@ -413,8 +421,8 @@ void mb_virtq_unpop(struct mb_virtq *vq, struct mb_chain *chain)
 	put_chain(vq, chain, chain->n_out + chain->n_in);
 }
 
-void mb_virtq_push_all(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
-	unsigned n)
+void mb_virtq_push_all(
+	struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written, unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
 		assert(written[i] <= chains[i]->in_bytes);
@@ -440,8 +448,8 @@ void mb_virtq_signal(struct mb_virtq *vq)
 		return;
 	vq->n_unsignalled = 0;
 	/*
-	 * Used entries before the driver's wish (2.7.10, 2.8.21): pairs with the barrier between the
-	 * driver's "tell me" and its last look at the ring.
+	 * Used entries before the driver's wish (2.7.10, 2.8.21): pairs with the barrier between
+	 * the driver's "tell me" and its last look at the ring.
 	 */
 	atomic_thread_fence(memory_order_seq_cst);
 	if (vq->packed ? mb_packed_wants_signal(vq, n) : mb_split_wants_signal(vq, n))
@@ -478,8 +486,8 @@ struct mb_virtio *mb_virtq_device(const struct mb_virtq *vq)
 
 /* ---- copies ---- */
 
-static size_t copy(const struct iovec *iov, unsigned n, size_t offset, void *to, const void *from,
-	size_t len)
+static size_t copy(
+	const struct iovec *iov, unsigned n, size_t offset, void *to, const void *from, size_t len)
 {
 	size_t done = 0;
 

@@ -8,8 +8,8 @@
 #include <stdatomic.h>
 
 /*
- * Inside of a virtqueue, for devices/virtq*.c and the transport. Everything but `broken` belongs to the
- * queue's loop between mb_virtq_init and mb_virtq_finish.
+ * Inside of a virtqueue, for devices/virtq*.c and the transport. Everything but `broken` belongs to
+ * the queue's loop between mb_virtq_init and mb_virtq_finish.
  *
  *   guest ring --next--> gather (checked copy, on the stack) --map--> mb_chain --push--> guest ring
  *
@@ -56,12 +56,12 @@ struct mb_virtq {
 	bool quiet; /* the driver has been told not to notify */
 	struct mb_virtq_map desc, driver, device;
 
-	uint16_t next_avail; /* split: free-running; packed: position */
-	uint16_t avail_seen; /* split: avail->idx when last read */
-	uint16_t used_idx;   /* split: free-running; packed: position */
+	uint16_t next_avail;	    /* split: free-running; packed: position */
+	uint16_t avail_seen;	    /* split: avail->idx when last read */
+	uint16_t used_idx;	    /* split: free-running; packed: position */
 	bool avail_wrap, used_wrap; /* packed: ring wrap counters (2.8.1) */
 	unsigned n_desc_out;	    /* packed: descriptors popped and not yet used */
-	uint32_t n_unsignalled;	    /* used entries (split) or descriptors (packed) since the last signal */
+	uint32_t n_unsignalled;	    /* since the last signal; split: entries, packed: descriptors */
 
 	/* Chains: slots below n_fresh have been used, those that are free now are on the list. */
 	struct mb_chain_slot *slot;
@@ -121,10 +121,10 @@ int mb_packed_next(struct mb_virtq *vq, struct mb_gather *g);
 void mb_split_advance(struct mb_virtq *vq, unsigned n_desc, bool back);
 void mb_packed_advance(struct mb_virtq *vq, unsigned n_desc, bool back);
 /* Gives n chains back, visible to the driver all at once. */
-void mb_split_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
-	unsigned n);
-void mb_packed_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
-	unsigned n);
+void mb_split_use(
+	struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written, unsigned n);
+void mb_packed_use(
+	struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written, unsigned n);
 /* Whether the driver wants an interrupt for the last n used; caller has put the barrier before. */
 bool mb_split_wants_signal(struct mb_virtq *vq, uint32_t n);
 bool mb_packed_wants_signal(struct mb_virtq *vq, uint32_t n);

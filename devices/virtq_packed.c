@@ -17,8 +17,8 @@ static struct vring_packed_desc *desc_at(const struct mb_virtq *vq, unsigned at)
 static void set_quiet(struct mb_virtq *vq, bool quiet)
 {
 	uint32_t off_wrap = vq->next_avail | (uint32_t)vq->avail_wrap << 15;
-	uint32_t flags = vq->event_idx ? VRING_PACKED_EVENT_FLAG_DESC
-				       : VRING_PACKED_EVENT_FLAG_ENABLE;
+	uint32_t flags =
+		vq->event_idx ? VRING_PACKED_EVENT_FLAG_DESC : VRING_PACKED_EVENT_FLAG_ENABLE;
 
 	if (quiet) {
 		if (vq->quiet)
@@ -32,9 +32,11 @@ static void set_quiet(struct mb_virtq *vq, bool quiet)
 
 static bool is_available(const struct mb_virtq *vq)
 {
-	/* Pairs with the driver's barrier before the flags of a list's first descriptor (2.8.21.3.1). */
-	uint16_t flags =
-		__atomic_load_n(&desc_at(vq, vq->next_avail)->flags, __ATOMIC_ACQUIRE);
+	/*
+	 * Pairs with the driver's barrier before the flags of a list's first descriptor
+	 * (2.8.21.3.1).
+	 */
+	uint16_t flags = __atomic_load_n(&desc_at(vq, vq->next_avail)->flags, __ATOMIC_ACQUIRE);
 	bool avail = flags & FLAG_AVAIL, used = flags & FLAG_USED;
 
 	return avail == vq->avail_wrap && used != vq->avail_wrap;
@@ -55,7 +57,8 @@ static int gather(struct mb_virtq *vq, struct mb_gather *g)
 		if (flags & VRING_DESC_F_INDIRECT) {
 			/* 2.8.19.1: unlike in a split ring, a list has descriptors of one kind. */
 			if (flags & VRING_DESC_F_NEXT || g->n_desc > 1)
-				return mb_virtq_fail(vq, "an indirect descriptor is chained to another");
+				return mb_virtq_fail(
+					vq, "an indirect descriptor is chained to another");
 			rc = mb_gather_indirect(vq, g, gpa, len);
 		} else {
 			rc = mb_gather_add(vq, g, gpa, len, flags);
@@ -101,8 +104,8 @@ void mb_packed_advance(struct mb_virtq *vq, unsigned n_desc, bool back)
 	vq->n_desc_out += back ? -n_desc : n_desc;
 }
 
-void mb_packed_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
-	unsigned n)
+void mb_packed_use(
+	struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written, unsigned n)
 {
 	struct vring_packed_desc *first = desc_at(vq, vq->used_idx);
 	uint16_t first_flags = 0;

@@ -27,8 +27,8 @@ static void set_quiet(struct mb_virtq *vq, bool quiet)
 		return;
 	}
 	if (vq->quiet != quiet)
-		__atomic_store_n((uint16_t *)used_field(vq, 0),
-			quiet ? VRING_USED_F_NO_NOTIFY : 0, __ATOMIC_RELAXED);
+		__atomic_store_n((uint16_t *)used_field(vq, 0), quiet ? VRING_USED_F_NO_NOTIFY : 0,
+			__ATOMIC_RELAXED);
 	vq->quiet = quiet;
 }
 
@@ -38,7 +38,8 @@ static int look(struct mb_virtq *vq)
 	/* Pairs with the driver's barrier between the entry and idx (2.7.13.3.1). */
 	vq->avail_seen = __atomic_load_n(avail_field(vq, 1), __ATOMIC_ACQUIRE);
 	if ((uint16_t)(vq->avail_seen - vq->next_avail) > vq->p.size)
-		return mb_virtq_fail(vq, "the available index has moved by more than the queue's size");
+		return mb_virtq_fail(
+			vq, "the available index has moved by more than the queue's size");
 	return vq->avail_seen != vq->next_avail;
 }
 
@@ -56,7 +57,8 @@ static int gather(struct mb_virtq *vq, struct mb_gather *g)
 
 		if (flags & VRING_DESC_F_INDIRECT) {
 			if (flags & VRING_DESC_F_NEXT)
-				return mb_virtq_fail(vq, "an indirect descriptor is chained to another");
+				return mb_virtq_fail(
+					vq, "an indirect descriptor is chained to another");
 			rc = mb_gather_indirect(vq, g, gpa, len);
 		} else {
 			rc = mb_gather_add(vq, g, gpa, len, flags);
@@ -80,8 +82,8 @@ int mb_split_next(struct mb_virtq *vq, struct mb_gather *g)
 		if (!rc) {
 			set_quiet(vq, false);
 			/*
-			 * "Notify me" before the last look: pairs with the driver's barrier between its
-			 * idx and its look at our wish (2.7.13.4.1).
+			 * "Notify me" before the last look: pairs with the driver's barrier between
+			 * its idx and its look at our wish (2.7.13.4.1).
 			 */
 			atomic_thread_fence(memory_order_seq_cst);
 			rc = look(vq);
@@ -102,8 +104,8 @@ void mb_split_advance(struct mb_virtq *vq, unsigned n_desc, bool back)
 	vq->next_avail += back ? -1 : 1;
 }
 
-void mb_split_use(struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written,
-	unsigned n)
+void mb_split_use(
+	struct mb_virtq *vq, struct mb_chain *const *chains, const uint32_t *written, unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
 		struct vring_used_elem *elem =

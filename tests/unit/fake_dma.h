@@ -9,22 +9,26 @@
 #include <string.h>
 
 /*
- * Guest memory as an array: [base, base + len) is RAM, nothing else is. The array is exactly as large,
- * so that a sanitizer sees an access beyond it. Counts what is mapped; a test asserts at its end that
- * fake_dma_n_mapped is 0.
+ * Guest memory as an array: [base, base + len) is RAM, nothing else is. The array is exactly as
+ * large, so that a sanitizer sees an access beyond it. Counts what is mapped; a test asserts at its
+ * end that fake_dma_n_mapped is 0.
  */
 struct fake_dma {
 	struct mb_dma dma;
 	uint8_t *mem;
 	uint64_t base, len;
 	long n_mapped; /* atomic: maps less unmaps */
-	/* Atomic sum over maps less unmaps of a value of gpa, len and dir: 0 if they came in equal pairs. */
+	/*
+	 * Atomic sum over maps less unmaps of a value of gpa, len and dir: 0 if they came in equal
+	 * pairs.
+	 */
 	uint64_t balance;
 };
 
 static inline uint64_t fake_dma_mix(uint64_t gpa, uint64_t len, enum mb_dma_dir dir)
 {
-	uint64_t x = gpa * 0x9e3779b97f4a7c15ull + len * 0xc2b2ae3d27d4eb4full + (dir ? 0x165667b1ull : 1);
+	uint64_t x = gpa * 0x9e3779b97f4a7c15ull + len * 0xc2b2ae3d27d4eb4full +
+		     (dir ? 0x165667b1ull : 1);
 
 	return x ^ x >> 29;
 }

@@ -28,8 +28,8 @@ struct fake_ring {
 
 	uint16_t avail, used; /* split: free-running; packed: positions */
 	bool avail_wrap, used_wrap;
-	unsigned n_free;	  /* descriptors */
-	unsigned n_added;	  /* entries (split) or descriptors (packed) since fake_ring_must_kick */
+	unsigned n_free;  /* descriptors */
+	unsigned n_added; /* entries (split) or descriptors (packed) since fake_ring_must_kick */
 	uint16_t free[FAKE_RING_MAX]; /* split: stack of free descriptors; packed: of free ids */
 	unsigned n_free_ids;
 	struct {
@@ -37,7 +37,7 @@ struct fake_ring {
 		uint16_t first[FAKE_RING_MAX]; /* split: its descriptors */
 		void *cookie;
 		bool live;
-	} *req; /* by head or id */
+	} * req; /* by head or id */
 };
 
 static inline void *fake_ring_at(struct fake_ring *r, uint64_t gpa)
@@ -46,8 +46,8 @@ static inline void *fake_ring_at(struct fake_ring *r, uint64_t gpa)
 }
 
 /* Places an empty ring at gpa (page-aligned); end_gpa is what is behind it. */
-static inline void fake_ring_init(struct fake_ring *r, struct fake_dma *ram, uint64_t gpa,
-	uint16_t size, uint64_t features)
+static inline void fake_ring_init(
+	struct fake_ring *r, struct fake_dma *ram, uint64_t gpa, uint16_t size, uint64_t features)
 {
 	memset(r, 0, sizeof(*r));
 	r->ram = ram;
@@ -171,8 +171,8 @@ static inline int fake_packed_add(
 }
 
 /*
- * Makes a chain of n segments available; segment table_at (-1: none) is an indirect table. Returns its
- * head or id, -1 if there is no room.
+ * Makes a chain of n segments available; segment table_at (-1: none) is an indirect table. Returns
+ * its head or id, -1 if there is no room.
  */
 static inline int fake_ring_add(
 	struct fake_ring *r, const struct fake_seg *seg, unsigned n, int table_at, void *cookie)
@@ -257,7 +257,9 @@ static inline bool fake_ring_get_used(struct fake_ring *r, void **cookie, uint32
 	return true;
 }
 
-/* Asks for an interrupt with the next used chain, or for none; then look once more for used ones. */
+/*
+ * Asks for an interrupt with the next used chain, or for none; then look once more for used ones.
+ */
 static inline void fake_ring_want_irq(struct fake_ring *r, bool want)
 {
 	if (r->packed) {

@@ -15,7 +15,8 @@ static unsigned number(unsigned long request)
 
 /* ---- VM ---- */
 
-static int set_routes(struct fake_kvm *fake, struct fake_vm *vm, const struct kvm_irq_routing *table)
+static int set_routes(
+	struct fake_kvm *fake, struct fake_vm *vm, const struct kvm_irq_routing *table)
 {
 	if (table->nr > FAKE_MAX_FDS)
 		return -EINVAL;
@@ -296,8 +297,8 @@ static int system_ioctl(struct fake_kvm *fake, unsigned long request, void *arg)
 	}
 }
 
-static int locked_ioctl(struct fake_kvm *fake, int fd, unsigned long request, void *arg,
-	struct fake_vcpu **runs)
+static int locked_ioctl(
+	struct fake_kvm *fake, int fd, unsigned long request, void *arg, struct fake_vcpu **runs)
 {
 	unsigned nr = number(request);
 

@@ -9,8 +9,8 @@
 
 /*
  * A KVM at the level of its ioctls, without a device: enough for a host, VMs with interrupt routes,
- * irqfds, ioeventfds and memslots, and vCPUs whose registers are remembered and whose KVM_RUN is the
- * test's own function. VM and vCPU descriptors are memfds, a vCPU's can be mapped. Any thread.
+ * irqfds, ioeventfds and memslots, and vCPUs whose registers are remembered and whose KVM_RUN is
+ * the test's own function. VM and vCPU descriptors are memfds, a vCPU's can be mapped. Any thread.
  */
 #define FAKE_MAX_VMS	  4
 #define FAKE_MAX_VCPUS	  64
@@ -65,17 +65,18 @@ struct fake_kvm {
 	int kvm_fd;
 	int cap[FAKE_N_CAPS]; /* answers of KVM_CHECK_EXTENSION; a test may change them */
 	/*
-	 * KVM_RUN of a vCPU: fills in run and returns 0 or -errno. NULL: -EINTR. No lock of the fake is
-	 * held.
+	 * KVM_RUN of a vCPU: fills in run and returns 0 or -errno. NULL: -EINTR. No lock of the
+	 * fake is held.
 	 */
 	int (*run)(void *ctx, struct fake_vcpu *vcpu);
 	void *run_ctx;
 
-	pthread_mutex_t lock; /* protects what follows */
-	unsigned n_calls[256];	/* by ioctl number */
-	int fail_rc[256];	/* not 0: what that ioctl returns ... */
+	pthread_mutex_t lock;	  /* protects what follows */
+	unsigned n_calls[256];	  /* by ioctl number */
+	int fail_rc[256];	  /* not 0: what that ioctl returns ... */
 	unsigned fail_after[256]; /* ... after so many good calls */
-	unsigned n_errors; /* requests that KVM itself would refuse, or that the fake does not know */
+	unsigned n_errors; /* requests that KVM itself would refuse, or that the fake does not know
+			    */
 	unsigned n_vms;
 	struct fake_vm *vm[FAKE_MAX_VMS];
 };
@@ -93,12 +94,15 @@ void fake_kvm_fail(struct fake_kvm *fake, unsigned long request, int rc, unsigne
 /* The only VM, or the newest. */
 struct fake_vm *fake_kvm_vm(struct fake_kvm *fake);
 
-/* How often the guest got this message since the last call: through routed irqfds and KVM_SIGNAL_MSI. */
+/*
+ * How often the guest got this message since the last call: through routed irqfds and
+ * KVM_SIGNAL_MSI.
+ */
 uint64_t fake_kvm_take_msis(struct fake_kvm *fake, uint64_t addr, uint32_t data);
 
 /*
- * The guest writes len bytes at addr: true if an ioeventfd took it, as KVM does; otherwise the caller
- * hands it to its bus.
+ * The guest writes len bytes at addr: true if an ioeventfd took it, as KVM does; otherwise the
+ * caller hands it to its bus.
  */
 bool fake_kvm_guest_write(struct fake_kvm *fake, bool pio, uint64_t addr, unsigned len);
 

@@ -469,8 +469,8 @@ START_TEST(test_driver_ok_too_early)
 	set_status(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
 	set_up_queue(0, 0);
 	set_status(VIRTIO_CONFIG_S_DRIVER_OK);
-	ck_assert_uint_eq(status(), VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
-					    VIRTIO_CONFIG_S_NEEDS_RESET);
+	ck_assert_uint_eq(status(),
+		VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_NEEDS_RESET);
 	ck_assert_uint_eq(get(&toy.n_starts[0]), 0);
 	/* It stays like that until the reset. */
 	negotiate(F_NEEDED);
@@ -637,7 +637,17 @@ END_TEST
 
 /* ---- errors ---- */
 
-enum bad { SIZE_0, SIZE_ODD, SIZE_LARGE, DESC_ODD, DESC_FAR, USED_FAR, AVAIL_WRAPS, START_FAILS, N_BAD };
+enum bad {
+	SIZE_0,
+	SIZE_ODD,
+	SIZE_LARGE,
+	DESC_ODD,
+	DESC_FAR,
+	USED_FAR,
+	AVAIL_WRAPS,
+	START_FAILS,
+	N_BAD
+};
 
 START_TEST(test_bad_queue)
 {

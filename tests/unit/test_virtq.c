@@ -11,12 +11,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RAM_BASE  0x10000u
-#define RAM_BYTES (8u << 20)
-#define RING_GPA  RAM_BASE
-#define DATA_GPA  (RAM_BASE + 0x20000u)
-#define REQ_BYTES 0x4000u /* one request's buffers, its indirect table in front */
-#define MAX_SEGS  12u
+#define RAM_BASE   0x10000u
+#define RAM_BYTES  (8u << 20)
+#define RING_GPA   RAM_BASE
+#define DATA_GPA   (RAM_BASE + 0x20000u)
+#define REQ_BYTES  0x4000u /* one request's buffers, its indirect table in front */
+#define MAX_SEGS   12u
 
 #define F_PACKED   (1ull << VIRTIO_F_RING_PACKED)
 #define F_EVENT	   (1ull << VIRTIO_RING_F_EVENT_IDX)
@@ -29,10 +29,10 @@ static uint64_t features_of(int i)
 }
 
 /* Check's own assertions cost a system call each; this one only when it fails. */
-#define FAST(cond)                                                                               \
-	do {                                                                                     \
-		if (!(cond))                                                                     \
-			ck_abort_msg("%s", #cond);                                               \
+#define FAST(cond)                                                                                 \
+	do {                                                                                       \
+		if (!(cond))                                                                       \
+			ck_abort_msg("%s", #cond);                                                 \
 	} while (0)
 
 struct bench {
@@ -410,7 +410,8 @@ START_TEST(test_differential)
 		seed = (unsigned)strtoul(given, NULL, 0);
 	printf("virtq: ring %d, MB_TEST_SEED=%u\n", _i, seed);
 	for (unsigned i = 0; i < 5; i++)
-		run_model(features_of(_i), (_i & 1 ? packed_sizes : split_sizes)[i], seed + i, 20000);
+		run_model(
+			features_of(_i), (_i & 1 ? packed_sizes : split_sizes)[i], seed + i, 20000);
 }
 END_TEST
 
@@ -491,7 +492,8 @@ START_TEST(test_threads)
 			while (fake_ring_get_used(r, &cookie, &len)) {
 				uint32_t value;
 
-				memcpy(&value, fake_dma_at(&b.ram, DATA_GPA + 64 * (n_used % 8) + 32), 4);
+				memcpy(&value,
+					fake_dma_at(&b.ram, DATA_GPA + 64 * (n_used % 8) + 32), 4);
 				FAST(value == ~n_used);
 				FAST(len == 4);
 				n_used++;
@@ -634,8 +636,10 @@ static void commit_crime(struct bench *b, enum crime crime)
 				desc[i].next |= VRING_DESC_F_NEXT; /* its flags */
 				continue;
 			}
-			desc[i] = (struct vring_desc){.addr = gpa, .len = 1,
-				.flags = VRING_DESC_F_NEXT, .next = (uint16_t)((i + 1) % r->size)};
+			desc[i] = (struct vring_desc){.addr = gpa,
+				.len = 1,
+				.flags = VRING_DESC_F_NEXT,
+				.next = (uint16_t)((i + 1) % r->size)};
 		}
 	}
 	if (crime == NEXT_OUTSIDE)

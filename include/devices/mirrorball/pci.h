@@ -9,8 +9,9 @@
 #include <stdint.h>
 
 /*
- * A PCI Express host bridge with one bus: configuration space through ECAM (PCIe 5.0, 7.2.2) and, for
- * early boot code, ports 0xcf8/0xcfc. Functions sit at 00:NN.0, NN = 1..31; 00:00.0 is the bridge.
+ * A PCI Express host bridge with one bus: configuration space through ECAM (PCIe 5.0, 7.2.2) and,
+ * for early boot code, ports 0xcf8/0xcfc. Functions sit at 00:NN.0, NN = 1..31; 00:00.0 is the
+ * bridge.
  *
  *   GPA  0xc000_0000 .. 0xdfff_ffff   32-bit BARs, placed here by us before the guest starts
  *        0xe000_0000 .. 0xe00f_ffff   ECAM of bus 0
@@ -22,8 +23,8 @@
 
 struct mb_pci_bus;
 
-int mb_pci_bus_create(struct mb_bus *bus, struct mb_vm *vm, struct mb_pci_bus **out,
-	struct mb_error *err);
+int mb_pci_bus_create(
+	struct mb_bus *bus, struct mb_vm *vm, struct mb_pci_bus **out, struct mb_error *err);
 void mb_pci_bus_destroy(struct mb_pci_bus *pci);
 struct mb_vm *mb_pci_bus_vm(struct mb_pci_bus *pci);
 
@@ -31,21 +32,21 @@ struct mb_vm *mb_pci_bus_vm(struct mb_pci_bus *pci);
  * One function with one memory BAR (BAR 0, 32-bit, non-prefetchable, power of two) and, when
  * n_msix > 0, an MSI-X capability whose table and pending bits are in that BAR.
  *
- * Lock order: the bus's configuration lock, then a function's MSI-X lock, then the VM's routing. A loop
- * takes at most the last two, so that a vCPU may wait for a loop while it holds neither.
+ * Lock order: the bus's configuration lock, then a function's MSI-X lock, then the VM's routing. A
+ * loop takes at most the last two, so that a vCPU may wait for a loop while it holds neither.
  */
 struct mb_pci_dev;
 
 struct mb_pci_dev_ops {
 	struct mb_region_ops bar; /* accesses to BAR 0 outside the MSI-X table; no lock held */
 	/*
-	 * BAR 0 answers at gpa from now on (enabled), or no more: for ioeventfds. Configuration lock held:
-	 * do not wait for a loop. May be NULL.
+	 * BAR 0 answers at gpa from now on (enabled), or no more: for ioeventfds. Configuration
+	 * lock held: do not wait for a loop. May be NULL.
 	 */
 	void (*bar_moved)(void *dev, uint64_t gpa, bool enabled);
 	/*
-	 * The guest took away the right to reach memory (Bus Master Enable): before it returns the device
-	 * stops. vCPU thread, no lock held. May be NULL.
+	 * The guest took away the right to reach memory (Bus Master Enable): before it returns the
+	 * device stops. vCPU thread, no lock held. May be NULL.
 	 */
 	void (*bus_master_lost)(void *dev);
 };
@@ -55,7 +56,7 @@ struct mb_pci_config {
 	uint32_t class_code; /* 24 bits: class, subclass, interface */
 	uint8_t revision;
 	uint32_t bar_bytes;
-	unsigned n_msix;	   /* vectors, 0..2048 */
+	unsigned n_msix;	    /* vectors, 0..2048 */
 	uint32_t msix_table_offset; /* in BAR 0, 4 KiB-aligned */
 	uint32_t msix_pba_offset;
 	const struct mb_pci_dev_ops *ops;
@@ -68,13 +69,15 @@ int mb_pci_dev_create(struct mb_pci_bus *pci, const struct mb_pci_config *config
 void mb_pci_dev_destroy(struct mb_pci_dev *pdev);
 
 /*
- * Adds a vendor-specific capability (id 0x09) of len bytes (with its 2-byte header, which is filled in
- * here). Before the guest runs. Returns its offset in configuration space through *offset.
+ * Adds a vendor-specific capability (id 0x09) of len bytes (with its 2-byte header, which is filled
+ * in here). Before the guest runs. Returns its offset in configuration space through *offset.
  */
-int mb_pci_add_capability(struct mb_pci_dev *pdev, const void *body, unsigned len, unsigned *offset);
+int mb_pci_add_capability(
+	struct mb_pci_dev *pdev, const void *body, unsigned len, unsigned *offset);
 /*
- * Called on guest accesses to a capability added above, on vCPU threads and with no lock held (virtio's
- * PCI configuration access window). read may leave out the 2-byte header. Before the guest runs.
+ * Called on guest accesses to a capability added above, on vCPU threads and with no lock held
+ * (virtio's PCI configuration access window). read may leave out the 2-byte header. Before the
+ * guest runs.
  */
 void mb_pci_set_capability_hook(struct mb_pci_dev *pdev, unsigned offset,
 	void (*read)(void *dev, unsigned offset_in_cap, void *data, unsigned len),
@@ -85,10 +88,15 @@ void mb_pci_bar_read(struct mb_pci_dev *pdev, uint64_t offset, void *data, unsig
 void mb_pci_bar_write(struct mb_pci_dev *pdev, uint64_t offset, const void *data, unsigned len);
 
 unsigned mb_pci_dev_slot(const struct mb_pci_dev *pdev);
-/* Where the guest has put BAR 0; it answers there if memory decoding is on and nothing else does. */
+/*
+ * Where the guest has put BAR 0; it answers there if memory decoding is on and nothing else does.
+ */
 uint64_t mb_pci_dev_bar(const struct mb_pci_dev *pdev);
 
-/* Raises MSI-X vector; remembered as pending while masked. Any thread. One write to an eventfd on the hot path. */
+/*
+ * Raises MSI-X vector; remembered as pending while masked. Any thread. One write to an eventfd on
+ * the hot path.
+ */
 void mb_pci_msix_raise(struct mb_pci_dev *pdev, unsigned vector);
 
 /* Power-on state, BAR back at its first place. vCPUs paused. */
