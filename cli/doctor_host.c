@@ -106,7 +106,7 @@ static void look_paging(struct doctor_report *report, int root_fd)
 		return;
 	}
 	check = doctor_add(report, "kvm", "paging", "second-level paging", DOCTOR_WARN,
-		"neither kvm_intel nor kvm_amd: probably shadow paging");
+		"no EPT or NPT: an emulated KVM?");
 	check->use = "guest memory without an exit for each page table change";
 	check->cost = "guests that change their page tables often are slow; an emulated KVM may not boot "
 		      "stock kernels at all ('mirrorball run splash' works)";

@@ -53,17 +53,17 @@ kill -0 "$pid" 2>/dev/null || bad "one SIGTERM ended a guest that did not react"
 kill -TERM "$pid"
 wait "$pid" || true
 
-# At any time after its start: never a hang, and an end by that signal, by its status or by its name.
+# At any time after its start: never a hang.
 for ms in 0 1 2 3 5 8 10 15 20 30 50; do
 	n_checks=$((n_checks + 1))
-	env --default-signal=INT "$MIRRORBALL" run --memory 32M --quiet splash radix ms=30000 </dev/null >.out 2>&1 &
+	"$MIRRORBALL" run --memory 32M --quiet splash radix ms=30000 </dev/null >.out 2>&1 &
 	pid=$!
 	sleep "$(printf '0.%03d' "$ms")"
-	kill -INT "$pid"
+	kill -TERM "$pid"
 	got=0
 	wait "$pid" || got=$?
 	out=$(cat .out)
-	look 130 '' "$got" "SIGINT after $ms ms"
+	look 143 '' "$got" "SIGTERM after $ms ms"
 done
 
 # A sanitizer has handlers of its own for these.

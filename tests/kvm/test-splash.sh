@@ -4,6 +4,8 @@
 # with status 0, which says that its own check passed.
 source "$(dirname "$0")/lib.sh"
 need_kvm
+# More vCPUs than CPUs wait for each other: on a loaded host that takes its time.
+export limit=150
 
 views=$("$MIRRORBALL" doctor --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["views"])')
 mapfile -t programs < <("$MIRRORBALL" run splash --list | sed -n 's/^\([a-z]\+\) .*/\1/p')
