@@ -244,6 +244,15 @@ static void split_address(const struct mb_vm *vm, uint64_t addr, uint32_t *lo, u
 	}
 }
 
+/*
+ * A system management interrupt would take a vCPU into System Management Mode, which is the second
+ * view's and no guest's business.
+ */
+static bool is_smi(uint32_t msi_data)
+{
+	return (msi_data >> 8 & 7) == 2; /* delivery mode, SDM vol. 3 11.11.2 */
+}
+
 /* Hands the whole table to KVM. Caller holds the lock. */
 static int commit_routes(struct mb_vm *vm)
 {
@@ -278,6 +287,8 @@ int mb_vm_gsi_route(struct mb_vm *vm, unsigned gsi, uint64_t msi_addr, uint32_t 
 
 	if (gsi >= N_GSIS)
 		return -EINVAL;
+	if (is_smi(msi_data))
+		msi_addr = 0;
 	pthread_mutex_lock(&vm->lock);
 	/* Each commit makes KVM wait for a grace period: only when something changed. */
 	if (vm->route[gsi].addr != msi_addr || (msi_addr && vm->route[gsi].data != msi_data)) {
@@ -311,6 +322,8 @@ int mb_vm_msi_send(struct mb_vm *vm, uint64_t msi_addr, uint32_t msi_data)
 	struct kvm_msi msi = {.data = msi_data};
 	int rc;
 
+	if (is_smi(msi_data))
+		return 0;
 	split_address(vm, msi_addr, &msi.address_lo, &msi.address_hi);
 	rc = vm_ioctl(vm, KVM_SIGNAL_MSI, &msi);
 	return rc < 0 ? rc : 0;

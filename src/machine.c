@@ -32,6 +32,7 @@ static void our_signals(sigset_t *set)
 	sigaddset(set, SIGHUP);
 	sigaddset(set, SIGQUIT);
 	sigaddset(set, SIGWINCH);
+	sigaddset(set, SIGCONT); /* back in the foreground: the terminal's modes may be others */
 	sigaddset(set, SIGPIPE); /* nobody reads our output: the write's error says so */
 }
 
@@ -307,6 +308,7 @@ static void on_signal(struct mb_watch *watch, uint32_t events)
 		return;
 	switch (info.ssi_signo) {
 	case SIGWINCH:
+	case SIGCONT:
 		if (machine->terminal)
 			mb_terminal_winch(machine->terminal);
 		break;
@@ -411,6 +413,8 @@ int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struc
 	machine->started_ns = mb_now_ns();
 	if (!begin_ns)
 		begin_ns = machine->started_ns;
+	if (machine->terminal)
+		mb_terminal_winch(machine->terminal);
 	mb_vcpus_resume(machine->vcpus);
 	if (machine->terminal && mb_terminal_is_tty(machine->terminal) && !machine->config.quiet)
 		mb_terminal_say(machine->terminal,

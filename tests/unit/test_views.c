@@ -244,6 +244,11 @@ START_TEST(test_routes)
 	ck_assert_uint_eq(fvm->route[1].u.msi.address_hi, 0);
 	mb_vm_gsi_free(vm, gsi);
 	ck_assert_uint_eq(fvm->n_routes, 1);
+	/* No guest reaches System Management Mode by an MSI. */
+	ck_assert_int_eq(mb_vm_gsi_route(vm, 30, 0xfee03000, 0x200), 0);
+	ck_assert_int_eq(mb_vm_msi_send(vm, 0xfee03000, 0x200), 0);
+	ck_assert_uint_eq(fvm->n_routes, 1);
+	ck_assert_uint_eq(fvm->n_msis, 0);
 	ck_assert_int_eq(mb_vm_gsi_route(vm, 4096, 0xfee01000, 0x41), -EINVAL);
 	for (n = 0; !mb_vm_gsi_alloc(vm, &gsi); n++)
 		;

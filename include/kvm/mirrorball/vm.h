@@ -67,6 +67,7 @@ void mb_vm_gsi_free(struct mb_vm *vm, unsigned gsi);
 /*
  * Routes gsi to the MSI (addr, data) as the guest wrote it; addr 0 removes the route. With x2apic_ids,
  * bits 11:5 of addr are destination bits 14:8 (KVM_FEATURE_MSI_EXT_DEST_ID) and are translated here.
+ * A system management interrupt goes nowhere, here and in mb_vm_msi_send.
  */
 int mb_vm_gsi_route(struct mb_vm *vm, unsigned gsi, uint64_t msi_addr, uint32_t msi_data);
 /* A write to eventfd `fd` raises gsi, in the kernel. bind false takes it away. */
