@@ -371,6 +371,8 @@ int mb_net_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_ne
 	rc = mb_virtio_create(pci, dma, &vcfg, &net->vdev, err);
 	if (rc)
 		goto err_destroy;
+	if (net->passt)
+		mb_passt_watch(net->passt);
 	*out = net;
 	return 0;
 

@@ -135,9 +135,10 @@ int mb_tap_fd(const struct mb_tap *tap, unsigned pair);
 /* ---- passt.c ---- */
 
 int mb_passt_start(struct mb_net *net, const struct mb_net_config *config, struct mb_error *err);
-/* Calls mb_net_gone no more. */
+/* Calls mb_net_gone when the program ends, from now on; no more. */
+void mb_passt_watch(struct mb_passt *passt);
 void mb_passt_unwatch(struct mb_passt *passt);
-/* Ends and reaps the program. Both take NULL. */
+/* Ends and reaps the program. This and unwatch take NULL. */
 void mb_passt_stop(struct mb_passt *passt);
 int mb_passt_fd(const struct mb_passt *passt);
 

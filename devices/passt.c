@@ -462,8 +462,12 @@ int mb_passt_start(struct mb_net *net, const struct mb_net_config *config, struc
 	passt->stderr_pipe.events = EPOLLIN;
 	passt->stderr_pipe.ready = stderr_ready;
 	passt->stderr_pipe.ctx = passt;
-	mb_loop_call(net->ctrl_loop, add_watches, passt);
 	return 0;
+}
+
+void mb_passt_watch(struct mb_passt *passt)
+{
+	mb_loop_call(passt->net->ctrl_loop, add_watches, passt);
 }
 
 /* Our end of the socket is closed, which ends it; a signal for one that does not notice. */
