@@ -265,7 +265,8 @@ static void sync_ioeventfd(struct mb_virtio_queue *q)
 	uint64_t gpa = vdev->bar_gpa + MB_VIRTIO_NOTIFY_OFFSET + q->index * MB_VIRTIO_NOTIFY_STRIDE;
 	bool want = q->wants_ioeventfd && vdev->bar_enabled;
 
-	if (q->has_ioeventfd && (!want || q->ioeventfd.addr != gpa)) {
+	/* A BAR that moves is first said to be gone. */
+	if (q->has_ioeventfd && !want) {
 		mb_vm_set_ioeventfd(vdev->vm, &q->ioeventfd, false);
 		q->has_ioeventfd = false;
 	}

@@ -5,9 +5,12 @@
 #include <check.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -429,6 +432,17 @@ static void wait_fd(int fd)
 	FAST(read(fd, &n, sizeof(n)) == sizeof(n));
 }
 
+/* Ten seconds of nothing. Leaves the CPU to the device now and then: there may be only one. */
+static bool spun_out(time_t *since, unsigned n_spins)
+{
+	if (n_spins % 256)
+		return false;
+	sched_yield();
+	if (!*since)
+		*since = time(NULL);
+	return time(NULL) - *since > 10;
+}
+
 static void *device_thread(void *arg)
 {
 	struct bench *b = arg;
@@ -458,14 +472,20 @@ static void *device_thread(void *arg)
 	return NULL;
 }
 
+/*
+ * Rings 0 to 3, then the same with one chain at a time and a driver that spins: it adds the next
+ * one just when the device finds the ring empty.
+ */
 START_TEST(test_threads)
 {
 	struct bench b;
 	struct fake_ring *r = &b.ring;
-	unsigned n_added = 0, n_used = 0;
+	unsigned n_added = 0, n_used = 0, window = _i & 4 ? 1 : 8;
+	unsigned n_spins = 0;
+	time_t idle_since = 0;
 	pthread_t thread;
 
-	bench_init(&b, features_of(_i) & ~F_INDIRECT, 16);
+	bench_init(&b, features_of(_i & 3), 16);
 	b.irq_fd = eventfd(0, EFD_CLOEXEC);
 	b.kick_fd = eventfd(0, EFD_CLOEXEC);
 	FAST(pthread_create(&thread, NULL, device_thread, &b) == 0);
@@ -474,7 +494,7 @@ START_TEST(test_threads)
 		uint32_t len;
 		void *cookie;
 
-		while (n_added < N_THREADED && n_added - n_used < 8) {
+		while (n_added < N_THREADED && n_added - n_used < window) {
 			uint64_t gpa = DATA_GPA + 64 * (n_added % 8);
 			struct fake_seg seg[] = {{gpa, 4, false}, {gpa + 32, 4, true}};
 
@@ -502,13 +522,71 @@ START_TEST(test_threads)
 			if (!progress && !again)
 				fake_ring_want_irq(r, true);
 		}
-		if (!progress)
+		if (progress)
+			idle_since = 0;
+		else if (window > 1)
 			wait_fd(b.irq_fd);
+		else
+			FAST(!spun_out(&idle_since, ++n_spins));
 	}
 	pthread_join(thread, NULL);
 	close(b.irq_fd);
 	close(b.kick_fd);
 	bench_finish(&b);
+}
+END_TEST
+
+/*
+ * The last look, without luck: the page with the device's wish for notifications is read-only, so
+ * that the store faults, and the driver adds a chain at that very moment, sees the old wish and
+ * stays silent.
+ */
+static struct {
+	struct bench b;
+	void *page;
+	bool came, kick;
+} last_look;
+
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+	static const struct fake_seg seg = {DATA_GPA, 1, false};
+
+	/* Anything else is a fault like any other; ck_abort is not for signal handlers. */
+	if (last_look.came || mprotect(last_look.page, 4096, PROT_READ | PROT_WRITE))
+		_exit(1);
+	fake_ring_add(&last_look.b.ring, &seg, 1, -1, NULL);
+	last_look.kick = fake_ring_must_kick(&last_look.b.ring);
+	last_look.came = true;
+}
+
+START_TEST(test_last_look)
+{
+	struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO}, old;
+	struct fake_seg seg = {DATA_GPA, 1, false};
+	struct bench *b = &last_look.b;
+	struct mb_virtq_params params;
+	struct mb_chain *chain;
+	const char *why;
+
+	/* Rings of 2 with the device's area on a page of its own. */
+	bench_init(b, features_of(_i), 2);
+	mb_virtq_finish(&b->vq);
+	b->ring.device_gpa = DATA_GPA + 0x10000;
+	last_look.page = fake_dma_at(&b->ram, b->ring.device_gpa);
+	params = params_of(b, features_of(_i));
+	ck_assert_int_eq(mb_virtq_init(&b->vq, &params, &why), 0);
+	fake_ring_add(&b->ring, &seg, 1, -1, NULL);
+	ck_assert(fake_ring_must_kick(&b->ring));
+	ck_assert_int_eq(mb_virtq_pop(&b->vq, &chain), 1);
+
+	ck_assert_int_eq(sigaction(SIGSEGV, &action, &old), 0);
+	ck_assert_int_eq(mprotect(last_look.page, 4096, PROT_READ), 0);
+	ck_assert_int_eq(mb_virtq_pop(&b->vq, &chain), 1);
+	ck_assert_int_eq(mprotect(last_look.page, 4096, PROT_READ | PROT_WRITE), 0);
+	sigaction(SIGSEGV, &old, NULL);
+	ck_assert(last_look.came);
+	ck_assert(!last_look.kick);
+	bench_finish(b);
 }
 END_TEST
 
@@ -719,18 +797,21 @@ START_TEST(test_same_head_again)
 }
 END_TEST
 
-/* A packed ring's driver marks descriptors available that the device has not used yet. */
+/*
+ * A packed ring's driver marks descriptors available that the device has not used yet: a whole lap,
+ * as chains of one descriptor (no chain is left for it) or of two (one is).
+ */
 START_TEST(test_packed_overtakes)
 {
-	struct fake_seg seg = {DATA_GPA, 10, false};
+	struct fake_seg seg[] = {{DATA_GPA, 10, false}, {DATA_GPA + 10, 10, false}};
 	struct vring_packed_desc *desc;
 	struct mb_chain *chain;
 	struct bench b;
 
-	bench_init(&b, F_PACKED, 3);
+	bench_init(&b, F_PACKED, (uint16_t)(2 * _i));
 	desc = fake_dma_at(&b.ram, b.ring.desc_gpa);
-	for (unsigned i = 0; i < 3; i++) {
-		fake_ring_add(&b.ring, &seg, 1, -1, &b);
+	for (unsigned i = 0; i < 2; i++) {
+		fake_ring_add(&b.ring, seg, (unsigned)_i, -1, &b);
 		ck_assert_int_eq(mb_virtq_pop(&b.vq, &chain), 1);
 	}
 	ck_assert_int_eq(mb_virtq_pop(&b.vq, &chain), 0);
@@ -916,11 +997,12 @@ int main(void)
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, test_differential, 0, 8);
-	tcase_add_loop_test(tc, test_threads, 0, 4);
+	tcase_add_loop_test(tc, test_threads, 0, 8);
+	tcase_add_loop_test(tc, test_last_look, 0, 4);
 	tcase_add_loop_test(tc, test_crimes, 0, N_CRIMES);
 	tcase_add_loop_test(tc, test_odd_table_address, 0, 2);
 	tcase_add_test(tc, test_same_head_again);
-	tcase_add_test(tc, test_packed_overtakes);
+	tcase_add_loop_test(tc, test_packed_overtakes, 1, 3);
 	tcase_add_loop_test(tc, test_bad_rings, 0, 2);
 	tcase_add_test(tc, test_iov_budget);
 	tcase_add_test(tc, test_share);
