@@ -120,13 +120,17 @@ static void fuzz_port(struct cpu *self)
 
 	if (r & 0x20)
 		port = known_ports[port % (sizeof(known_ports) / sizeof(known_ports[0]))];
-	if (port_is_spared(port, size))
+	/* Behind the last port is a general protection fault (SDM vol. 1, 19.5.2). */
+	if (port_is_spared(port, size) || port + size > 0x10000)
 		return;
-	/* The console is somebody's terminal. */
-	if (port <= SERIAL_DATA && port + size > SERIAL_DATA)
-		v = 0x20202020;
+	/* The console is somebody's terminal: now and then an empty line. */
+	if (port <= SERIAL_DATA && port + size > SERIAL_DATA && write) {
+		if (r & 0x700)
+			return;
+		v = 0x0a0a0a0a;
+	}
 	self->ops++;
-	if (!(r & 0xf00))
+	if (!(r & 0xf00) && port != SERIAL_DATA)
 		fuzz_port_string(self, port, write);
 	else if (size == 1 && write)
 		out8(port, (uint8_t)v);

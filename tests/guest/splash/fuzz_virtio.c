@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "fuzz.h"
+#include "fuzz_virtio.h"
 
 /*
  * A driver that goes through the motions of virtio 1.2, 3.1 and then lies: plausible and wild
  * rings, descriptors that loop, point nowhere or are far too long, available indices that jump, and
- * more notifications than anybody needs. Several vCPUs may do so to one device at once.
+ * more notifications than anybody needs. Half of the time it is tame, makes requests that a device
+ * can do, and lies only now and then, so that lies meet a device at work. Several vCPUs may do so
+ * to one device at once.
  */
 
 /* Common configuration, 4.1.4.3. */
@@ -35,32 +37,7 @@ enum {
 #define F_VERSION_1	 (1ull << 32)
 #define F_RING_PACKED	 (1ull << 34)
 
-#define DESC_NEXT	 1u
-#define DESC_WRITE	 2u
-#define DESC_INDIRECT	 4u
-#define TYPE_BLOCK	 0x1042u
-
-#define MAX_TRIED_QUEUES 4u
 #define MAX_STATUS_READS 1000u
-
-/* 2.7.5; a packed one (2.8.6) has id and flags where this has flags and next. */
-struct desc {
-	uint64_t addr;
-	uint32_t len;
-	uint16_t flags;
-	uint16_t next;
-};
-
-struct session {
-	struct cpu *self;
-	const struct fuzz_dev *dev;
-	uint64_t common;
-	uint8_t *ring;
-	bool packed;
-	unsigned n_queues;
-	unsigned size[MAX_TRIED_QUEUES];
-	unsigned queue[MAX_TRIED_QUEUES];
-};
 
 static void set(struct session *s, unsigned field, unsigned size, uint64_t v)
 {
@@ -72,9 +49,10 @@ static uint32_t get(struct session *s, unsigned field, unsigned size)
 	return (uint32_t)fuzz_mmio_read(s->self, s->common + field, size);
 }
 
-static bool chance(struct session *s, unsigned one_in)
+/* As chance, for what a tame driver does not do. */
+static bool mischief(struct session *s, unsigned one_in)
 {
-	return !rnd_below(s->self, one_in);
+	return !s->tame && chance(s, one_in);
 }
 
 static void negotiate(struct session *s)
@@ -90,16 +68,16 @@ static void negotiate(struct session *s)
 	features = get(s, DEVICE_FEATURE, 4);
 	set(s, DEVICE_FEATURE_SELECT, 4, 1);
 	features |= (uint64_t)get(s, DEVICE_FEATURE, 4) << 32;
-	if (chance(s, 8))
+	if (mischief(s, 8))
 		features = fuzz_value(s->self);
 	else if (chance(s, 2))
 		features &= rnd(s->self) | F_VERSION_1;
 	s->packed = features & F_RING_PACKED;
 	set(s, DRIVER_FEATURE_SELECT, 4, 0);
 	set(s, DRIVER_FEATURE, 4, (uint32_t)features);
-	set(s, DRIVER_FEATURE_SELECT, 4, chance(s, 16) ? 2 : 1);
+	set(s, DRIVER_FEATURE_SELECT, 4, mischief(s, 16) ? 2 : 1);
 	set(s, DRIVER_FEATURE, 4, features >> 32);
-	if (!chance(s, 8))
+	if (!mischief(s, 8))
 		set(s, STATUS, 1, ACKNOWLEDGE | DRIVER | FEATURES_OK);
 	get(s, STATUS, 1);
 }
@@ -111,11 +89,11 @@ static void negotiate(struct session *s)
  */
 static void set_address(struct session *s, unsigned field, uint64_t gpa)
 {
-	if (chance(s, 8)) {
+	if (mischief(s, 8)) {
 		gpa = fuzz_wild_gpa(s->self) | 0xc0000000;
 		gpa |= gpa >> 32 ? 1ull << 62 : 0;
 	}
-	if (chance(s, 16))
+	if (mischief(s, 16))
 		gpa += rnd_below(s->self, 16);
 	s->self->ops += 2;
 	mmio_write(s->common + field, 4, gpa);
@@ -127,13 +105,13 @@ static void set_queue(struct session *s, unsigned i)
 	uint64_t ring = fuzz_ring_gpa(s->self);
 	unsigned max;
 
-	s->queue[i] = (unsigned)rnd_below(s->self, MIN(s->n_queues + 1, 256));
+	s->queue[i] = (unsigned)rnd_below(s->self, MIN(s->n_queues + !s->tame, 256));
 	set(s, QUEUE_SELECT, 2, s->queue[i]);
 	max = get(s, QUEUE_SIZE, 2);
-	s->size[i] = 1u << rnd_below(s->self, 11);
-	if (!chance(s, 4))
+	s->size[i] = 1u << (s->tame ? 4 : rnd_below(s->self, 11));
+	if (!mischief(s, 4))
 		s->size[i] = MIN(s->size[i], MAX(max, 1));
-	if (chance(s, 8))
+	if (mischief(s, 8))
 		s->size[i] = (unsigned)fuzz_value(s->self) & 0xffff;
 	set(s, QUEUE_SIZE, 2, s->size[i]);
 	s->size[i] = MIN(MAX(s->size[i], 1), MAX_RING_SIZE);
@@ -283,36 +261,49 @@ static void meddle(struct session *s)
 	}
 }
 
+static void work(struct session *s, unsigned n_tried)
+{
+	unsigned n = 1u << rnd_below(s->self, 7);
+
+	while (n--) {
+		unsigned i = (unsigned)rnd_below(s->self, n_tried);
+
+		if (s->tame && !chance(s, 32))
+			fuzz_request(s, i);
+		else
+			scribble(s, i);
+		notify(s, i);
+		if (chance(s, s->tame ? 64 : 8))
+			meddle(s);
+	}
+}
+
 void fuzz_virtio(struct cpu *self, const struct fuzz_dev *dev)
 {
 	struct session s = {
 		.self = self, .dev = dev, .ring = fuzz.rings + self->index * RING_BYTES};
-	unsigned n_tried, n;
+	unsigned n_tried;
 
+	s.tame = chance(&s, 2);
+	s.wrap = true;
 	s.common = (dev->bar & ~0xfull) + dev->common;
 	if (s.common < MAX(guest.info.low_ram_bytes, PCI_WINDOW) || s.common >= PCI_WINDOW_END)
 		return;
-	if (!chance(&s, 8))
+	if (!mischief(&s, 8))
 		fuzz_restore(dev);
 	negotiate(&s);
 	s.n_queues = MAX(get(&s, NUM_QUEUES, 2), 1);
 	set(&s, CONFIG_VECTOR, 2, rnd_below(self, 4));
-	n_tried = 1 + (unsigned)rnd_below(self, MAX_TRIED_QUEUES);
-	memset(s.ring + RING_DRIVER, 0, RING_DEVICE - RING_DRIVER);
+	n_tried = s.tame ? 1 : 1 + (unsigned)rnd_below(self, MAX_TRIED_QUEUES);
+	/* All queues of a session use the same rings, which is mischief too. */
+	memset(s.ring, 0, RING_INDIRECT);
 	for (unsigned i = 0; i < n_tried; i++)
 		set_queue(&s, i);
-	scribble(&s, 0);
-	if (!chance(&s, 16))
+	if (!s.tame)
+		scribble(&s, 0);
+	if (!mischief(&s, 16))
 		set(&s, STATUS, 1, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-	n = 1u << rnd_below(self, 7);
-	while (n--) {
-		unsigned i = (unsigned)rnd_below(self, n_tried);
-
-		scribble(&s, i);
-		notify(&s, i);
-		if (chance(&s, 8))
-			meddle(&s);
-	}
+	work(&s, n_tried);
 }
 
 void fuzz_virtio_check(const struct fuzz_dev *dev)
