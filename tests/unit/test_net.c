@@ -430,12 +430,14 @@ static const uint64_t rings[] = {0, F_EVENT, F_EVENT | F_INDIRECT, F_PACKED | F_
 START_TEST(test_tap_both_ways)
 {
 	static const uint32_t sizes[] = {18, 60, 1500, 1524, 1525, 3000, 9000, 65000, MAX_FRAME};
-	uint8_t *buf = malloc(MAX_FRAME + 1), *frame = malloc(MAX_FRAME);
+	uint8_t *buf, *frame;
 	struct bench b;
 	int wire;
 
 	if (!own_namespace())
 		return;
+	buf = malloc(MAX_FRAME + 1);
+	frame = malloc(MAX_FRAME);
 	make_tap(TAP, 0, BIG_MTU);
 	bench_init(&b, tap_config(1));
 	bench_start(&b, F_MRG | rings[_i]);
@@ -467,12 +469,13 @@ END_TEST
 /* A packet for which the guest has too few buffers at first. */
 START_TEST(test_tap_slow_guest)
 {
-	uint8_t *frame = malloc(MAX_FRAME);
+	uint8_t *frame;
 	struct bench b;
 	int wire;
 
 	if (!own_namespace())
 		return;
+	frame = malloc(MAX_FRAME);
 	make_tap(TAP, 0, BIG_MTU);
 	bench_init(&b, tap_config(1));
 	bench_start(&b, F_MRG | rings[_i]);
@@ -510,12 +513,13 @@ END_TEST
  * arrives. */
 START_TEST(test_tap_one_buffer)
 {
-	uint8_t *frame = malloc(MAX_FRAME);
+	uint8_t *frame;
 	struct bench b;
 	int wire;
 
 	if (!own_namespace())
 		return;
+	frame = malloc(MAX_FRAME);
 	make_tap(TAP, 0, BIG_MTU);
 	bench_init(&b, tap_config(1));
 	bench_start(&b, rings[_i]);
@@ -544,7 +548,7 @@ START_TEST(test_tap_storm)
 {
 	const char *env = getenv("MB_TEST_SEED");
 	unsigned seed = env ? (unsigned)strtoul(env, NULL, 0) : (unsigned)time(NULL) + (unsigned)_i;
-	uint8_t *buf = malloc(MAX_FRAME), *frame = malloc(MAX_FRAME);
+	uint8_t *buf, *frame;
 	unsigned n_in = 0, n_in_sent = 0, n_out = 0, n_out_sent = 0, n_busy = 0, first_busy = 0;
 	const unsigned n_frames = 600;
 	uint32_t out_len[16], written;
@@ -556,6 +560,8 @@ START_TEST(test_tap_storm)
 	fflush(stdout);
 	if (!own_namespace())
 		return;
+	buf = malloc(MAX_FRAME);
+	frame = malloc(MAX_FRAME);
 	make_tap(TAP, 0, BIG_MTU);
 	bench_init(&b, tap_config(1));
 	bench_start(&b, F_MRG | rings[_i]);
@@ -663,13 +669,15 @@ START_TEST(test_tap_offloads)
 		 none = 0;
 	uint64_t ctrl = F_CTRL | FEATURE(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
 	struct virtio_net_hdr_v1 hdr;
-	uint8_t *p = malloc(65536);
-	uint32_t p_len = make_tso(p);
+	uint8_t *p;
+	uint32_t p_len;
 	struct bench b;
 	int wire;
 
 	if (!own_namespace())
 		return;
+	p = malloc(65536);
+	p_len = make_tso(p);
 	make_tap(TAP, 0, 1500);
 	bench_init(&b, tap_config(1));
 	wire = open_wire(TAP, true);
