@@ -165,8 +165,8 @@ void report(void)
 			high, unit_after(high));
 	}
 	format_rate(rate, sizeof(rate), 0, guest.n);
-	say("splash: %s: all %u vCPUs: %s%s%s", guest.title, guest.n, rate,
-		guest.note[0] ? "; " : "", guest.note);
+	say("splash: %s: all %u vCPU%s: %s%s%s", guest.title, guest.n, guest.n == 1 ? "" : "s",
+		rate, guest.note[0] ? "; " : "", guest.note);
 }
 
 void splash_main(struct cpu *self, const struct mb_splash_info *info, unsigned index, uint64_t cr3)

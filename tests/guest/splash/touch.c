@@ -49,7 +49,7 @@ static void check(void)
 	char size[24];
 
 	format_bytes(size, sizeof(size), n_pages * PAGE_BYTES);
-	format(guest.note, sizeof(guest.note), "%s touched and found right by another vCPU", size);
+	format(guest.note, sizeof(guest.note), "%s touched and found right afterwards", size);
 }
 
 const struct program program_touch = {
