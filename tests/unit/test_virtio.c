@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -859,6 +860,31 @@ START_TEST(test_many_queues)
 }
 END_TEST
 
+/* The monitor's own trouble is the device's, not the machine's. */
+START_TEST(test_no_descriptors_left)
+{
+	struct rlimit old, none = {0};
+
+	set_up_pci();
+	negotiate(F_NEEDED);
+	set_up_queue(0, 0);
+	getrlimit(RLIMIT_NOFILE, &old);
+	none.rlim_max = old.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &none);
+	set_status(VIRTIO_CONFIG_S_DRIVER_OK);
+	setrlimit(RLIMIT_NOFILE, &old);
+	ck_assert(status() & VIRTIO_CONFIG_S_NEEDS_RESET);
+	reset();
+	set_up(0);
+	/* No descriptor for the interrupt either: it comes all the same. */
+	setrlimit(RLIMIT_NOFILE, &none);
+	round_trip(0);
+	setrlimit(RLIMIT_NOFILE, &old);
+	ck_assert_uint_eq(interrupts(1), 1);
+	ck_assert_uint_eq(fake_kvm_vm(&kvm)->n_irqfds, 0);
+}
+END_TEST
+
 /* ---- a hostile guest on two vCPUs ---- */
 
 static void *hostile_vcpu(void *arg)
@@ -1021,6 +1047,7 @@ int main(void)
 	tcase_add_test(tc, test_odd_accesses);
 	tcase_add_test(tc, test_window);
 	tcase_add_test(tc, test_many_queues);
+	tcase_add_test(tc, test_no_descriptors_left);
 	tcase_add_test(tc, test_hostile);
 	tcase_add_test(tc, test_rng);
 	suite_add_tcase(suite, tc);

@@ -607,6 +607,7 @@ enum crime {
 	INDIRECT_ODD_LEN,
 	INDIRECT_EMPTY,
 	INDIRECT_TOO_LONG,
+	CHAIN_TOO_LONG,
 	INDIRECT_NOT_RAM,
 	INDIRECT_NESTED,
 	INDIRECT_LOOP,
@@ -629,6 +630,7 @@ static const char *const crime_text[N_CRIMES] = {
 	[INDIRECT_ODD_LEN] = "multiple of 16",
 	[INDIRECT_EMPTY] = "multiple of 16",
 	[INDIRECT_TOO_LONG] = "table is too long",
+	[CHAIN_TOO_LONG] = "chain is too long",
 	[INDIRECT_NOT_RAM] = "not in RAM",
 	[INDIRECT_NESTED] = "inside an indirect",
 	[INDIRECT_LOOP] = "no end",
@@ -638,8 +640,9 @@ static const char *const crime_text[N_CRIMES] = {
 /* Crimes that a packed ring has no way to commit. */
 static bool split_only(enum crime crime)
 {
-	return crime == NEXT_OUTSIDE || crime == HEAD_OUTSIDE || crime == IDX_JUMP ||
-	       crime == INDIRECT_NESTED || crime == INDIRECT_LOOP || crime == INDIRECT_NEXT_OUTSIDE;
+	return crime == NEXT_OUTSIDE || crime == HEAD_OUTSIDE || crime == CHAIN_TOO_LONG ||
+	       crime == IDX_JUMP || crime == INDIRECT_NESTED || crime == INDIRECT_LOOP ||
+	       crime == INDIRECT_NEXT_OUTSIDE;
 }
 
 static void commit_crime(struct bench *b, enum crime crime)
@@ -696,6 +699,17 @@ static void commit_crime(struct bench *b, enum crime crime)
 		seg[0].len = 0;
 	if (crime == INDIRECT_TOO_LONG)
 		seg[0].len = 16 * (MB_CHAIN_MAX_IOV + 1);
+	if (crime == CHAIN_TOO_LONG) {
+		struct fake_seg many[MB_CHAIN_MAX_IOV];
+
+		for (unsigned i = 0; i < MB_CHAIN_MAX_IOV; i++)
+			many[i] = (struct fake_seg){gpa, 1, false};
+		fake_ring_table(r, table, many, MB_CHAIN_MAX_IOV);
+		seg[0] = (struct fake_seg){gpa, 1, false};
+		seg[1] = (struct fake_seg){table, sizeof(many) / sizeof(many[0]) * 16, false};
+		n = 2;
+		table_at = 1;
+	}
 	if (crime == INDIRECT_NOT_RAM)
 		seg[0].gpa = RAM_BASE + RAM_BYTES - 16;
 	if (crime == INDIRECT_NESTED)
@@ -907,6 +921,36 @@ START_TEST(test_iov_budget)
 }
 END_TEST
 
+/* Long chains of every length, one after the other: what is kept for the next one is bounded too.
+ */
+START_TEST(test_iov_trim)
+{
+	struct fake_seg seg[MB_CHAIN_MAX_IOV], table = {DATA_GPA, 0, false};
+	struct mb_chain *chain;
+	struct bench b;
+	uint32_t len;
+	void *cookie;
+
+	bench_init(&b, F_INDIRECT, 8);
+	for (unsigned i = 0; i < MB_CHAIN_MAX_IOV; i++)
+		seg[i] = (struct fake_seg){DATA_GPA + 0x10000 + i, 1, false};
+	for (unsigned n = 3; n <= MB_CHAIN_MAX_IOV; n = n * 3 / 2) {
+		fake_ring_table(&b.ring, DATA_GPA, seg, n);
+		table.len = 16 * n;
+		for (unsigned i = 0; i < 6; i++)
+			fake_ring_add(&b.ring, &table, 1, 0, &b);
+		for (unsigned i = 0; i < 6; i++) {
+			ck_assert_int_eq(mb_virtq_pop(&b.vq, &chain), 1);
+			ck_assert_uint_eq(chain->n_out, n);
+			ck_assert_uint_le(b.vq.iov_total, b.vq.iov_budget);
+			mb_virtq_push(&b.vq, chain, 0);
+			ck_assert(fake_ring_get_used(&b.ring, &cookie, &len));
+		}
+	}
+	bench_finish(&b);
+}
+END_TEST
+
 /* One queue_kick is not endless. */
 START_TEST(test_share)
 {
@@ -1005,6 +1049,7 @@ int main(void)
 	tcase_add_loop_test(tc, test_packed_overtakes, 1, 3);
 	tcase_add_loop_test(tc, test_bad_rings, 0, 2);
 	tcase_add_test(tc, test_iov_budget);
+	tcase_add_test(tc, test_iov_trim);
 	tcase_add_test(tc, test_share);
 	tcase_add_test(tc, test_stopped);
 	tcase_add_loop_test(tc, test_garbage, 0, 8);
