@@ -4,6 +4,7 @@
 #include <mirrorball/boot.h>
 #include <mirrorball/log.h>
 #include <mirrorball/splash.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,6 +127,13 @@ static void splash_exit_write(void *dev, uint64_t offset, const void *data, unsi
 	mb_machine_ask(machine, MB_ASK_GUEST_STATUS);
 }
 
+/* More vCPUs than host CPUs: the one that waits gives way to those it waits for. */
+static void splash_yield_read(void *dev, uint64_t offset, void *data, unsigned len)
+{
+	sched_yield();
+	mb_bus_set_value(data, len, 0);
+}
+
 static const struct mb_region_ops splash_text_ops = {
 	.read = splash_text_read,
 	.write = splash_text_write,
@@ -133,6 +141,7 @@ static const struct mb_region_ops splash_text_ops = {
 };
 
 static const struct mb_region_ops splash_exit_ops = {.write = splash_exit_write};
+static const struct mb_region_ops splash_yield_ops = {.read = splash_yield_read};
 
 int mb_machine_add_splash_ports(struct mb_machine *machine)
 {
@@ -142,9 +151,13 @@ int mb_machine_add_splash_ports(struct mb_machine *machine)
 		.len = 1, .ops = &splash_text_ops, .dev = machine};
 	machine->splash_exit = (struct mb_region){.space = MB_PIO, .base = MB_SPLASH_EXIT_PORT,
 		.len = 1, .ops = &splash_exit_ops, .dev = machine};
+	machine->splash_yield = (struct mb_region){.space = MB_PIO, .base = MB_SPLASH_YIELD_PORT,
+		.len = 1, .ops = &splash_yield_ops, .dev = machine};
 	rc = mb_bus_add(machine->bus, &machine->splash_text);
 	if (!rc)
 		rc = mb_bus_add(machine->bus, &machine->splash_exit);
+	if (!rc)
+		rc = mb_bus_add(machine->bus, &machine->splash_yield);
 	return rc;
 }
 

@@ -64,7 +64,7 @@ struct mb_machine {
 	struct mb_blk *blk[MB_MAX_DISKS];
 	struct mb_net *net[MB_MAX_NETS];
 	struct mb_loop **blk_loops[MB_MAX_DISKS], **net_loops[MB_MAX_NETS]; /* of their queues */
-	struct mb_region splash_text, splash_exit;
+	struct mb_region splash_text, splash_exit, splash_yield;
 
 	/* Requests to the main loop. Any thread. */
 	unsigned asked;	   /* atomic: MB_ASK_* */

@@ -38,8 +38,8 @@ static void run(struct cpu *self)
 
 		run_program(self, tour[i].program);
 		if (!self->index) {
-			format_rate(one, sizeof(one), 0, 1);
-			format_rate(all, sizeof(all), 0, guest.n);
+			format_rate(one, sizeof(one), 0, guest.n, guest.n);
+			format_rate(all, sizeof(all), 0, guest.n, 1);
 			say("  %-10s  %-30s  %14s  %14s  ok", tour[i].program->name, tour[i].what,
 				one, all);
 		}

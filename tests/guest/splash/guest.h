@@ -132,8 +132,11 @@ uint64_t arg_size(uint64_t otherwise, uint64_t unit, uint64_t least, uint64_t ov
 /* ---- main.c ---- */
 void splash_main(struct cpu *self, const struct mb_splash_info *info, unsigned index, uint64_t cr3);
 void run_program(struct cpu *self, const struct program *program);
-/* What the last program did, as "12.3 M keys/s" or cycles an operation: of one vCPU, or of all. */
-void format_rate(char *buf, size_t size, unsigned first, unsigned n);
+/*
+ * What vCPUs first..first+n-1 did in the last program, divided by share, as "12.3 M keys/s" or in
+ * cycles an operation.
+ */
+void format_rate(char *buf, size_t size, unsigned first, unsigned n, unsigned share);
 void report(void);
 
 /* ---- the programs ---- */

@@ -5,10 +5,12 @@
 #define EXITS 16
 
 static uint32_t arrived;
+static uint64_t began; /* TSC: one start for all, since each takes but a moment */
 
 static void setup(void)
 {
 	arrived = 0;
+	began = rdtsc();
 }
 
 static void run(struct cpu *self)
@@ -24,7 +26,7 @@ static void run(struct cpu *self)
 			in8(MB_SPLASH_YIELD_PORT);
 		self->ops += EXITS;
 	} while (!timer_over(&t));
-	self->cycles = timer_cycles(&t);
+	self->cycles = rdtsc() - began;
 	__atomic_fetch_add(&arrived, 1, __ATOMIC_RELAXED);
 }
 

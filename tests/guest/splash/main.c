@@ -118,20 +118,22 @@ static const char *unit_after(const char *count)
 	return unit[1] == 'B' && (*count < '0' || *count > '9') ? unit + 1 : unit;
 }
 
-void format_rate(char *buf, size_t size, unsigned first, unsigned n)
+/*
+ * What n vCPUs did, over the time of the slowest: the sum of their own rates would count a host CPU
+ * that several of them take turns on as if each had it.
+ */
+void format_rate(char *buf, size_t size, unsigned first, unsigned n, unsigned share)
 {
-	uint64_t rate = 0, ops = 0, cycles = 0;
+	uint64_t ops = 0, cycles = 0;
 	char count[24];
 
 	for (unsigned i = first; i < first + n; i++) {
-		struct cpu *cpu = cpu_at(i);
-
-		rate += muldiv(cpu->ops, guest.khz * 1000, cpu->cycles);
-		ops += cpu->ops;
-		cycles += cpu->cycles;
+		ops += cpu_at(i)->ops;
+		cycles = MAX(cycles, cpu_at(i)->cycles);
 	}
+	ops /= share;
 	if (guest.has_khz) {
-		format_count(count, sizeof(count), rate);
+		format_count(count, sizeof(count), muldiv(ops, guest.khz * 1000, cycles));
 		format(buf, size, "%s%s/s", count, unit_after(count));
 	} else {
 		format_count(count, sizeof(count), ops ? cycles / ops : 0);
@@ -154,7 +156,7 @@ void report(void)
 		most = MAX(most, r);
 		if (!each)
 			continue;
-		format_rate(rate, sizeof(rate), i, 1);
+		format_rate(rate, sizeof(rate), i, 1, 1);
 		say("splash: %s: vCPU %u (view %u): %s", guest.title, i, guest.info.vcpu_view[i],
 			rate);
 	}
@@ -164,7 +166,7 @@ void report(void)
 		say("splash: %s: one vCPU: %s%s/s to %s%s/s", guest.title, low, unit_after(low),
 			high, unit_after(high));
 	}
-	format_rate(rate, sizeof(rate), 0, guest.n);
+	format_rate(rate, sizeof(rate), 0, guest.n, 1);
 	say("splash: %s: all %u vCPU%s: %s%s%s", guest.title, guest.n, guest.n == 1 ? "" : "s",
 		rate, guest.note[0] ? "; " : "", guest.note);
 }
