@@ -221,6 +221,16 @@ if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; then
 	fi
 fi
 
+expect 1 'passt' env PATH=/nonexistent "${run[@]}" --net passt splash hello
+if command -v passt >/dev/null; then
+	expect 0 . "${run[@]}" --quiet --net passt splash hello
+	expect 0 . "${run[@]}" --quiet --net passt,arg=-t,arg=23456 --net passt splash hello
+	# It ends by itself only later: the machine goes on, with its link down.
+	expect 0 'passt ended' "${run[@]}" --net passt,arg=--no-such-option splash hello ms=500
+	sleep 0.5
+	! pgrep -f "passt.*$work" >/dev/null || bad "a passt was left behind"
+fi
+
 # ---- few descriptors, little address space
 expect 1 . bash -c 'ulimit -n 12; exec "$@"' _ "$MIRRORBALL" run --cpus 4 splash hello
 # A sanitizer needs more address space than any limit leaves.

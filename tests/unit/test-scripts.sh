@@ -28,6 +28,6 @@ while IFS= read -r -d '' file; do
 	}
 done < <(find . -path ./.git -prune -o -path './build*' -prune -o -type f -print0)
 [ "${#scripts[@]}" -gt 0 ]
-shellcheck -x "${scripts[@]}" cli/mirrorball.bash || n_bad=1
+shellcheck -S warning -x "${scripts[@]}" cli/mirrorball.bash || n_bad=1
 echo "${#scripts[@]} scripts"
 [ "$n_bad" -eq 0 ]
