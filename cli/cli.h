@@ -46,8 +46,9 @@ extern const struct cli_command *const cli_commands[]; /* NULL-terminated */
 
 /*
  * Walks the options of argv; calls set for each with its index in the table and its value (NULL for
- * one that takes none). Stops at the first word that is no option: *first. An option that was given before is an error unless repeatable(index) says
- * otherwise. -EINVAL with what is wrong in err, or set's error with the option's name in front.
+ * one that takes none). Stops at the first word that is no option: *first. An option that was given
+ * before is an error unless repeatable(index) says otherwise. -EINVAL with what is wrong in err, or
+ * set's error with the option's name in front.
  */
 struct cli_option_user {
 	int (*set)(void *ctx, int index, char *value, struct mb_error *err);

@@ -122,7 +122,8 @@ static int doctor_main(const struct cli_command *command, int argc, char **argv)
 
 	rc = cli_options_walk(options, argc, argv, &user, &first, &err);
 	if (!rc && first < argc)
-		rc = mb_error_set(&err, EINVAL, "unexpected word '%s'; doctor takes options only", argv[first]);
+		rc = mb_error_set(&err, EINVAL, "unexpected word '%s'; doctor takes options only",
+			argv[first]);
 	if (rc)
 		return cli_usage_error(command, &err);
 	if (asked.help || asked.version) {
@@ -147,8 +148,8 @@ static int doctor_main(const struct cli_command *command, int argc, char **argv)
 	} else {
 		const char *no_colour = getenv("NO_COLOR"), *term = getenv("TERM");
 
-		doctor_show_table(report,
-			isatty(STDOUT_FILENO) && !(no_colour && *no_colour) && term && strcmp(term, "dumb"));
+		doctor_show_table(report, isatty(STDOUT_FILENO) && !(no_colour && *no_colour) &&
+						  term && strcmp(term, "dumb"));
 	}
 	rc = rc || cli_flush() || !doctor_can_run(report) ? CLI_FAILED : CLI_OK;
 	free(report);

@@ -36,8 +36,8 @@ struct doctor_report {
 };
 
 /*
- * A new check at the end of the report, with the value printed as by printf(3). Never NULL: a report that is full gives its last
- * entry again.
+ * A new check at the end of the report, with the value printed as by printf(3). Never NULL: a
+ * report that is full gives its last entry again.
  */
 struct doctor_check *doctor_add(struct doctor_report *report, const char *group, const char *id,
 	const char *what, enum doctor_mark mark, const char *fmt, ...)

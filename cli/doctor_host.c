@@ -9,9 +9,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define REFERENCE_MAJOR 6u /* the kernel that the design was verified on */
-#define REFERENCE_MINOR 12u
-#define MAX_MAP_COUNT	262144ull
+#define REFERENCE_MAJOR	 6u /* the kernel that the design was verified on */
+#define REFERENCE_MINOR	 12u
+#define MAX_MAP_COUNT	 262144ull
 #define CAP_SYS_NICE_BIT 23
 
 /* The word in brackets of "always [madvise] never", or the whole line. */
@@ -40,16 +40,17 @@ static int read_number(int root_fd, const char *path, uint64_t *value)
 
 static void look_device(struct doctor_report *report, int rc, const struct mb_error *err)
 {
-	struct doctor_check *check = doctor_add(report, "kvm", "device", "/dev/kvm", DOCTOR_MISSING, "%s",
-		err->text);
+	struct doctor_check *check =
+		doctor_add(report, "kvm", "device", "/dev/kvm", DOCTOR_MISSING, "%s", err->text);
 
 	check->use = "runs the guest";
 	check->cost = "no machine runs";
 	if (rc == -EACCES || rc == -EPERM)
 		check->fix = "usermod -aG kvm USER, and log in again";
 	else if (rc == -ENOENT || rc == -ENODEV || rc == -ENXIO)
-		check->fix = "modprobe kvm_intel or kvm_amd; switch virtualisation on in the firmware; inside a "
-			     "virtual machine, have its host allow nested virtualisation";
+		check->fix = "modprobe kvm_intel or kvm_amd; switch virtualisation on in the "
+			     "firmware; inside a virtual machine, have its host allow nested "
+			     "virtualisation";
 	else
 		check->fix = "see the message";
 }
@@ -62,11 +63,13 @@ static void look_caps(struct doctor_report *report, const struct mb_host *host)
 		char id[40], *p;
 		struct doctor_check *check;
 
-		snprintf(id, sizeof(id), "%s", strncmp(info->name, "KVM_CAP_", 8) ? info->name : info->name + 8);
+		snprintf(id, sizeof(id), "%s",
+			strncmp(info->name, "KVM_CAP_", 8) ? info->name : info->name + 8);
 		for (p = id; *p; p++)
 			*p = (char)(*p >= 'A' && *p <= 'Z' ? *p - 'A' + 'a' : *p);
 		if (host->cap[i])
-			check = doctor_add(report, "kvm", id, info->name, DOCTOR_OK, "%d", host->cap[i]);
+			check = doctor_add(
+				report, "kvm", id, info->name, DOCTOR_OK, "%d", host->cap[i]);
 		else
 			check = doctor_add(report, "kvm", id, info->name, bad, "absent");
 		check->since = info->since;
@@ -76,8 +79,8 @@ static void look_caps(struct doctor_report *report, const struct mb_host *host)
 }
 
 /*
- * With EPT (Intel) or NPT (AMD) the hardware walks the guest's page tables; without, KVM shadows them and
- * takes an exit for each of the guest's page table changes.
+ * With EPT (Intel) or NPT (AMD) the hardware walks the guest's page tables; without, KVM shadows
+ * them and takes an exit for each of the guest's page table changes.
  */
 static void look_paging(struct doctor_report *report, int root_fd)
 {
@@ -94,12 +97,13 @@ static void look_paging(struct doctor_report *report, int root_fd)
 		if (doctor_read(root_fd, modules[i].path, line, sizeof(line)) < 1)
 			continue;
 		if (*line == 'Y' || *line == '1') {
-			check = doctor_add(report, "kvm", "paging", "second-level paging", DOCTOR_OK, "%s",
-				modules[i].name);
+			check = doctor_add(report, "kvm", "paging", "second-level paging",
+				DOCTOR_OK, "%s", modules[i].name);
 		} else {
-			check = doctor_add(report, "kvm", "paging", "second-level paging", DOCTOR_WARN,
-				"%s is off: shadow paging", modules[i].name);
-			check->cost = "guests that change their page tables often are several times slower";
+			check = doctor_add(report, "kvm", "paging", "second-level paging",
+				DOCTOR_WARN, "%s is off: shadow paging", modules[i].name);
+			check->cost = "guests that change their page tables often are several "
+				      "times slower";
 			check->fix = "load kvm_intel with ept=1 or kvm_amd with npt=1";
 		}
 		check->use = "guest memory without an exit for each page table change";
@@ -108,8 +112,9 @@ static void look_paging(struct doctor_report *report, int root_fd)
 	check = doctor_add(report, "kvm", "paging", "second-level paging", DOCTOR_WARN,
 		"no EPT or NPT: an emulated KVM?");
 	check->use = "guest memory without an exit for each page table change";
-	check->cost = "guests that change their page tables often are slow; an emulated KVM may not boot "
-		      "stock kernels at all ('mirrorball run splash' works)";
+	check->cost =
+		"guests that change their page tables often are slow; an emulated KVM may not boot "
+		"stock kernels at all ('mirrorball run splash' works)";
 	check->fix = "run on hardware, or in a virtual machine with nested EPT or NPT";
 }
 
@@ -124,8 +129,10 @@ static void look_kernel(struct doctor_report *report)
 
 	check->use = "6.12 is the version that everything was verified on";
 	if (old) {
-		check->cost = "older kernels are not tested; before 6.7 counting accesses is slower and coarser";
-		check->fix = "install Linux 6.12 or later (Debian 12: linux-image-amd64 from bookworm-backports)";
+		check->cost = "older kernels are not tested; before 6.7 counting accesses is "
+			      "slower and coarser";
+		check->fix = "install Linux 6.12 or later (Debian 12: linux-image-amd64 from "
+			     "bookworm-backports)";
 	}
 }
 
@@ -150,11 +157,12 @@ void doctor_look_kvm(struct doctor_report *report, int root_fd)
 		host.n_views > 1 ? DOCTOR_OK : DOCTOR_WARN, "%u", host.n_views);
 	check->use = "one mapping of guest memory for each group of NUMA nodes";
 	if (host.n_views < 2) {
-		check->cost = "no replication inside one machine and no access counts per node group; migration, "
-			      "placement and sharing work";
+		check->cost = "no replication inside one machine and no access counts per node "
+			      "group; migration, placement and sharing work";
 		check->fix = "a kernel with CONFIG_KVM_SMM=y on hardware KVM (Debian's have it)";
 	}
-	check = doctor_add(report, "kvm", "max_vcpus", "vCPUs a machine", DOCTOR_OK, "%u", host.max_vcpus);
+	check = doctor_add(
+		report, "kvm", "max_vcpus", "vCPUs a machine", DOCTOR_OK, "%u", host.max_vcpus);
 	check->use = "limit of --cpus";
 	look_caps(report, &host);
 	mb_host_finish(&host);
@@ -165,7 +173,8 @@ static void look_thp(struct doctor_report *report, int root_fd)
 	struct doctor_check *check;
 	const char *word;
 	char line[128];
-	int rc = doctor_read(root_fd, "sys/kernel/mm/transparent_hugepage/shmem_enabled", line, sizeof(line));
+	int rc = doctor_read(
+		root_fd, "sys/kernel/mm/transparent_hugepage/shmem_enabled", line, sizeof(line));
 	bool good;
 
 	word = rc > 0 ? chosen_word(line) : "";
@@ -178,9 +187,11 @@ static void look_thp(struct doctor_report *report, int root_fd)
 	check->since = "4.8";
 	check->use = "2 MiB pages behind guest memory";
 	if (!good) {
-		check->cost = "guest memory is in 4 KiB pages: more TLB misses, more page table memory";
-		check->fix = rc > 0 ? "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
-				    : "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y";
+		check->cost =
+			"guest memory is in 4 KiB pages: more TLB misses, more page table memory";
+		check->fix =
+			rc > 0 ? "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+			       : "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y";
 	}
 	rc = doctor_read(root_fd, "sys/kernel/mm/transparent_hugepage/enabled", line, sizeof(line));
 	check = doctor_add(report, "memory", "thp", "huge pages, private memory", DOCTOR_INFO, "%s",
@@ -195,12 +206,14 @@ static void look_map_count(struct doctor_report *report, int root_fd)
 	uint64_t value;
 
 	if (read_number(root_fd, "proc/sys/vm/max_map_count", &value)) {
-		doctor_add(report, "memory", "max_map_count", "vm.max_map_count", DOCTOR_INFO, "unreadable")->use =
-			"each replicated or shared run of pages is a mapping";
+		doctor_add(report, "memory", "max_map_count", "vm.max_map_count", DOCTOR_INFO,
+			"unreadable")
+			->use = "each replicated or shared run of pages is a mapping";
 		return;
 	}
 	check = doctor_add(report, "memory", "max_map_count", "vm.max_map_count",
-		value >= MAX_MAP_COUNT ? DOCTOR_OK : DOCTOR_WARN, "%llu", (unsigned long long)value);
+		value >= MAX_MAP_COUNT ? DOCTOR_OK : DOCTOR_WARN, "%llu",
+		(unsigned long long)value);
 	check->use = "each replicated or shared run of pages is a mapping";
 	if (value < MAX_MAP_COUNT) {
 		check->cost = "fewer replicated and shared pages in one machine";
@@ -216,10 +229,11 @@ static void look_memlock(struct doctor_report *report)
 	if (getrlimit(RLIMIT_MEMLOCK, &limit))
 		return;
 	if (limit.rlim_cur == RLIM_INFINITY)
-		check = doctor_add(report, "memory", "memlock", "locked memory limit", DOCTOR_OK, "unlimited");
+		check = doctor_add(
+			report, "memory", "memlock", "locked memory limit", DOCTOR_OK, "unlimited");
 	else
-		check = doctor_add(report, "memory", "memlock", "locked memory limit", DOCTOR_INFO, "%llu KiB",
-			(unsigned long long)limit.rlim_cur >> 10);
+		check = doctor_add(report, "memory", "memlock", "locked memory limit", DOCTOR_INFO,
+			"%llu KiB", (unsigned long long)limit.rlim_cur >> 10);
 	check->use = "buffers registered with io_uring";
 }
 
@@ -233,24 +247,29 @@ void doctor_look_memory(struct doctor_report *report, int root_fd)
 	look_map_count(report, root_fd);
 	look_memlock(report);
 	if (doctor_read(root_fd, "proc/sys/vm/nr_hugepages", line, sizeof(line)) > 0) {
-		check = doctor_add(report, "memory", "hugetlb", "reserved huge pages", DOCTOR_INFO, "%s", line);
+		check = doctor_add(report, "memory", "hugetlb", "reserved huge pages", DOCTOR_INFO,
+			"%s", line);
 		check->use = "none: guest memory uses transparent huge pages";
 	}
 	if (!read_number(root_fd, "sys/kernel/mm/ksm/run", &value)) {
-		check = doctor_add(report, "memory", "ksm", "KSM", value == 1 ? DOCTOR_WARN : DOCTOR_INFO,
+		check = doctor_add(report, "memory", "ksm", "KSM",
+			value == 1 ? DOCTOR_WARN : DOCTOR_INFO,
 			value == 1 ? "running" : "not running");
 		check->use = "none: guest memory is shared memory, which KSM does not merge";
 		if (value == 1) {
 			check->cost = "CPU time that brings Mirrorball's guests nothing";
-			check->fix = "echo 0 > /sys/kernel/mm/ksm/run, unless other programs need it";
+			check->fix =
+				"echo 0 > /sys/kernel/mm/ksm/run, unless other programs need it";
 		}
 	}
 	if (!read_number(root_fd, "proc/sys/vm/unprivileged_userfaultfd", &value)) {
-		check = doctor_add(report, "memory", "userfaultfd_sysctl", "vm.unprivileged_userfaultfd",
-			DOCTOR_INFO, "%llu", (unsigned long long)value);
+		check = doctor_add(report, "memory", "userfaultfd_sysctl",
+			"vm.unprivileged_userfaultfd", DOCTOR_INFO, "%llu",
+			(unsigned long long)value);
 		check->since = "5.2";
-		check->use = "1 lets everybody handle faults taken in the kernel; a descriptor from "
-			     "/dev/userfaultfd does not need it";
+		check->use =
+			"1 lets everybody handle faults taken in the kernel; a descriptor from "
+			"/dev/userfaultfd does not need it";
 	}
 }
 
@@ -268,17 +287,21 @@ static void look_nodes(struct doctor_report *report, int root_fd)
 		close(sys_fd);
 	if (rc) {
 		topo->n_nodes = 0;
-		check = doctor_add(report, "numa", "nodes", "NUMA nodes", DOCTOR_WARN, "%s", err.text);
+		check = doctor_add(
+			report, "numa", "nodes", "NUMA nodes", DOCTOR_WARN, "%s", err.text);
 		check->cost = "machines are placed as on a host with one node";
 		check->fix = "mount sysfs: mount -t sysfs sysfs /sys";
 	} else if (topo->n_nodes < 2) {
-		check = doctor_add(report, "numa", "nodes", "NUMA nodes", DOCTOR_INFO, "one: all memory is local");
+		check = doctor_add(report, "numa", "nodes", "NUMA nodes", DOCTOR_INFO,
+			"one: all memory is local");
 	} else {
-		check = doctor_add(report, "numa", "nodes", "NUMA nodes", DOCTOR_OK, "%u", topo->n_nodes);
+		check = doctor_add(
+			report, "numa", "nodes", "NUMA nodes", DOCTOR_OK, "%u", topo->n_nodes);
 	}
 	check->use = "placement, migration and replication";
 	if (!rc && topo->n_nodes < 2)
-		check->cost = "nothing: there is no remote memory here to avoid; tests/lab/lab emulates a host with more";
+		check->cost = "nothing: there is no remote memory here to avoid; tests/lab/lab "
+			      "emulates a host with more";
 }
 
 void doctor_look_numa(struct doctor_report *report, int root_fd)
@@ -292,8 +315,8 @@ void doctor_look_numa(struct doctor_report *report, int root_fd)
 
 	look_nodes(report, root_fd);
 	if (!read_number(root_fd, "proc/sys/kernel/numa_balancing", &value)) {
-		check = doctor_add(report, "numa", "balancing", "kernel.numa_balancing", DOCTOR_INFO, "%llu",
-			(unsigned long long)value);
+		check = doctor_add(report, "numa", "balancing", "kernel.numa_balancing",
+			DOCTOR_INFO, "%llu", (unsigned long long)value);
 		check->since = "3.8";
 		check->use = "none: guest memory has a policy of its own, which keeps it away";
 	}
@@ -311,7 +334,8 @@ void doctor_look_numa(struct doctor_report *report, int root_fd)
 		effective >> CAP_SYS_NICE_BIT & 1 ? "held" : "not held");
 	check->use = "moves pages that two views map in one step (MPOL_MF_MOVE_ALL)";
 	if (!(effective >> CAP_SYS_NICE_BIT & 1)) {
-		check->cost = "a page is unmapped from the other view first, then moved: more guest faults";
+		check->cost = "a page is unmapped from the other view first, then moved: more "
+			      "guest faults";
 		check->fix = "run as root, or setcap cap_sys_nice+ep on the binary";
 	}
 }
@@ -324,7 +348,8 @@ static bool in_path(const char *program)
 	for (const char *p = path; p && *p;) {
 		size_t n = strcspn(p, ":");
 
-		if (snprintf(file, sizeof(file), "%.*s/%s", (int)n, n ? p : ".", program) < (int)sizeof(file) &&
+		if (snprintf(file, sizeof(file), "%.*s/%s", (int)n, n ? p : ".", program) <
+				(int)sizeof(file) &&
 			!access(file, X_OK))
 			return true;
 		p += n + (p[n] == ':');

@@ -11,7 +11,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Debian 12's headers are Linux 6.1's; these numbers are ABI (uapi/linux/userfaultfd.h, uapi/linux/fs.h). */
+/*
+ * Debian 12's headers are Linux 6.1's; these numbers are ABI (uapi/linux/userfaultfd.h,
+ * uapi/linux/fs.h).
+ */
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
@@ -58,18 +61,21 @@ static void probe_kernel_faults(struct doctor_report *report)
 		close(dev);
 	if (fd >= 0) {
 		close(fd);
-		check = doctor_add(report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_OK, "opens");
+		check = doctor_add(
+			report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_OK, "opens");
 	} else if ((fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)) >= 0) {
 		close(fd);
 		check = doctor_add(report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_OK,
-			"not usable (%s), but CAP_SYS_PTRACE or the sysctl stands in", strerror(open_errno));
-	} else {
-		check = doctor_add(report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_WARN, "%s",
+			"not usable (%s), but CAP_SYS_PTRACE or the sysctl stands in",
 			strerror(open_errno));
-		check->cost = "no replication and no sharing of guest pages (a guest's write is a fault inside "
-			      "KVM, which must be handled); migration works";
-		check->fix = open_errno == ENOENT ? "Linux 6.1 or later with CONFIG_USERFAULTFD=y"
-						  : "chmod or an udev rule for /dev/userfaultfd, or run as root";
+	} else {
+		check = doctor_add(report, "memory", "userfaultfd", "/dev/userfaultfd", DOCTOR_WARN,
+			"%s", strerror(open_errno));
+		check->cost = "no replication and no sharing of guest pages (a guest's write is a "
+			      "fault inside KVM, which must be handled); migration works";
+		check->fix = open_errno == ENOENT
+				     ? "Linux 6.1 or later with CONFIG_USERFAULTFD=y"
+				     : "chmod or an udev rule for /dev/userfaultfd, or run as root";
 	}
 	check->since = "6.1";
 	check->use = "takes a guest's first write to a replicated or shared page";
@@ -85,7 +91,10 @@ static void probe_features(struct doctor_report *report)
 	bool shmem = !rc && features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 
 	check = doctor_add(report, "memory", "uffd_wp_shmem", "write protection of guest RAM",
-		shmem ? DOCTOR_OK : DOCTOR_WARN, "%s", rc ? strerror(-rc) : shmem ? "offered" : "not offered");
+		shmem ? DOCTOR_OK : DOCTOR_WARN, "%s",
+		rc	? strerror(-rc)
+		: shmem ? "offered"
+			: "not offered");
 	check->since = "5.19";
 	check->use = "keeps replicated and shared pages equal";
 	if (!shmem) {
@@ -93,7 +102,10 @@ static void probe_features(struct doctor_report *report)
 		check->fix = "Linux 5.19 or later with CONFIG_USERFAULTFD=y";
 	}
 	check = doctor_add(report, "memory", "uffd_wp_async", "write tracking without faults",
-		async ? DOCTOR_OK : DOCTOR_WARN, "%s", rc ? strerror(-rc) : async ? "offered" : "not offered");
+		async ? DOCTOR_OK : DOCTOR_WARN, "%s",
+		rc	? strerror(-rc)
+		: async ? "offered"
+			: "not offered");
 	check->since = "6.7";
 	check->use = "tells written pages from read ones";
 	if (!async) {
@@ -106,7 +118,9 @@ static int try_pagemap_scan(void)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	struct scan_region region = {0};
-	struct scan_arg arg = {.size = sizeof(arg), .vec_len = 1, .category_mask = PAGE_PRESENT,
+	struct scan_arg arg = {.size = sizeof(arg),
+		.vec_len = 1,
+		.category_mask = PAGE_PRESENT,
 		.return_mask = PAGE_PRESENT};
 	int fd, n, rc;
 	char *p;
@@ -139,8 +153,11 @@ void doctor_probe_memory(struct doctor_report *report)
 	probe_kernel_faults(report);
 	probe_features(report);
 	rc = try_pagemap_scan();
-	check = doctor_add(report, "memory", "pagemap_scan", "PAGEMAP_SCAN", rc ? DOCTOR_WARN : DOCTOR_OK,
-		"%s", rc == -ENOTTY ? "this kernel does not have it" : rc ? strerror(-rc) : "works");
+	check = doctor_add(report, "memory", "pagemap_scan", "PAGEMAP_SCAN",
+		rc ? DOCTOR_WARN : DOCTOR_OK, "%s",
+		rc == -ENOTTY ? "this kernel does not have it"
+		: rc	      ? strerror(-rc)
+			      : "works");
 	check->since = "6.7";
 	check->use = "reads which pages each view touched";
 	if (rc) {
@@ -148,13 +165,14 @@ void doctor_probe_memory(struct doctor_report *report)
 		check->fix = "Linux 6.7 or later with CONFIG_PROC_PAGE_MONITOR=y";
 	}
 	rc = memfd_create("mirrorball-doctor", MFD_CLOEXEC);
-	check = doctor_add(report, "memory", "memfd", "memfd_create", rc < 0 ? DOCTOR_MISSING : DOCTOR_OK, "%s",
-		rc < 0 ? strerror(errno) : "works");
+	check = doctor_add(report, "memory", "memfd", "memfd_create",
+		rc < 0 ? DOCTOR_MISSING : DOCTOR_OK, "%s", rc < 0 ? strerror(errno) : "works");
 	check->since = "3.17";
 	check->use = "is the guest's memory";
 	if (rc < 0) {
 		check->cost = "no machine runs";
-		check->fix = "a kernel with CONFIG_MEMFD_CREATE=y, and a container that allows the call";
+		check->fix =
+			"a kernel with CONFIG_MEMFD_CREATE=y, and a container that allows the call";
 	} else {
 		close(rc);
 	}
@@ -174,7 +192,8 @@ void doctor_probe_io(struct doctor_report *report)
 	check->use = "disk requests";
 	if (rc) {
 		check->cost = "no --disk";
-		check->fix = rc == -EPERM ? "sysctl -w kernel.io_uring_disabled=0, and a container that allows it"
+		check->fix = rc == -EPERM ? "sysctl -w kernel.io_uring_disabled=0, and a container "
+					    "that allows it"
 			     : rc == -ENOMEM ? "raise the limit of locked memory (ulimit -l)"
 					     : "Linux 5.10 or later with CONFIG_IO_URING=y";
 	}

@@ -38,8 +38,8 @@ static void show_check(const struct doctor_check *check, bool colour)
 {
 	const char *on = colour ? marks[check->mark].colour : "";
 
-	printf("  %s%-8s%s  %-*s", on, marks[check->mark].word, *on ? "\033[0m" : "", VALUE_COLUMN - 12,
-		check->what);
+	printf("  %s%-8s%s  %-*s", on, marks[check->mark].word, *on ? "\033[0m" : "",
+		VALUE_COLUMN - 12, check->what);
 	if (strlen(check->what) >= VALUE_COLUMN - 12)
 		putchar(' ');
 	cli_wrap(stdout, check->value, VALUE_COLUMN, VALUE_COLUMN);
@@ -68,7 +68,8 @@ static void cpu_list(const cpu_set_t *set, char *text, size_t len)
 		if (first == cpu)
 			n = snprintf(text + used, len - used, "%s%d", used ? "," : "", first);
 		else
-			n = snprintf(text + used, len - used, "%s%d-%d", used ? "," : "", first, cpu);
+			n = snprintf(
+				text + used, len - used, "%s%d-%d", used ? "," : "", first, cpu);
 		used += n < 0 ? 0 : (size_t)n;
 	}
 	if (!*text)
@@ -113,11 +114,15 @@ void doctor_show_table(const struct doctor_report *report, bool colour)
 		}
 	}
 	if (n_missing)
-		printf("\nThis host cannot run a machine: %u required thing%s missing, %u warning%s.\n", n_missing,
-			n_missing == 1 ? " is" : "s are", n_warn, n_warn == 1 ? "" : "s");
+		printf("\nThis host cannot run a machine: %u required thing%s missing, %u "
+		       "warning%s.\n",
+			n_missing, n_missing == 1 ? " is" : "s are", n_warn,
+			n_warn == 1 ? "" : "s");
 	else
-		printf("\nThis host can run machines, with %u view%s of guest memory; %u warning%s.\n",
-			report->n_views, report->n_views == 1 ? "" : "s", n_warn, n_warn == 1 ? "" : "s");
+		printf("\nThis host can run machines, with %u view%s of guest memory; %u "
+		       "warning%s.\n",
+			report->n_views, report->n_views == 1 ? "" : "s", n_warn,
+			n_warn == 1 ? "" : "s");
 }
 
 /* Steals value. jansson's setters fail on NULL, so rc covers every allocation. */
@@ -176,7 +181,8 @@ int doctor_show_json(const struct doctor_report *report)
 		if (json_array_append_new(checks, check_json(&report->check[i], &rc)))
 			rc = -ENOMEM;
 	for (unsigned i = 0; i < report->topo.n_nodes; i++)
-		if (json_array_append_new(nodes, node_json(&report->topo, &report->topo.node[i], &rc)))
+		if (json_array_append_new(
+			    nodes, node_json(&report->topo, &report->topo.node[i], &rc)))
 			rc = -ENOMEM;
 	put(root, "format", json_integer(1), &rc);
 	put(root, "version", json_string(MB_VERSION), &rc);

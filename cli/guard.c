@@ -18,11 +18,18 @@ static struct {
 
 static const int held[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 
+void cli_guard_restore(void)
+{
+	/* In the background the terminal is somebody else's, and SIGTTOU would stop us. */
+	if (guard.have_modes && tcgetpgrp(STDIN_FILENO) == getpgrp())
+		tcsetattr(STDIN_FILENO, TCSANOW, &guard.modes);
+}
+
 static void restore_terminal(int sig)
 {
-	/* SA_RESETHAND: raising it again ends the process the way that its parent expects to see. */
-	if (guard.have_modes)
-		tcsetattr(STDIN_FILENO, TCSANOW, &guard.modes);
+	/* SA_RESETHAND: raising it again ends the process the way that its parent expects to see.
+	 */
+	cli_guard_restore();
 	raise(sig);
 }
 
@@ -44,15 +51,18 @@ static int open_standard_descriptors(void)
 
 int cli_guard_start(void)
 {
-	static const int fatal[] = {SIGQUIT, SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGXCPU,
-		SIGALRM, SIGVTALRM, SIGUSR1, SIGUSR2};
-	struct sigaction restore = {.sa_handler = restore_terminal, .sa_flags = SA_RESETHAND | SA_NODEFER};
+	static const int fatal[] = {SIGQUIT, SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS,
+		SIGXCPU, SIGALRM, SIGVTALRM, SIGUSR1, SIGUSR2};
+	struct sigaction restore = {
+		.sa_handler = restore_terminal, .sa_flags = SA_RESETHAND | SA_NODEFER};
 	struct sigaction ignore = {.sa_handler = SIG_IGN};
 	struct rlimit none = {0, 0}, old;
 	int rc = open_standard_descriptors();
 
 	if (rc) {
-		fprintf(stderr, "mirrorball: /dev/null: %s; it stands in for a closed standard descriptor\n",
+		fprintf(stderr,
+			"mirrorball: /dev/null: %s; it stands in for a closed standard "
+			"descriptor\n",
 			strerror(-rc));
 		return rc;
 	}

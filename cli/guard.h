@@ -5,19 +5,23 @@
 #include <stdbool.h>
 
 /*
- * What the process owes its surroundings, whatever happens to it: standard descriptors that are open, a
- * terminal that is as it was, and no core file full of a guest's memory.
+ * What the process owes its surroundings, whatever happens to it: standard descriptors that are
+ * open, a terminal that is as it was, and no core file full of a guest's memory.
  *
- * Opens /dev/null for each standard descriptor that is closed (the next file opened would take its number and get the guest's output),
- * ignores SIGPIPE, sets the core file limit to 0, and restores the terminal's modes when a fatal signal
- * ends the process. The one place with process-wide state: signal handlers have no other. 0 or -errno after a message.
+ * Opens /dev/null for each standard descriptor that is closed (the next file opened would take its
+ * number and get the guest's output), ignores SIGPIPE, sets the core file limit to 0, and restores
+ * the terminal's modes when a fatal signal ends the process. The one place with process-wide state:
+ * signal handlers have no other. 0 or -errno after a message.
  */
 int cli_guard_start(void);
 
 /* Whether standard input was closed when the process started. */
 bool cli_guard_stdin_was_closed(void);
 
-/* Holds SIGINT, SIGTERM, SIGHUP and SIGQUIT back while a machine is built; the machine takes them itself when it runs. */
+/*
+ * Holds SIGINT, SIGTERM, SIGHUP and SIGQUIT back while a machine is built; the machine takes them
+ * itself when it runs.
+ */
 void cli_guard_hold_signals(void);
 /* One that arrived meanwhile, or 0. */
 int cli_guard_held_signal(void);

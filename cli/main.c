@@ -13,15 +13,17 @@ static void help(FILE *out)
 {
 	fputs("Usage: mirrorball COMMAND [OPTIONS]\n\n"
 	      "A virtual machine monitor for Linux/KVM that makes a NUMA server look flat to its\n"
-	      "guests.\n\nCommands:\n",
+	      "guests.\n\n"
+	      "Commands:\n",
 		out);
 	for (unsigned i = 0; cli_commands[i]; i++)
 		fprintf(out, "  %-12s%s\n", cli_commands[i]->name, cli_commands[i]->summary);
 	fputs("  help        Show help, also of a command: mirrorball help run\n"
-	      "\nOptions:\n"
+	      "\n"
+	      "Options:\n"
 	      "  -h, --help  Show this help\n"
-	      "  --version   Show the version\n"
-	      "\nStart with 'mirrorball doctor', then 'mirrorball run'. Manual: man mirrorball.\n",
+	      "  --version   Show the version\n\n"
+	      "Start with 'mirrorball doctor', then 'mirrorball run'. Manual: man mirrorball.\n",
 		out);
 }
 
@@ -37,7 +39,8 @@ static const struct cli_command *find_command(const char *word, struct mb_error 
 	if (near)
 		mb_error_set(err, EINVAL, "unknown command '%s'; did you mean '%s'?", word, near);
 	else
-		mb_error_set(err, EINVAL, "unknown command '%s'; there are run, doctor and help", word);
+		mb_error_set(
+			err, EINVAL, "unknown command '%s'; there are run, doctor and help", word);
 	return NULL;
 }
 
@@ -47,7 +50,8 @@ static int help_main(int argc, char **argv)
 	struct mb_error err;
 
 	if (argc > 2) {
-		mb_error_set(&err, EINVAL, "help: '%s' is too much; help takes one command", argv[2]);
+		mb_error_set(
+			&err, EINVAL, "help: '%s' is too much; help takes one command", argv[2]);
 		return cli_usage_error(NULL, &err);
 	}
 	if (argc < 2 || !strcmp(argv[1], "help")) {

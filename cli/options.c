@@ -33,16 +33,20 @@ static int bad_option(const struct cli_option *table, const char *word, struct m
 		names[n++] = table[i].name;
 		/* The one reason why getopt_long refuses a known name without an argument. */
 		if (!strcmp(name + strspn(name, "-"), table[i].name))
-			return mb_error_set(err, EINVAL, "option --%s takes no value", table[i].name);
-		if (!strncmp(name, "--", 2) && name[2] && !strncmp(name + 2, table[i].name, strlen(name + 2)))
+			return mb_error_set(
+				err, EINVAL, "option --%s takes no value", table[i].name);
+		if (!strncmp(name, "--", 2) && name[2] &&
+			!strncmp(name + 2, table[i].name, strlen(name + 2)))
 			n_begin++;
 	}
 	names[n] = NULL;
 	if (n_begin > 1)
-		return mb_error_set(err, EINVAL, "option %s: several begin like this; write it out", name);
+		return mb_error_set(
+			err, EINVAL, "option %s: several begin like this; write it out", name);
 	near = cli_nearest(name + strspn(name, "-"), names);
 	if (near)
-		return mb_error_set(err, EINVAL, "unknown option %s; did you mean --%s?", name, near);
+		return mb_error_set(
+			err, EINVAL, "unknown option %s; did you mean --%s?", name, near);
 	return mb_error_set(err, EINVAL, "unknown option %s", name);
 }
 
@@ -62,12 +66,16 @@ int cli_options_walk(const struct cli_option *table, int argc, char **argv,
 				.has_arg = table[i].arg ? required_argument : no_argument,
 				.val = 256 + (int)i};
 
-	/* 0 starts a new scan (glibc); '+' stops at the guest's own words; ':' tells a missing value apart. */
+	/*
+	 * 0 starts a new scan (glibc); '+' stops at the guest's own words; ':' tells a missing
+	 * value apart.
+	 */
 	optind = 0;
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, "+:h", options, NULL)) != -1) {
 		if (c == ':')
-			return mb_error_set(err, EINVAL, "option %s needs a value", argv[optind - 1]);
+			return mb_error_set(
+				err, EINVAL, "option %s needs a value", argv[optind - 1]);
 		if (c == '?')
 			return bad_option(table, argv[optind - 1], err);
 		index = c - 256;
@@ -75,7 +83,8 @@ int cli_options_walk(const struct cli_option *table, int argc, char **argv,
 			for (index = 0; !table[index].name || strcmp(table[index].name, "help");)
 				index++;
 		if (seen[index] && (!user->repeatable || !user->repeatable(index)))
-			return mb_error_set(err, EINVAL, "option --%s is given twice", table[index].name);
+			return mb_error_set(
+				err, EINVAL, "option --%s is given twice", table[index].name);
 		seen[index] = true;
 		rc = user->set(user->ctx, index, optarg, err);
 		if (rc)
@@ -124,8 +133,8 @@ void cli_command_help(const struct cli_command *command, FILE *out)
 			fprintf(out, "\n%s:\n", o->help);
 			continue;
 		}
-		snprintf(left, sizeof(left), "%s--%s%s%s", strcmp(o->name, "help") ? "" : "-h, ", o->name,
-			o->arg ? " " : "", o->arg ? o->arg : "");
+		snprintf(left, sizeof(left), "%s--%s%s%s", strcmp(o->name, "help") ? "" : "-h, ",
+			o->name, o->arg ? " " : "", o->arg ? o->arg : "");
 		if (strlen(left) + 4 > HELP_COLUMN)
 			fprintf(out, "  %s\n%*s", left, HELP_COLUMN, "");
 		else
@@ -141,7 +150,8 @@ void cli_command_help(const struct cli_command *command, FILE *out)
 int cli_usage_error(const struct cli_command *command, const struct mb_error *err)
 {
 	if (command)
-		fprintf(stderr, "mirrorball: %s\nTry 'mirrorball %s --help'.\n", err->text, command->name);
+		fprintf(stderr, "mirrorball: %s\nTry 'mirrorball %s --help'.\n", err->text,
+			command->name);
 	else
 		fprintf(stderr, "mirrorball: %s\nTry 'mirrorball help'.\n", err->text);
 	return CLI_USAGE;
@@ -156,6 +166,7 @@ int cli_flush(void)
 {
 	if (!fflush(stdout) && !ferror(stdout))
 		return CLI_OK;
-	fprintf(stderr, "mirrorball: standard output: %s; not everything was written\n", strerror(errno));
+	fprintf(stderr, "mirrorball: standard output: %s; not everything was written\n",
+		strerror(errno));
 	return CLI_FAILED;
 }

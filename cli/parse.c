@@ -48,7 +48,9 @@ int cli_parse_size(const char *text, uint64_t *bytes, struct mb_error *err)
 		return mb_error_set(err, EINVAL, "size %s: negative", text);
 	if (rc)
 		return mb_error_set(err, EINVAL,
-			"size '%s': not a number; write a whole number and K, M, G or T, as in 512M", text);
+			"size '%s': not a number; write a whole number and K, M, G or T, as in "
+			"512M",
+			text);
 	unit = p;
 	if (*p) {
 		for (size_t i = 0; i < N_UNITS; i++)
@@ -62,10 +64,12 @@ int cli_parse_size(const char *text, uint64_t *bytes, struct mb_error *err)
 	}
 	if (*p == '.')
 		return mb_error_set(err, EINVAL,
-			"size %s: not a whole number; use a smaller unit, as in 1536M for 1.5G", text);
+			"size %s: not a whole number; use a smaller unit, as in 1536M for 1.5G",
+			text);
 	if (*p)
 		return mb_error_set(err, EINVAL,
-			"size %s: '%s' is not a unit; write K, M, G or T (powers of 1024)", text, unit);
+			"size %s: '%s' is not a unit; write K, M, G or T (powers of 1024)", text,
+			unit);
 	if (value > UINT64_MAX >> shift)
 		return mb_error_set(err, ERANGE, "size %s: too large", text);
 	*bytes = value << shift;
@@ -92,9 +96,11 @@ int cli_parse_unsigned(
 	int rc = parse_digits(&p, &v);
 
 	if (rc == -EINVAL || (!rc && *p))
-		return mb_error_set(err, EINVAL, "'%s' is not a whole number from %u to %u", text, min, max);
+		return mb_error_set(
+			err, EINVAL, "'%s' is not a whole number from %u to %u", text, min, max);
 	if (rc || v < min || v > max)
-		return mb_error_set(err, ERANGE, "%s is out of range; %u to %u are possible", text, min, max);
+		return mb_error_set(
+			err, ERANGE, "%s is out of range; %u to %u are possible", text, min, max);
 	*value = (unsigned)v;
 	return 0;
 }
@@ -111,7 +117,8 @@ int cli_parse_mac(const char *text, uint8_t mac[6], struct mb_error *err)
 		if (!isxdigit((unsigned char)p[0]) || !isxdigit((unsigned char)p[1]) ||
 			p[2] != (i < 5 ? ':' : '\0'))
 			return mb_error_set(err, EINVAL,
-				"MAC address '%s': write six pairs of hexadecimal digits, as in 52:54:00:12:34:56",
+				"MAC address '%s': write six pairs of hexadecimal digits, as in "
+				"52:54:00:12:34:56",
 				text);
 		memcpy(two, p, 2);
 		m[i] = (uint8_t)strtoul(two, NULL, 16);
@@ -119,10 +126,13 @@ int cli_parse_mac(const char *text, uint8_t mac[6], struct mb_error *err)
 	}
 	if (m[0] & 1)
 		return mb_error_set(err, EINVAL,
-			"MAC address %s: this is a group address; the first byte must be even", text);
+			"MAC address %s: this is a group address; the first byte must be even",
+			text);
 	if (!memcmp(m, zero, 6))
 		return mb_error_set(err, EINVAL,
-			"MAC address %s: not an address; leave mac= out to have one derived from --name", text);
+			"MAC address %s: not an address; leave mac= out to have one derived from "
+			"--name",
+			text);
 	memcpy(mac, m, 6);
 	return 0;
 }
@@ -136,7 +146,8 @@ int cli_parse_name(const char *text, struct mb_error *err)
 		good = good && (isalnum((unsigned char)*p) || strchr("._-", *p));
 	if (!good)
 		return mb_error_set(err, EINVAL,
-			"name '%s': 1 to 63 letters, digits, dots, dashes and underscores, starting with none of . -",
+			"name '%s': 1 to 63 letters, digits, dots, dashes and underscores, "
+			"starting with none of . -",
 			text);
 	return 0;
 }
@@ -161,7 +172,8 @@ int cli_split_fields(char *text, char *field[CLI_MAX_FIELDS], unsigned *n, struc
 		*out++ = '\0';
 		if (!*start)
 			return mb_error_set(err, EINVAL,
-				"empty part; write two commas (,,) for a comma that is meant literally");
+				"empty part; write two commas (,,) for a comma that is meant "
+				"literally");
 		if (count == CLI_MAX_FIELDS)
 			return mb_error_set(err, EINVAL, "more than %d parts", CLI_MAX_FIELDS);
 		field[count++] = start;
@@ -188,7 +200,8 @@ static int unknown_field(
 	snprintf(word, sizeof(word), "%.*s", (int)strcspn(field, "="), field);
 	near = cli_nearest(word, known);
 	if (near)
-		return mb_error_set(err, EINVAL, "unknown part '%s'; did you mean '%s'? (%s)", field, near, list);
+		return mb_error_set(err, EINVAL, "unknown part '%s'; did you mean '%s'? (%s)",
+			field, near, list);
 	return mb_error_set(err, EINVAL, "unknown part '%s'; possible: %s", field, list);
 }
 
@@ -270,7 +283,8 @@ static int parse_net_back(const char *first, struct mb_nic_config *nic, struct m
 	if ((value = field_value(first, "tap"))) {
 		if (!*value || strlen(value) >= IFNAMSIZ || strpbrk(value, "/ %"))
 			return mb_error_set(err, EINVAL,
-				"tap '%s': not an interface name (1 to %d characters)", value, IFNAMSIZ - 1);
+				"tap '%s': not an interface name (1 to %d characters)", value,
+				IFNAMSIZ - 1);
 		nic->tap_name = value;
 		return 0;
 	}
@@ -318,7 +332,8 @@ int cli_parse_net(
 				mb_error_prefix(err, rc, "queues");
 		} else if ((value = field_value(field[i], "arg"))) {
 			if (!nic->passt)
-				return mb_error_set(err, EINVAL, "arg=%s: only passt takes arguments", value);
+				return mb_error_set(
+					err, EINVAL, "arg=%s: only passt takes arguments", value);
 			passt_args[n_args++] = value;
 		} else {
 			rc = unknown_field(field[i], known,
@@ -332,8 +347,8 @@ int cli_parse_net(
 }
 
 /*
- * Letters to insert, drop, replace or swap with their neighbour (optimal string alignment); a candidate
- * longer than the table counts as far away.
+ * Letters to insert, drop, replace or swap with their neighbour (optimal string alignment); a
+ * candidate longer than the table counts as far away.
  */
 static unsigned edit_distance(const char *a, const char *b)
 {

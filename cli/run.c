@@ -14,19 +14,18 @@ const struct cli_command cli_run = {
 	.name = "run",
 	.summary = "Run a virtual machine",
 	.usage = "[OPTIONS] [--kernel FILE | splash PROGRAM [ARG...]]",
-	.about = "Runs a virtual machine on this terminal until it powers off. Without a guest it is "
-		 "'splash " CLI_RUN_DEMO "', as a demonstration. SIZE is a whole number and K, M, G or T "
-		 "(powers of 1024).",
+	.about = "Runs a virtual machine on this terminal until it powers off. Without a guest it "
+		 "is 'splash " CLI_RUN_DEMO "', as a demonstration. SIZE is a whole number and K, "
+		 "M, G or T (powers of 1024).",
 	.options = cli_run_options,
-	.epilogue = "Ctrl-] is the escape key: then q ends the machine, s presses its power button, p "
-		    "pauses or resumes it, r resets it, m shows the menu.\n"
-		    "\n"
-		    "Exit status: 0 powered off, 1 not started or the monitor failed, 2 wrong command line, "
-		    "3 KVM could not go on, 4 guest crashed, 5 reset with --no-reboot, 6 ended with the "
-		    "escape key, 64 + s splash's own status s, 128 + n ended by signal n.\n"
-		    "\n"
-		    "splash is the guest inside this program; 'mirrorball run splash --list' shows its "
-		    "programs. More: man mirrorball-run.",
+	.epilogue =
+		"Ctrl-] is the escape key: then q ends the machine, s presses its power button, p "
+		"pauses or resumes it, r resets it, m shows the menu.\n\n"
+		"Exit status: 0 powered off, 1 not started or the monitor failed, 2 wrong command "
+		"line, 3 KVM could not go on, 4 guest crashed, 5 reset with --no-reboot, 6 ended "
+		"with the escape key, 64 + s splash's own status s, 128 + n ended by signal n.\n\n"
+		"splash is the guest inside this program; 'mirrorball run splash --list' shows its "
+		"programs. More: man mirrorball-run.",
 	.main = run_main,
 };
 
@@ -57,35 +56,41 @@ static int report(const struct cli_run *run, const struct mb_outcome *outcome)
 	switch (outcome->end) {
 	case MB_END_POWEROFF:
 		if (!run->config.quiet)
-			mb_log("%s: powered off after %.2f s%s (started in %.1f ms, %llu exits)", name, run_s, resets,
-				(double)outcome->start_to_first_run_ns / 1e6, (unsigned long long)outcome->n_exits);
+			mb_log("%s: powered off after %.2f s%s (started in %.1f ms, %llu exits)",
+				name, run_s, resets, (double)outcome->start_to_first_run_ns / 1e6,
+				(unsigned long long)outcome->n_exits);
 		break;
 	case MB_END_REBOOT:
 		status = CLI_REBOOT;
 		if (!run->config.quiet)
-			mb_log("%s: the guest reset itself after %.2f s; --no-reboot ends it here", name, run_s);
+			mb_log("%s: the guest reset itself after %.2f s; --no-reboot ends it here",
+				name, run_s);
 		break;
 	case MB_END_GUEST_STATUS:
-		status = outcome->status < CLI_GUEST_MAX - CLI_GUEST_BASE ? CLI_GUEST_BASE + outcome->status
-									  : CLI_GUEST_MAX;
+		status = outcome->status < CLI_GUEST_MAX - CLI_GUEST_BASE
+				 ? CLI_GUEST_BASE + outcome->status
+				 : CLI_GUEST_MAX;
 		if (!run->config.quiet)
-			mb_log("%s: the guest's program ended with status %d after %.2f s", name, outcome->status,
-				run_s);
+			mb_log("%s: the guest's program ended with status %d after %.2f s", name,
+				outcome->status, run_s);
 		break;
 	case MB_END_CRASH:
 		status = CLI_CRASH;
-		mb_log("%s: the guest crashed after %.2f s%s; its last output says why", name, run_s, resets);
+		mb_log("%s: the guest crashed after %.2f s%s; its last output says why", name,
+			run_s, resets);
 		break;
 	case MB_END_KVM_ERROR:
 		status = CLI_KVM_ERROR;
 		mb_log("%s: KVM could not go on after %.2f s%s; the vCPU's state is above, and "
-		       "'mirrorball doctor' shows what this host lacks", name, run_s, resets);
+		       "'mirrorball doctor' shows what this host lacks",
+			name, run_s, resets);
 		break;
 	case MB_END_QUIT:
 		status = outcome->signal ? CLI_SIGNAL_BASE + outcome->signal : CLI_QUIT;
 		if (!run->config.quiet)
 			mb_log("%s: ended by %s after %.2f s%s", name,
-				outcome->signal ? strsignal(outcome->signal) : "the escape key", run_s, resets);
+				outcome->signal ? strsignal(outcome->signal) : "the escape key",
+				run_s, resets);
 		break;
 	}
 	return status;
@@ -113,7 +118,10 @@ static int run_machine(struct cli_run *run, const struct mb_host *host, struct m
 	return rc ? rc : report(run, &outcome);
 }
 
-/* Builds the machine as a run would, on no terminal; its files, locks and taps are opened and let go. */
+/*
+ * Builds the machine as a run would, on no terminal; its files, locks and taps are opened and let
+ * go.
+ */
 static int dry_run(struct cli_run *run, const struct mb_host *host, struct mb_error *err)
 {
 	struct mb_machine_config config = run->config;
@@ -158,7 +166,8 @@ static int run_main(const struct cli_command *command, int argc, char **argv)
 		if (!rc)
 			rc = cli_run_resolve(&run, &host, &err);
 		if (!rc)
-			rc = run.dry_run ? dry_run(&run, &host, &err) : run_machine(&run, &host, &err);
+			rc = run.dry_run ? dry_run(&run, &host, &err)
+					 : run_machine(&run, &host, &err);
 		mb_host_finish(&host);
 	}
 	if (rc < 0) {

@@ -25,8 +25,9 @@ struct cli_run {
 extern const struct cli_option cli_run_options[];
 
 /*
- * Options and words into *run, with every rule that needs no look at the host. Errors are the user's:
- * exit status 2. run->config's strings point into argv and *run; cli_run_finish it in either case.
+ * Options and words into *run, with every rule that needs no look at the host. Errors are the
+ * user's: exit status 2. run->config's strings point into argv and *run; cli_run_finish it in
+ * either case.
  */
 int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *err);
 /* Defaults that depend on the host, and its limits. -errno: this host cannot run it. */

@@ -16,7 +16,7 @@
 #define MEMORY_DEFAULT (512ull << 20)
 #define VCPUS_DEFAULT  4u
 #define DISK_QUEUES    8u /* machine.h: one a vCPU, up to 8 */
-/* A KVM memslot has at most 2^31 - 1 pages (KVM_MEM_MAX_NR_PAGES), and RAM above 4 GiB is one slot. */
+/* A KVM memslot has at most 2^31 - 1 pages (KVM_MEM_MAX_NR_PAGES); RAM above 4 GiB is one. */
 #define MEMORY_MAX (8ull << 40)
 
 enum {
@@ -66,13 +66,13 @@ const struct cli_option cli_run_options[] = {
 	[OPT_DISK] = {"disk", "PATH[,ro][,direct=on|off][,serial=S][,queues=N]",
 		"raw disk image or block device; up to 16 times. ro: read-only. direct: bypass the "
 		"host's page cache where possible (default: on). serial: up to 20 characters "
-		"(default: from PATH). queues: 1 to 64 (default: one a vCPU, at most 8). Write a comma "
-		"in PATH twice"},
+		"(default: from PATH). queues: 1 to 64 (default: one a vCPU, at most 8). Write a "
+		"comma in PATH twice"},
 	[OPT_NET] = {"net", "tap=NAME|tap-fd=N|passt[,mac=M][,queues=N][,arg=A]",
-		"network interface; up to 8 times. tap: an interface of the host, with queues pairs of "
-		"queues, 1 to 64 (default: 1). tap-fd: an open tap descriptor. passt: a network without "
-		"privilege; arg, repeatable, is an argument for passt(1). mac: default derived from "
-		"--name"},
+		"network interface; up to 8 times. tap: an interface of the host, with queues "
+		"pairs of queues, 1 to 64 (default: 1). tap-fd: an open tap descriptor. passt: a "
+		"network without privilege; arg, repeatable, is an argument for passt(1). mac: "
+		"default derived from --name"},
 	[OPT_CONSOLE] = {"console", "KIND", "serial, virtio or off (default: serial)"},
 	[HEAD_COMMAND] = {NULL, NULL, "This command"},
 	[OPT_DRY_RUN] = {"dry-run", NULL,
@@ -111,16 +111,19 @@ static int set_memory(struct mb_machine_config *config, const char *value, struc
 		bool unit = value[strspn(value, "0123456789")];
 
 		return mb_error_set(err, ERANGE, "%s%s is less than the minimum of 16M%s", value,
-			unit || !bytes ? "" : " bytes", unit || !bytes ? "" : "; write K, M, G or T after the number");
+			unit || !bytes ? "" : " bytes",
+			unit || !bytes ? "" : "; write K, M, G or T after the number");
 	}
 	if (bytes > MEMORY_MAX)
-		return mb_error_set(err, ERANGE, "%s is more than the 8T that a machine can have", value);
+		return mb_error_set(
+			err, ERANGE, "%s is more than the 8T that a machine can have", value);
 	rest = bytes % MB_RAM_ALIGN;
 	if (rest) {
 		cli_format_size(bytes - rest, low, sizeof(low));
 		cli_format_size(bytes - rest + MB_RAM_ALIGN, high, sizeof(high));
 		return mb_error_set(err, EINVAL,
-			"%s is not a multiple of 2M (the size of a huge page); use %s or %s", value, low, high);
+			"%s is not a multiple of 2M (the size of a huge page); use %s or %s", value,
+			low, high);
 	}
 	config->memory_bytes = bytes;
 	return 0;
@@ -155,7 +158,8 @@ static int set_net(struct cli_run *run, const char *value, struct mb_error *err)
 	copy = copy_value(run, value);
 	if (!copy)
 		return mb_error_set(err, ENOMEM, "out of memory");
-	rc = cli_parse_net(copy, run->passt_args[config->n_nics], &config->nic[config->n_nics], err);
+	rc = cli_parse_net(
+		copy, run->passt_args[config->n_nics], &config->nic[config->n_nics], err);
 	if (rc)
 		return mb_error_prefix(err, rc, "%s", value);
 	config->n_nics++;
@@ -171,7 +175,8 @@ static int set_console(struct cli_run *run, const char *value, struct mb_error *
 	else if (!strcmp(value, "off"))
 		run->config.console = MB_CONSOLE_OFF;
 	else
-		return mb_error_set(err, EINVAL, "'%s' is not a console; serial, virtio or off", value);
+		return mb_error_set(
+			err, EINVAL, "'%s' is not a console; serial, virtio or off", value);
 	return 0;
 }
 
@@ -202,7 +207,9 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		break;
 	case OPT_VIEWS:
 		config->n_views = 0;
-		return strcmp(value, "auto") ? cli_parse_unsigned(value, 1, 64, &config->n_views, err) : 0;
+		return strcmp(value, "auto")
+			       ? cli_parse_unsigned(value, 1, 64, &config->n_views, err)
+			       : 0;
 	case OPT_NAME:
 		config->name = value;
 		return cli_parse_name(value, err);
@@ -252,7 +259,8 @@ static int check_program(const char *word, struct mb_error *err)
 		return mb_error_set(err, EINVAL, "splash: no program named; there are %s", list);
 	near = cli_nearest(word, names);
 	if (near)
-		return mb_error_set(err, EINVAL, "splash: no program '%s'; did you mean '%s'?", word, near);
+		return mb_error_set(
+			err, EINVAL, "splash: no program '%s'; did you mean '%s'?", word, near);
 	return mb_error_set(err, EINVAL, "splash: no program '%s'; there are %s", word, list);
 }
 
@@ -263,13 +271,16 @@ static int parse_words(struct cli_run *run, int argc, char **argv, struct mb_err
 	int rc;
 
 	if (strcmp(argv[0], "splash")) {
-		const char *hint = access(argv[0], F_OK) ? "" : "; for a kernel write --kernel in front";
+		const char *hint =
+			access(argv[0], F_OK) ? "" : "; for a kernel write --kernel in front";
 
-		return mb_error_set(err, EINVAL, "unexpected word '%s'; a guest is --kernel FILE or splash PROGRAM%s",
+		return mb_error_set(err, EINVAL,
+			"unexpected word '%s'; a guest is --kernel FILE or splash PROGRAM%s",
 			argv[0], hint);
 	}
 	if (run->config.kernel_path)
-		return mb_error_set(err, EINVAL, "--kernel and splash are both given; a machine has one guest");
+		return mb_error_set(
+			err, EINVAL, "--kernel and splash are both given; a machine has one guest");
 	if (argc == 2 && !strcmp(argv[1], "--list")) {
 		run->list = true;
 		return 0;
@@ -278,11 +289,12 @@ static int parse_words(struct cli_run *run, int argc, char **argv, struct mb_err
 	if (rc)
 		return rc;
 	for (int i = 1; i < argc; i++) {
-		int n = snprintf(run->splash + len, sizeof(run->splash) - len, "%s%s", i > 1 ? " " : "",
-			argv[i]);
+		int n = snprintf(run->splash + len, sizeof(run->splash) - len, "%s%s",
+			i > 1 ? " " : "", argv[i]);
 
 		if (n < 0 || (size_t)n >= sizeof(run->splash) - len)
-			return mb_error_set(err, E2BIG, "splash: its command line is longer than %zu bytes",
+			return mb_error_set(err, E2BIG,
+				"splash: its command line is longer than %zu bytes",
 				sizeof(run->splash) - 1);
 		len += (size_t)n;
 	}
@@ -307,23 +319,26 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 			if (!strcmp(config->disk[i].path, config->disk[j].path) &&
 				!(config->disk[i].readonly && config->disk[j].readonly))
 				return mb_error_set(err, EINVAL,
-					"--disk %s is given twice; only a disk that is ro both times can be",
+					"--disk %s is given twice; only a disk that is ro both "
+					"times can be",
 					config->disk[i].path);
 	for (unsigned i = 0; i < config->n_nics; i++)
 		for (unsigned j = 0; j < i; j++) {
 			const struct mb_nic_config *a = &config->nic[i], *b = &config->nic[j];
 
 			if (a->tap_name && b->tap_name && !strcmp(a->tap_name, b->tap_name))
-				return mb_error_set(err, EINVAL, "--net tap=%s is given twice", a->tap_name);
+				return mb_error_set(
+					err, EINVAL, "--net tap=%s is given twice", a->tap_name);
 			if (a->tap_fd >= 0 && a->tap_fd == b->tap_fd)
-				return mb_error_set(err, EINVAL, "--net tap-fd=%d is given twice", a->tap_fd);
+				return mb_error_set(
+					err, EINVAL, "--net tap-fd=%d is given twice", a->tap_fd);
 		}
 	return 0;
 }
 
 /*
- * A disk that is written belongs to one machine of this host (it is locked), so its file name makes a
- * name that stays the same from run to run and that no second machine has; so do MAC addresses.
+ * A disk that is written belongs to one machine of this host (it is locked), so its file name makes
+ * a name that stays the same from run to run and that no second machine has; so do MAC addresses.
  */
 static void default_name(struct cli_run *run)
 {
@@ -335,7 +350,8 @@ static void default_name(struct cli_run *run)
 
 		if (config->disk[i].readonly)
 			continue;
-		snprintf(run->name, sizeof(run->name), "%s", base ? base + 1 : config->disk[i].path);
+		snprintf(
+			run->name, sizeof(run->name), "%s", base ? base + 1 : config->disk[i].path);
 		dot = strrchr(run->name, '.');
 		if (dot && dot != run->name)
 			*dot = '\0';
@@ -387,39 +403,43 @@ static int check_memory(const struct cli_run *run, struct mb_error *err)
 	if (asked <= total)
 		return 0;
 	return mb_error_set(err, ENOMEM,
-		"--memory: %llu MiB is more than the %llu MiB that this host has; ask for less, or add "
-		"--memory-overcommit for a guest that will not touch it all",
+		"--memory: %llu MiB is more than the %llu MiB that this host has; ask for less, or "
+		"add --memory-overcommit for a guest that will not touch it all",
 		(unsigned long long)(asked >> 20), (unsigned long long)(total >> 20));
 }
 
 int cli_run_resolve(struct cli_run *run, const struct mb_host *host, struct mb_error *err)
 {
 	struct mb_machine_config *config = &run->config;
-	unsigned max_vcpus = host->max_vcpus < host->max_vcpu_id ? host->max_vcpus : host->max_vcpu_id;
+	unsigned max_vcpus =
+		host->max_vcpus < host->max_vcpu_id ? host->max_vcpus : host->max_vcpu_id;
 
 	if (!config->n_vcpus) {
 		cpu_set_t cpus;
 
 		CPU_ZERO(&cpus);
 		/* More CPUs than a cpu_set_t holds is an error, and more than enough. */
-		config->n_vcpus = sched_getaffinity(0, sizeof(cpus), &cpus) ? VCPUS_DEFAULT
-									      : (unsigned)CPU_COUNT(&cpus);
+		config->n_vcpus = sched_getaffinity(0, sizeof(cpus), &cpus)
+					  ? VCPUS_DEFAULT
+					  : (unsigned)CPU_COUNT(&cpus);
 		if (config->n_vcpus > VCPUS_DEFAULT)
 			config->n_vcpus = VCPUS_DEFAULT;
 		if (config->n_vcpus > max_vcpus)
 			config->n_vcpus = max_vcpus;
 	}
 	if (config->n_vcpus > max_vcpus)
-		return mb_error_set(err, ERANGE, "--cpus: %u is more than the %u vCPUs that this host's KVM allows",
+		return mb_error_set(err, ERANGE,
+			"--cpus: %u is more than the %u vCPUs that this host's KVM allows",
 			config->n_vcpus, max_vcpus);
 	if (config->n_views > host->n_views)
 		return mb_error_set(err, ENOTSUP,
-			"--views: %u is more than the %u that this host's KVM has (KVM_CAP_MULTI_ADDRESS_SPACE); "
-			"use --views auto",
+			"--views: %u is more than the %u that this host's KVM has "
+			"(KVM_CAP_MULTI_ADDRESS_SPACE); use --views auto",
 			config->n_views, host->n_views);
 	for (unsigned i = 0; i < config->n_disks; i++)
 		if (!config->disk[i].n_queues)
-			config->disk[i].n_queues = config->n_vcpus < DISK_QUEUES ? config->n_vcpus : DISK_QUEUES;
+			config->disk[i].n_queues =
+				config->n_vcpus < DISK_QUEUES ? config->n_vcpus : DISK_QUEUES;
 	for (unsigned i = 0; i < config->n_nics; i++)
 		if (!config->nic[i].n_pairs)
 			config->nic[i].n_pairs = 1;

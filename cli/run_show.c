@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
+#include <linux/fs.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <fcntl.h>
-#include <linux/fs.h>
 #include <unistd.h>
 
 static const char *const console_names[] = {

@@ -86,7 +86,8 @@ END_TEST
 
 START_TEST(good_host)
 {
-	put("sys/kernel/mm/transparent_hugepage/shmem_enabled", "always within_size [advise] never deny force\n");
+	put("sys/kernel/mm/transparent_hugepage/shmem_enabled",
+		"always within_size [advise] never deny force\n");
 	put("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
 	put("sys/kernel/mm/ksm/run", "1\n");
 	put("proc/sys/vm/max_map_count", "1048576\n");
@@ -97,10 +98,12 @@ START_TEST(good_host)
 	put("sys/devices/system/node/online", "0-1\n");
 	put("sys/devices/system/node/node0/cpulist", "0-1\n");
 	put("sys/devices/system/node/node0/distance", "10 21\n");
-	put("sys/devices/system/node/node0/meminfo", "Node 0 MemTotal: 1024 kB\nNode 0 MemFree: 512 kB\n");
+	put("sys/devices/system/node/node0/meminfo",
+		"Node 0 MemTotal: 1024 kB\nNode 0 MemFree: 512 kB\n");
 	put("sys/devices/system/node/node1/cpulist", "2-3\n");
 	put("sys/devices/system/node/node1/distance", "21 10\n");
-	put("sys/devices/system/node/node1/meminfo", "Node 1 MemTotal: 1024 kB\nNode 1 MemFree: 512 kB\n");
+	put("sys/devices/system/node/node1/meminfo",
+		"Node 1 MemTotal: 1024 kB\nNode 1 MemFree: 512 kB\n");
 	look();
 	ck_assert_int_eq(find("memory.thp_shmem")->mark, DOCTOR_OK);
 	ck_assert_str_eq(find("memory.thp_shmem")->value, "advise");

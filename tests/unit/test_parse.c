@@ -77,7 +77,8 @@ START_TEST(sizes_round_trip)
 	printf("seed %u\n", seed);
 	srandom(seed);
 	for (unsigned i = 0; i < 100000; i++) {
-		uint64_t bytes = ((uint64_t)random() << 33 ^ (uint64_t)random() << 11 ^ (uint64_t)random()) >>
+		uint64_t bytes = ((uint64_t)random() << 33 ^ (uint64_t)random() << 11 ^
+					 (uint64_t)random()) >>
 				 (random() % 64) << (random() % 48);
 		char text[32];
 
@@ -98,7 +99,8 @@ START_TEST(numbers)
 	ck_assert_int_eq(cli_parse_unsigned("0", 1, 1024, &value, &err), -ERANGE);
 	ck_assert_int_eq(cli_parse_unsigned("1025", 1, 1024, &value, &err), -ERANGE);
 	ck_assert_int_eq(cli_parse_unsigned("4294967297", 1, 1024, &value, &err), -ERANGE);
-	ck_assert_int_eq(cli_parse_unsigned("18446744073709551617", 1, 1024, &value, &err), -ERANGE);
+	ck_assert_int_eq(
+		cli_parse_unsigned("18446744073709551617", 1, 1024, &value, &err), -ERANGE);
 	ck_assert_int_eq(cli_parse_unsigned("", 0, 9, &value, &err), -EINVAL);
 	ck_assert_int_eq(cli_parse_unsigned("1x", 0, 9, &value, &err), -EINVAL);
 	ck_assert_int_eq(cli_parse_unsigned("-1", 0, 9, &value, &err), -EINVAL);
@@ -165,10 +167,11 @@ END_TEST
 
 START_TEST(bad_disks)
 {
-	static const char *const bad[] = {"", ",", "a,", "a,,", ",ro", "a,ro,", "a,ro,ro", "a,rw", "a,direct",
-		"a,direct=", "a,direct=yes", "a,direct=on,direct=on", "a,serial=",
-		"a,serial=123456789012345678901", "a,serial=a b", "a,serial=x,serial=y", "a,queues=0",
-		"a,queues=65", "a,queues=2,queues=2", "a,queues=-1", "a,cache=none"};
+	static const char *const bad[] = {"", ",", "a,", "a,,", ",ro", "a,ro,", "a,ro,ro", "a,rw",
+		"a,direct", "a,direct=", "a,direct=yes", "a,direct=on,direct=on",
+		"a,serial=", "a,serial=123456789012345678901", "a,serial=a b",
+		"a,serial=x,serial=y", "a,queues=0", "a,queues=65", "a,queues=2,queues=2",
+		"a,queues=-1", "a,cache=none"};
 	struct mb_disk_config d;
 	char copy[128];
 
@@ -222,9 +225,10 @@ END_TEST
 START_TEST(bad_nets)
 {
 	static const char *const bad[] = {"", "tap", "tap=", "tap=a/b", "tap=a b", "tap=tap%d",
-		"tap=interfacenamexxx", "tap-fd=", "tap-fd=0", "tap-fd=2", "tap-fd=-1", "tap-fd=x", "passt=1",
-		"user", "passt,queues=2", "tap-fd=3,queues=2", "tap=t,queues=0", "tap=t,queues=65",
-		"tap=t,arg=x", "tap=t,mac=", "tap=t,mac=52:54:00:00:00:01,mac=52:54:00:00:00:01",
+		"tap=interfacenamexxx", "tap-fd=", "tap-fd=0", "tap-fd=2", "tap-fd=-1", "tap-fd=x",
+		"passt=1", "user", "passt,queues=2", "tap-fd=3,queues=2", "tap=t,queues=0",
+		"tap=t,queues=65", "tap=t,arg=x",
+		"tap=t,mac=", "tap=t,mac=52:54:00:00:00:01,mac=52:54:00:00:00:01",
 		"tap=t,vhost=on"};
 	const char *args[CLI_MAX_FIELDS + 1];
 	struct mb_nic_config n;
@@ -253,7 +257,8 @@ END_TEST
 
 START_TEST(nearest)
 {
-	static const char *const words[] = {"kernel", "cpus", "memory", "memory-overcommit", "disk", "net", NULL};
+	static const char *const words[] = {
+		"kernel", "cpus", "memory", "memory-overcommit", "disk", "net", NULL};
 	static const struct {
 		const char *word, *want;
 	} cases[] = {{"kernal", "kernel"}, {"kernle", "kernel"}, {"cpu", "cpus"}, {"cpsu", "cpus"},
@@ -275,7 +280,8 @@ END_TEST
 /* Any bytes: no crash, no write beyond the text (ASan sees both), and an error has a text. */
 START_TEST(random_text)
 {
-	static const char letters[] = ",,,,==::roserialqueuesdirectonofftapfdpasstmacarg0123456789abcdef -\xff";
+	static const char letters[] =
+		",,,,==::roserialqueuesdirectonofftapfdpasstmacarg0123456789abcdef -\xff";
 	unsigned seed = (unsigned)time(NULL);
 
 	printf("seed %u\n", seed);
