@@ -15,6 +15,9 @@
  */
 int cli_guard_start(void);
 
+/* The terminal's modes as they were at the start, if it is ours now. Async-signal-safe. */
+void cli_guard_restore(void);
+
 /* Whether standard input was closed when the process started. */
 bool cli_guard_stdin_was_closed(void);
 
