@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static int run_main(const struct cli_command *command, int argc, char **argv);
 
@@ -96,12 +97,25 @@ static int report(const struct cli_run *run, const struct mb_outcome *outcome)
 	return status;
 }
 
+/* The last way out: something hangs that cannot be waited for. */
+static void stuck(void *ctx, int signal)
+{
+	const struct cli_run *run = ctx;
+
+	cli_guard_restore();
+	mb_log("%s: %s: a disk or network does not answer; left it as it is", run->config.name,
+		strsignal(signal));
+	_exit(CLI_SIGNAL_BASE + signal);
+}
+
 static int run_machine(struct cli_run *run, const struct mb_host *host, struct mb_error *err)
 {
 	struct mb_outcome outcome = {0};
 	struct mb_machine *machine;
 	int rc, sig;
 
+	run->config.stuck = stuck;
+	run->config.stuck_ctx = run;
 	cli_guard_hold_signals();
 	rc = mb_machine_create(host, &run->config, &machine, err);
 	if (rc)

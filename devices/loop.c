@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <mirrorball/loop.h>
+#include <mirrorball/thread.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -186,8 +187,7 @@ int mb_loop_start_thread(
 	pthread_attr_setstacksize(&attr, STACK_BYTES);
 	if (cpus && CPU_COUNT(cpus))
 		pthread_attr_setaffinity_np(&attr, sizeof(*cpus), cpus);
-	/* Signals are the main thread's. */
-	sigfillset(&all);
+	mb_signals_of_others(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	rc = pthread_create(&loop->thread, &attr, thread_main, loop);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

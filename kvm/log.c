@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mirrorball/log.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,13 +9,13 @@
 
 #define PERIOD_NS 10000000000ull
 #define BURST	  5
+#define WAIT_MS	  200
 
 static void write_line(const char *fmt, va_list ap)
 {
 	char line[1024] = "mirrorball: ";
 	size_t n = strlen(line);
 	int len = vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);
-	ssize_t written;
 
 	if (len < 0)
 		return;
@@ -22,9 +23,19 @@ static void write_line(const char *fmt, va_list ap)
 	if (n > sizeof(line) - 2)
 		n = sizeof(line) - 2;
 	line[n++] = '\n';
-	/* Nobody is left to tell if standard error does not take it. */
-	written = write(STDERR_FILENO, line, n);
-	(void)written;
+	mb_log_text(line, n);
+}
+
+void mb_log_text(const char *text, size_t len)
+{
+	struct pollfd pfd = {.fd = STDERR_FILENO, .events = POLLOUT};
+	ssize_t n;
+
+	/* A reader that does not read must not keep the machine: then this is lost. */
+	if (poll(&pfd, 1, WAIT_MS) <= 0)
+		return;
+	n = write(STDERR_FILENO, text, len);
+	(void)n; /* nobody is left to tell */
 }
 
 void mb_log(const char *fmt, ...)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <mirrorball/cpuid.h>
+#include <mirrorball/thread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +11,10 @@
 
 #include "vcpu_internal.h"
 
-#define STACK_BYTES (256u << 10)
-#define KICK_SIGNAL SIGRTMIN
+#define STACK_BYTES	 (256u << 10)
+#define KICK_SIGNAL	 SIGRTMIN
+#define SIPI_WAIT_MIN_NS 10000
+#define SIPI_WAIT_MAX_NS 1000000
 
 static uint64_t now_ns(void)
 {
@@ -77,29 +80,49 @@ static int set_up(struct mb_vcpu *vcpu, const char **step)
 
 /* ---- the thread ---- */
 
+/*
+ * INIT ends KVM_RUN (EAGAIN), the SIPI after it does not: from INIT_RECEIVED a vCPU would go straight
+ * into the guest, in view 0. So it waits out here for the SIPI, which KVM_GET_MP_STATE takes when it
+ * is pending. 0 where KVM_RUN may come next, -EINTR on a request.
+ */
+static int enter_view_after_sipi(struct mb_vcpu *vcpu)
+{
+	struct timespec wait = {.tv_nsec = SIPI_WAIT_MIN_NS};
+	struct kvm_mp_state mp;
+
+	for (;;) {
+		int rc = mb_vcpu_ioctl(vcpu, KVM_GET_MP_STATE, &mp);
+
+		if (rc || mp.mp_state == KVM_MP_STATE_UNINITIALIZED)
+			return rc;
+		if (mp.mp_state == KVM_MP_STATE_RUNNABLE)
+			return mb_vcpu_enter_view(vcpu);
+		if (__atomic_load_n(&vcpu->set->request, __ATOMIC_ACQUIRE))
+			return -EINTR;
+		nanosleep(&wait, NULL);
+		if (wait.tv_nsec < SIPI_WAIT_MAX_NS)
+			wait.tv_nsec *= 2;
+	}
+}
+
 static void run_until_request(struct mb_vcpu *vcpu)
 {
 	struct mb_vcpus *set = vcpu->set;
 
 	for (;;) {
-		int rc = mb_vcpu_ioctl(vcpu, KVM_RUN, NULL);
+		int rc = 0;
 
+		if (vcpu->current_view != vcpu->view)
+			rc = enter_view_after_sipi(vcpu);
+		if (!rc)
+			rc = mb_vcpu_ioctl(vcpu, KVM_RUN, NULL);
 		if (rc == -EINTR) {
 			if (__atomic_load_n(&set->request, __ATOMIC_ACQUIRE))
 				return;
 			continue;
 		}
-		if (rc == -EAGAIN) {
-			/* It came out of INIT with a SIPI; not before can it enter its view. */
-			struct kvm_mp_state mp;
-
-			rc = mb_vcpu_ioctl(vcpu, KVM_GET_MP_STATE, &mp);
-			if (!rc && mp.mp_state == KVM_MP_STATE_RUNNABLE &&
-				vcpu->current_view != vcpu->view)
-				rc = mb_vcpu_enter_view(vcpu);
-			if (!rc)
-				continue;
-		}
+		if (rc == -EAGAIN) /* INIT has come */
+			continue;
 		__atomic_store_n(&vcpu->n_exits, vcpu->n_exits + 1, __ATOMIC_RELAXED);
 		if (rc < 0)
 			mb_vcpu_run_failed(vcpu, rc);
@@ -170,8 +193,8 @@ static int start_thread(struct mb_vcpu *vcpu, const cpu_set_t *cpus)
 	pthread_attr_setstacksize(&attr, STACK_BYTES);
 	if (cpus && CPU_COUNT(cpus))
 		pthread_attr_setaffinity_np(&attr, sizeof(*cpus), cpus);
-	/* A vCPU thread takes no signal but its kick. */
-	sigfillset(&all);
+	/* A vCPU thread takes no signal but its kick, and what its own faults raise. */
+	mb_signals_of_others(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	rc = pthread_create(&vcpu->thread, &attr, thread_main, vcpu);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -189,9 +212,12 @@ static int create_all(struct mb_vcpus *set, const cpu_set_t *view_cpus, struct m
 		struct mb_vcpu *vcpu = &set->vcpu[i];
 
 		rc = start_thread(vcpu, view_cpus ? &view_cpus[vcpu->view] : NULL);
-		if (rc)
+		if (rc) {
+			pthread_mutex_lock(&set->lock);
 			mb_error_set(err, -rc, "vCPU %u: cannot start its thread: %s; too many"
 				" processes? (ulimit -u)", i, strerror(-rc));
+			pthread_mutex_unlock(&set->lock);
+		}
 	}
 	pthread_mutex_lock(&set->lock);
 	for (unsigned i = 0; i < set->n; i++) {

@@ -75,12 +75,19 @@ int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po)
 	int rc;
 
 	memcpy(lapic.regs + LAPIC_ID, &id, sizeof(id));
-	/* Out of the view first: it is a mode that hides INIT, and everything else depends on it. */
-	events.flags |= KVM_VCPUEVENT_VALID_SMM;
-	memset(&events.smi, 0, sizeof(events.smi));
-	if (!vcpu->current_view)
-		events.flags &= ~KVM_VCPUEVENT_VALID_SMM;
+	/*
+	 * Out of the view first: it is a mode that hides INIT, everything else depends on it, and the
+	 * guest may have got there by itself. This drops a latched INIT, too.
+	 */
+	if (mb_vm_host(vcpu->set->vm)->cap[MB_CAP_X86_SMM]) {
+		events.flags |= KVM_VCPUEVENT_VALID_SMM;
+		memset(&events.smi, 0, sizeof(events.smi));
+	}
 	rc = mb_vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events);
+	/* This takes what INIT and SIPI are pending, and all that they change is set below. */
+	if (!rc)
+		rc = mb_vcpu_ioctl(vcpu, KVM_GET_MP_STATE, &mp_state);
+	mp_state = po->mp_state;
 	if (!rc)
 		rc = mb_vcpu_ioctl(vcpu, KVM_SET_SREGS, &sregs);
 	if (!rc)

@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,19 +20,6 @@ uint64_t mb_now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-/* The signals that the main loop takes for itself. */
-static void our_signals(sigset_t *set)
-{
-	sigemptyset(set);
-	sigaddset(set, SIGINT);
-	sigaddset(set, SIGTERM);
-	sigaddset(set, SIGHUP);
-	sigaddset(set, SIGQUIT);
-	sigaddset(set, SIGWINCH);
-	sigaddset(set, SIGCONT); /* back in the foreground: the terminal's modes may be others */
-	sigaddset(set, SIGPIPE); /* nobody reads our output: the write's error says so */
 }
 
 /* ---- parts, in the order of their making ---- */
@@ -179,7 +165,9 @@ static void restart(struct mb_machine *machine)
 	int rc;
 
 	/* A vCPU may be waiting for the terminal with the text of a guest that is about to go. */
+	__atomic_store_n(&machine->restarting, true, __ATOMIC_RELEASE);
 	mb_vcpus_pause(machine->vcpus);
+	__atomic_store_n(&machine->restarting, false, __ATOMIC_RELEASE);
 	__atomic_and_fetch(&machine->asked, ~(unsigned)(MB_ASK_RESET | MB_ASK_CRASH), __ATOMIC_ACQ_REL);
 	mb_machine_reset_devices(machine);
 	rc = mb_ram_clear(machine->ram);
@@ -199,10 +187,9 @@ static void restart(struct mb_machine *machine)
 		end_with(machine, MB_END_KVM_ERROR);
 	} else {
 		machine->outcome.n_resets++;
-		machine->button_pressed = false;
 		machine->started_ns = mb_now_ns();
+		mb_vcpus_resume(machine->vcpus);
 	}
-	mb_vcpus_resume(machine->vcpus);
 }
 
 static void on_crash(struct mb_machine *machine)
@@ -228,17 +215,27 @@ static void on_crash(struct mb_machine *machine)
 	}
 }
 
+static void press_button(struct mb_machine *machine)
+{
+	user_pause(machine, false); /* or it would never see it */
+	mb_power_button(machine->power);
+}
+
 static void on_asked(struct mb_watch *watch, uint32_t events)
 {
 	struct mb_machine *machine = watch->ctx;
-	unsigned asked = __atomic_exchange_n(&machine->asked, 0, __ATOMIC_ACQ_REL);
 	uint64_t n;
+	/* The wake-up first: what is asked after the exchange wakes us again. */
 	ssize_t got = read(machine->ask_fd, &n, sizeof(n));
+	unsigned asked = __atomic_exchange_n(&machine->asked, 0, __ATOMIC_ACQ_REL);
 
 	(void)got;
+	if (asked & MB_ASK_WINCH && machine->terminal)
+		mb_terminal_winch(machine->terminal);
 	if (asked & MB_ASK_KVM_ERROR) {
 		end_with(machine, MB_END_KVM_ERROR);
 	} else if (asked & MB_ASK_QUIT) {
+		machine->outcome.signal = __atomic_load_n(&machine->signal, __ATOMIC_ACQUIRE);
 		end_with(machine, MB_END_QUIT);
 	} else if (asked & MB_ASK_GUEST_STATUS) {
 		machine->outcome.status = __atomic_load_n(&machine->splash_status, __ATOMIC_ACQUIRE);
@@ -253,12 +250,12 @@ static void on_asked(struct mb_watch *watch, uint32_t events)
 		else
 			restart(machine);
 	}
-}
-
-static void press_button(struct mb_machine *machine)
-{
-	user_pause(machine, false); /* or it would never see it */
-	mb_power_button(machine->power);
+	if (asked & MB_ASK_BUTTON && !__atomic_load_n(&machine->ending, __ATOMIC_ACQUIRE)) {
+		press_button(machine);
+		mb_log("%s: %s: pressed the guest's power button; once more ends it at once",
+			machine->config.name,
+			strsignal(__atomic_load_n(&machine->signal, __ATOMIC_ACQUIRE)));
+	}
 }
 
 static void on_key(void *ctx, char key)
@@ -285,60 +282,19 @@ static void on_key(void *ctx, char key)
 	}
 }
 
-/* The first one asks the guest to power off, the next one does not ask. */
-static void on_end_signal(struct mb_machine *machine, int signal)
-{
-	machine->outcome.signal = signal;
-	if (machine->config.splash || machine->button_pressed || signal == SIGQUIT) {
-		end_with(machine, MB_END_QUIT);
-		return;
-	}
-	machine->button_pressed = true;
-	press_button(machine);
-	mb_log("%s: %s: pressed the guest's power button; once more ends it at once",
-		machine->config.name, strsignal(signal));
-}
-
-static void on_signal(struct mb_watch *watch, uint32_t events)
-{
-	struct mb_machine *machine = watch->ctx;
-	struct signalfd_siginfo info;
-
-	if (read(machine->signal_fd, &info, sizeof(info)) != sizeof(info))
-		return;
-	switch (info.ssi_signo) {
-	case SIGWINCH:
-	case SIGCONT:
-		if (machine->terminal)
-			mb_terminal_winch(machine->terminal);
-		break;
-	case SIGPIPE:
-		break;
-	default:
-		on_end_signal(machine, (int)info.ssi_signo);
-	}
-}
-
 static int make_main_loop(struct mb_machine *machine, struct mb_error *err)
 {
-	sigset_t set;
 	int rc = mb_loop_create(&machine->loop, err);
 
 	if (rc)
 		return rc;
-	our_signals(&set);
-	machine->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	machine->ask_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (machine->signal_fd < 0 || machine->ask_fd < 0)
+	if (machine->ask_fd < 0)
 		return mb_error_set(err, errno, "event loop: %s; too many open files? (ulimit -n)",
 			strerror(errno));
-	machine->signal_watch = (struct mb_watch){
-		.fd = machine->signal_fd, .events = EPOLLIN, .ready = on_signal, .ctx = machine};
 	machine->ask_watch = (struct mb_watch){
 		.fd = machine->ask_fd, .events = EPOLLIN, .ready = on_asked, .ctx = machine};
-	rc = mb_loop_add(machine->loop, &machine->signal_watch);
-	if (!rc)
-		rc = mb_loop_add(machine->loop, &machine->ask_watch);
+	rc = mb_loop_add(machine->loop, &machine->ask_watch);
 	if (rc)
 		return mb_error_set(err, -rc, "event loop: %s", strerror(-rc));
 	return 0;
@@ -378,12 +334,12 @@ int mb_machine_create(const struct mb_host *host, const struct mb_machine_config
 		return mb_error_set(err, ENOMEM, "machine: out of memory");
 	machine->host = host;
 	machine->config = *config;
-	machine->signal_fd = machine->ask_fd = -1;
+	machine->ask_fd = -1;
 	/* Nothing uses a second view yet but tests; it has to be asked for. */
 	machine->n_views = config->n_views ? config->n_views : 1;
 	if (machine->n_views > MB_MAX_VIEWS)
 		machine->n_views = MB_MAX_VIEWS;
-	our_signals(&set);
+	mb_machine_signals(&set);
 	pthread_sigmask(SIG_BLOCK, &set, &machine->old_mask);
 
 	rc = make_main_loop(machine, err);
@@ -410,6 +366,9 @@ int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struc
 	uint64_t begin_ns = machine->config.start_ns, first_ns, end_ns;
 	int rc;
 
+	rc = mb_machine_start_signals(machine, err);
+	if (rc)
+		return rc;
 	machine->started_ns = mb_now_ns();
 	if (!begin_ns)
 		begin_ns = machine->started_ns;
@@ -456,12 +415,11 @@ void mb_machine_destroy(struct mb_machine *machine)
 	for (unsigned k = 0; k < MB_MAX_VIEWS; k++)
 		mb_loop_destroy(machine->io_loop[k]);
 	mb_terminal_destroy(machine->terminal);
+	mb_machine_stop_signals(machine);
 	mb_ram_destroy(machine->ram);
 	mb_vm_destroy(machine->vm);
 	mb_bus_destroy(machine->bus);
 	mb_loop_destroy(machine->loop);
-	if (machine->signal_fd >= 0)
-		close(machine->signal_fd);
 	if (machine->ask_fd >= 0)
 		close(machine->ask_fd);
 	pthread_sigmask(SIG_SETMASK, &machine->old_mask, NULL);

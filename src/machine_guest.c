@@ -47,23 +47,33 @@ static void on_ioapic_eoi(void *ctx, uint8_t vector)
 	mb_ioapic_eoi(machine->ioapic, vector);
 }
 
+static void dump(struct mb_vcpu *vcpu)
+{
+	char *text = NULL;
+	size_t len = 0;
+	FILE *f = open_memstream(&text, &len);
+
+	if (!f)
+		return;
+	mb_vcpu_dump(vcpu, f);
+	fclose(f);
+	mb_log_text(text, len);
+	free(text);
+}
+
 static void on_event(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, const char *text)
 {
 	struct mb_machine *machine = ctx;
 
 	switch (event) {
 	case MB_VCPU_FAILED:
-		flockfile(stderr);
 		mb_log("%s: vCPU %u cannot go on: %s", machine->config.name, mb_vcpu_index(vcpu), text);
-		mb_vcpu_dump(vcpu, stderr);
-		funlockfile(stderr);
+		dump(vcpu);
 		mb_machine_ask(machine, MB_ASK_KVM_ERROR);
 		break;
 	case MB_VCPU_TRIPLE_FAULT:
-		flockfile(stderr);
 		mb_log("%s: vCPU %u: %s", machine->config.name, mb_vcpu_index(vcpu), text);
-		mb_vcpu_dump(vcpu, stderr);
-		funlockfile(stderr);
+		dump(vcpu);
 		mb_machine_ask(machine, MB_ASK_CRASH);
 		break;
 	case MB_VCPU_SYSTEM_CRASH:
@@ -96,7 +106,8 @@ static void splash_text(void *dev, uint64_t offset, const void *data, unsigned l
 	const char *at = data;
 	size_t left = (size_t)len * count;
 
-	while (chr && left && !__atomic_load_n(&machine->ending, __ATOMIC_ACQUIRE)) {
+	while (chr && left && !__atomic_load_n(&machine->ending, __ATOMIC_ACQUIRE) &&
+		!__atomic_load_n(&machine->restarting, __ATOMIC_ACQUIRE)) {
 		struct timespec wait = {.tv_nsec = TERMINAL_WAIT_NS};
 		size_t n = chr->ops->write(chr, at, left);
 

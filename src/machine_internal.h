@@ -19,6 +19,7 @@
 #include <mirrorball/terminal.h>
 #include <mirrorball/vcpu.h>
 #include <mirrorball/vm.h>
+#include <pthread.h>
 #include <signal.h>
 
 #define MB_MAX_VIEWS 8
@@ -31,11 +32,13 @@ enum {
 	MB_ASK_POWEROFF = 1 << 3,
 	MB_ASK_CRASH = 1 << 4,
 	MB_ASK_RESET = 1 << 5,
+	MB_ASK_BUTTON = 1 << 6, /* a signal: press the power button */
+	MB_ASK_WINCH = 1 << 7,	/* the terminal may have changed */
 };
 
 /*
  * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each view, a thread for each
- * vCPU. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
+ * vCPU, one for signals. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
  * I/O loops (device reset), an I/O loop for nobody.
  */
 struct mb_machine {
@@ -70,15 +73,18 @@ struct mb_machine {
 	unsigned asked;	   /* atomic: MB_ASK_* */
 	int splash_status; /* atomic */
 	bool ending;	   /* atomic: nobody waits for the terminal any more */
+	bool restarting;   /* atomic: nor meanwhile */
+	int signal;	   /* atomic: the last one that asked for the end */
 	int ask_fd;	   /* eventfd */
 	struct mb_watch ask_watch;
 	struct mb_ratelimit guest_says;
 
+	pthread_t signals_thread;
+	bool has_signals_thread;
+	bool signals_stop; /* atomic */
+
 	/* Main loop only. */
-	int signal_fd;
-	struct mb_watch signal_watch;
 	bool paused;	      /* by the user */
-	bool button_pressed;  /* a signal asked for power-off already */
 	unsigned n_crashes;   /* in a row, each soon after the start */
 	uint64_t started_ns;  /* of this boot */
 	struct mb_outcome outcome;
@@ -90,6 +96,11 @@ struct mb_machine {
 void mb_machine_ask(struct mb_machine *machine, unsigned what);
 
 uint64_t mb_now_ns(void); /* CLOCK_MONOTONIC */
+
+/* src/machine_signals.c */
+void mb_machine_signals(sigset_t *set); /* those that the machine takes for itself */
+int mb_machine_start_signals(struct mb_machine *machine, struct mb_error *err);
+void mb_machine_stop_signals(struct mb_machine *machine);
 
 /* src/machine_guest.c: what vCPUs call, and the ports of the thin guest. */
 extern const struct mb_vcpu_ops mb_machine_vcpu_ops;

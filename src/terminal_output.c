@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/log.h>
+#include <mirrorball/thread.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -236,7 +237,7 @@ static int start_thread(struct mb_output *output, struct mb_error *err)
 	/*
 	 * SIGTTOU among them: a thread that blocks it may write to a terminal from the background.
 	 */
-	sigfillset(&all);
+	mb_signals_of_others(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	rc = pthread_create(&output->thread, &attr, thread_main, output);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -18,21 +18,43 @@ static struct mb_vm *vm;
 static struct mb_ram *ram;
 static struct mb_vcpus *vcpus;
 
-/* A guest whose vCPU 0 has sent INIT and SIPI to those below n_woken; the others wait for theirs. */
-static unsigned n_woken;
+/*
+ * A guest whose vCPU 0 has sent INIT to those below n_init; the others wait for theirs. As KVM does it
+ * (kvm_arch_vcpu_ioctl_run), INIT ends KVM_RUN, and the SIPI after it does not.
+ */
+static unsigned n_init;
 
 static int run_guest(void *ctx, struct fake_vcpu *vcpu)
 {
 	for (;;) {
+		uint32_t *state = &vcpu->mp_state.mp_state;
+
 		if (__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST))
 			return -EINTR;
-		if (vcpu->mp_state.mp_state == KVM_MP_STATE_UNINITIALIZED &&
-			vcpu->id < __atomic_load_n(&n_woken, __ATOMIC_SEQ_CST)) {
-			/* KVM_RUN ends when the vCPU leaves that state (kvm_arch_vcpu_ioctl_run). */
-			vcpu->mp_state.mp_state = KVM_MP_STATE_RUNNABLE;
+		if (__atomic_load_n(state, __ATOMIC_SEQ_CST) == KVM_MP_STATE_UNINITIALIZED &&
+			vcpu->id < __atomic_load_n(&n_init, __ATOMIC_SEQ_CST)) {
+			__atomic_store_n(state, KVM_MP_STATE_INIT_RECEIVED, __ATOMIC_SEQ_CST);
 			return -EAGAIN;
 		}
 		usleep(100);
+	}
+}
+
+/* INIT and, some time later, SIPI for all below n. */
+static void wake_below(unsigned n, useconds_t pause_us)
+{
+	struct fake_vm *fvm = fake_kvm_vm(&fake);
+
+	__atomic_store_n(&n_init, n, __ATOMIC_SEQ_CST);
+	for (unsigned j = 0; j < fvm->n_vcpus; j++) {
+		uint32_t *state = &fvm->vcpu[j]->mp_state.mp_state;
+
+		if (fvm->vcpu[j]->id >= n || *state == KVM_MP_STATE_RUNNABLE)
+			continue;
+		while (__atomic_load_n(state, __ATOMIC_SEQ_CST) != KVM_MP_STATE_INIT_RECEIVED)
+			usleep(100);
+		usleep(pause_us);
+		__atomic_store_n(state, KVM_MP_STATE_RUNNABLE, __ATOMIC_SEQ_CST);
 	}
 }
 
@@ -69,7 +91,7 @@ static void make(unsigned n_views, bool x2apic_ids)
 	fake_kvm_init(&fake);
 	fake.cap[KVM_CAP_MULTI_ADDRESS_SPACE] = (int)n_views;
 	fake.run = run_guest;
-	n_woken = 0;
+	n_init = 0;
 	fake_kvm_host(&fake, &host);
 	ck_assert_uint_eq(host.n_views, n_views);
 	ck_assert_msg(!mb_vm_create(&host, &vc, &vm, &err), "%s", err.text);
@@ -154,7 +176,7 @@ START_TEST(test_enters_its_view_after_sipi)
 		ck_assert_uint_eq(mb_vcpu_current_view(mb_vcpus_at(vcpus, i)), 0);
 	}
 	for (unsigned woken = 2; woken <= N_VCPUS; woken++) {
-		__atomic_store_n(&n_woken, woken, __ATOMIC_SEQ_CST);
+		wake_below(woken, woken % 2 ? 0 : 3000);
 		wait_for_view(woken - 1, (woken - 1) * n_views / N_VCPUS);
 	}
 	mb_vcpus_pause(vcpus);
@@ -162,14 +184,14 @@ START_TEST(test_enters_its_view_after_sipi)
 		ck_assert_int_eq(in_smm(i), i * n_views / N_VCPUS > 0);
 
 	/* A reset brings everyone back to view 0, waiting for its SIPI; and then it goes again. */
-	__atomic_store_n(&n_woken, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&n_init, 0, __ATOMIC_SEQ_CST);
 	ck_assert_int_eq(mb_vcpus_reset(vcpus), 0);
 	for (unsigned i = 0; i < N_VCPUS; i++) {
 		ck_assert(!in_smm(i));
 		ck_assert_uint_eq(mb_vcpu_current_view(mb_vcpus_at(vcpus, i)), 0);
 	}
 	mb_vcpus_resume(vcpus);
-	__atomic_store_n(&n_woken, N_VCPUS, __ATOMIC_SEQ_CST);
+	wake_below(N_VCPUS, 1000);
 	wait_for_view(N_VCPUS - 1, (N_VCPUS - 1) * n_views / N_VCPUS);
 	finish();
 }

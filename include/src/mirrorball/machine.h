@@ -58,6 +58,12 @@ struct mb_machine_config {
 	int in_fd, out_fd; /* the console's; -1: none */
 	bool no_reboot;	   /* a reset ends the machine */
 	bool quiet;	   /* no hint about the escape key */
+	/*
+	 * A signal asked for the end and 3 s later something still hangs (a disk that does not answer):
+	 * must end the process. On a thread of its own. NULL: wait for ever.
+	 */
+	void (*stuck)(void *ctx, int signal);
+	void *stuck_ctx;
 	uint64_t start_ns; /* CLOCK_MONOTONIC when the process started, for the outcome; 0: unknown */
 };
 
@@ -86,8 +92,11 @@ struct mb_machine;
 /* Builds everything and loads the guest: what fails here fails before the guest runs. */
 int mb_machine_create(const struct mb_host *host, const struct mb_machine_config *config,
 	struct mb_machine **out, struct mb_error *err);
-/* Runs until the machine ends. The calling thread becomes the event loop; blocks SIGINT, SIGTERM, SIGHUP, SIGWINCH
- * in the process while it runs and takes them itself: the first presses the power button, a second one ends it. */
+/*
+ * Runs until the machine ends; the calling thread becomes the event loop. From its creation on a machine
+ * takes SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT and SIGPIPE for itself, so that there may be one in a process
+ * at a time: the first signal to end presses the power button (SIGQUIT and a splash guest: ends), the second one ends it.
+ */
 int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struct mb_error *err);
 void mb_machine_destroy(struct mb_machine *machine);
 
