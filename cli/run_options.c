@@ -59,7 +59,8 @@ const struct cli_option cli_run_options[] = {
 	[OPT_OVERCOMMIT] = {"memory-overcommit", NULL,
 		"allow more than the host has; the guest must not touch it all"},
 	[OPT_VIEWS] = {"views", "N|auto",
-		"views of guest memory; auto: what host and machine can use (default: auto)"},
+		"views of guest memory; auto: 1 for now, since nothing makes use of a second one "
+		"by itself yet (default: auto)"},
 	[OPT_NAME] = {"name", "NAME",
 		"in messages and for MAC addresses (default: from the first writable disk)"},
 	[HEAD_DEVICES] = {NULL, NULL, "Devices"},
