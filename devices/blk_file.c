@@ -383,7 +383,12 @@ err_close:
 
 void mb_blk_file_close(struct mb_blk_file *file)
 {
-	if (file->fd >= 0)
+	struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+
+	if (file->fd >= 0) {
+		/* io_uring may hold the open file, and with it the lock, a moment longer than we do. */
+		fcntl(file->fd, F_OFD_SETLK, &unlock);
 		close(file->fd);
+	}
 	file->fd = -1;
 }
