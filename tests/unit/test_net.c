@@ -89,17 +89,45 @@ static int open_tap(const char *name, short flags)
 	return fd;
 }
 
-static void configure(const char *name, int mtu)
+static void set_up(const char *name, bool up)
 {
 	int sock = socket(AF_INET, SOCK_DGRAM, 0);
-	struct ifreq ifr = {0};
+	struct ifreq ifr = {.ifr_flags = up ? IFF_UP : 0};
 
 	strcpy(ifr.ifr_name, name);
-	ifr.ifr_mtu = mtu;
-	ck_assert_int_eq(ioctl(sock, SIOCSIFMTU, &ifr), 0);
-	ifr.ifr_flags = IFF_UP | IFF_RUNNING;
 	ck_assert_int_eq(ioctl(sock, SIOCSIFFLAGS, &ifr), 0);
 	close(sock);
+}
+
+static void set_mtu(const char *name, int mtu)
+{
+	int sock = socket(AF_INET, SOCK_DGRAM, 0);
+	struct ifreq ifr = {.ifr_mtu = mtu};
+
+	strcpy(ifr.ifr_name, name);
+	ck_assert_int_eq(ioctl(sock, SIOCSIFMTU, &ifr), 0);
+	close(sock);
+}
+
+/* Frames to the interface that the kernel dropped before anybody could read them from the tap. */
+static unsigned long n_dropped(const char *name)
+{
+	FILE *f = fopen("/proc/thread-self/net/dev", "r");
+	char line[512], *at;
+	unsigned long n = 0;
+
+	ck_assert_ptr_nonnull(f);
+	while (fgets(line, sizeof(line), f)) {
+		at = strstr(line, name);
+		/* Received: 8 columns; sent: bytes, packets, errs, drop. */
+		if (at && at[strlen(name)] == ':')
+			ck_assert_int_eq(
+				sscanf(at + strlen(name) + 1,
+					"%*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %lu", &n),
+				1);
+	}
+	fclose(f);
+	return n;
 }
 
 static void make_tap(const char *name, short flags, int mtu)
@@ -108,11 +136,19 @@ static void make_tap(const char *name, short flags, int mtu)
 
 	ck_assert_int_ge(fd, 0);
 	ck_assert_int_eq(ioctl(fd, TUNSETPERSIST, 1), 0);
-	configure(name, mtu);
+	set_mtu(name, mtu);
+	set_up(name, true);
 	close(fd);
 }
 
-/* A packet socket on the interface; vnet: with a virtio-net header of 10 bytes. */
+/*
+ * A packet socket on the interface, which the device has been attached to; vnet: with a virtio-net
+ * header of 10 bytes.
+ *
+ * Without a reader the tap had no carrier, so the kernel may have put a queue under it that drops
+ * everything (noop), and it puts the real one back from a worker some time after the device came,
+ * late on a busy machine. Setting the interface up does that at once.
+ */
 static int open_wire(const char *name, bool vnet)
 {
 	struct sockaddr_ll addr = {
@@ -123,6 +159,8 @@ static int open_wire(const char *name, bool vnet)
 	int fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL)), on = 1, room = 8 << 20;
 
 	ck_assert_int_ge(fd, 0);
+	set_up(name, false);
+	set_up(name, true);
 	ck_assert_int_eq(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
 	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room));
 	setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
@@ -310,12 +348,14 @@ static uint32_t guest_recv(struct bench *b, unsigned *n_bufs, int timeout_ms)
 	return total;
 }
 
-/* Like guest_recv, but only frames of ours. */
+/* Like guest_recv, but only frames of ours; says who lost it if there is none. */
 static uint32_t guest_recv_ours(struct bench *b, unsigned *n_bufs, int timeout_ms)
 {
 	for (;;) {
 		uint32_t len = guest_recv(b, n_bufs, timeout_ms);
 
+		ck_assert_msg(len || !n_dropped(TAP), "the kernel dropped %lu frames of the test",
+			n_dropped(TAP));
 		if (!len || (len > HDR && is_ours(b->packet + HDR, len - HDR)))
 			return len;
 		give_rx(b, 1, 2048);
@@ -551,7 +591,8 @@ START_TEST(test_tap_storm)
 	uint8_t *buf, *frame;
 	unsigned n_in = 0, n_in_sent = 0, n_out = 0, n_out_sent = 0, n_busy = 0, first_busy = 0;
 	const unsigned n_frames = 600;
-	uint32_t out_len[16], written;
+	uint32_t out_len[16], written, number;
+	time_t last = time(NULL);
 	struct bench b;
 	void *cookie;
 	int wire;
@@ -595,8 +636,14 @@ START_TEST(test_tap_storm)
 		}
 		len = guest_recv(&b, &n_bufs, 0);
 		if (len) {
-			if (is_ours(b.packet + HDR, len - HDR))
+			if (is_ours(b.packet + HDR, len - HDR)) {
+				memcpy(&number, b.packet + HDR + 14, sizeof(number));
+				ck_assert_msg(number == n_in,
+					"frame %u came instead of %u; the kernel dropped %lu",
+					number, n_in, n_dropped(TAP));
 				check_frame(b.packet + HDR, len - HDR, n_in++);
+				last = time(NULL);
+			}
 			give_rx(&b, n_bufs, 2048);
 		}
 		if (n_out < first_busy) {
@@ -604,7 +651,11 @@ START_TEST(test_tap_storm)
 				wire_recv(wire, buf, MAX_FRAME, TIMEOUT_MS), out_len[n_out % 16]);
 			check_frame(buf, out_len[n_out % 16], n_out);
 			n_out++;
+			last = time(NULL);
 		}
+		ck_assert_msg(time(NULL) - last <= TIMEOUT_MS / 1000,
+			"stuck: %u of %u came, %u of %u went, the kernel dropped %lu", n_in,
+			n_in_sent, n_out, n_out_sent, n_dropped(TAP));
 	}
 	close(wire);
 	bench_finish(&b);
@@ -1125,7 +1176,10 @@ START_TEST(test_passt_full)
 		ck_assert_int_eq(fake_dma_n_mapped(&b.m.ram), 0);
 		bench_start(&b, F_MRG);
 		give_rx(&b, 60, 2048);
-		send_frame(&b, 1, 500, 77, 2);
+		/* Its turn may come only after passt has got rid of earlier ones: receive first. */
+		make_frame(b.packet + HDR, 500, 77);
+		guest_send(&b, 1, 0, 500, 2);
+		drv_kick(&b.dev.queue[1]);
 		/* Whole frames only, the last of them the new one; earlier ones may be gone. */
 		while (last != 77) {
 			uint32_t len = guest_recv(&b, &n_bufs, TIMEOUT_MS);
@@ -1138,6 +1192,8 @@ START_TEST(test_passt_full)
 			check_frame(b.packet + HDR, len - HDR, last);
 			give_rx(&b, n_bufs, 2048);
 		}
+		ck_assert(drv_wait(&b.dev.queue[1], &cookie, &written, TIMEOUT_MS));
+		ck_assert_uint_eq(written, 0);
 	} else {
 		while (n_got < 17) {
 			uint32_t len = guest_recv(&b, &n_bufs, TIMEOUT_MS);
