@@ -46,6 +46,7 @@ struct mb_console {
 
 	/* The loop's thread only. NULL: not started. */
 	struct mb_virtq *rx, *tx;
+	bool size_told; /* since the queues started */
 	/* The chain that the back has taken only part of. */
 	struct mb_chain *partial;
 	unsigned partial_iov;
@@ -106,6 +107,14 @@ static void run_tx(struct mb_console *console)
 			}
 			console->partial_iov = 0;
 			console->partial_offset = 0;
+			/*
+			 * Linux reads the terminal's size only when the configuration changes, and
+			 * heeds it only once its console is there: when it writes.
+			 */
+			if (!console->size_told) {
+				console->size_told = true;
+				mb_virtio_config_changed(console->vdev);
+			}
 		}
 		if (!write_partial(console))
 			break;
@@ -286,6 +295,7 @@ static void queue_stop(void *dev, struct mb_virtq *vq)
 	} else {
 		console->tx = NULL;
 		console->partial = NULL;
+		console->size_told = false;
 	}
 }
 

@@ -92,7 +92,8 @@ int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po)
 		rc = mb_vcpu_ioctl(vcpu, KVM_SET_SREGS, &sregs);
 	if (!rc)
 		rc = mb_msrs_set(mb_vm_host(vcpu->set->vm), vcpu->fd, &po->msrs);
-	if (!rc)
+	/* None: a processor without XSAVE, on which KVM refuses even that. */
+	if (!rc && xcrs.nr_xcrs)
 		rc = mb_vcpu_ioctl(vcpu, KVM_SET_XCRS, &xcrs);
 	if (!rc)
 		rc = mb_vcpu_ioctl(vcpu, KVM_SET_XSAVE, po->xsave);

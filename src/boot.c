@@ -15,6 +15,12 @@
 #define PTE_USER     0x04ull
 #define PTE_HUGE     0x80ull
 
+/*
+ * Where a processor starts after a reset, seen from real mode (f000:fff0). The ACPI tables below
+ * are far too short to reach it.
+ */
+#define RESET_VECTOR 0xffff0ull
+
 static int put(const struct mb_boot_job *job, uint64_t gpa, const void *data, uint64_t len,
 	struct mb_error *err)
 {
@@ -162,6 +168,24 @@ int mb_boot_put_initrd(const struct mb_boot_job *job, uint64_t kernel_end, uint6
 	return mb_boot_file_load(initrd, job->ram, *gpa, 0, initrd->len, err);
 }
 
+/*
+ * Linux resets a machine with hardware-reduced ACPI by EFI or, without EFI, by a jump to the reset
+ * vector in real mode, and never by FADT's reset register (arch/x86/kernel/reboot.c, reboot_init).
+ * So there is code at the reset vector, as in a PC's firmware: it pulses the reset line.
+ */
+static int put_reset_vector(const struct mb_boot_job *job, struct mb_error *err)
+{
+	static const uint8_t code[] = {
+		0xfa,	    /* cli */
+		0xb0, 0xfe, /* mov $0xfe, %al */
+		0xe6, 0x64, /* out %al, $0x64: the i8042's reset command */
+		0xf4,	    /* hlt */
+		0xeb, 0xfd, /* jmp to the hlt */
+	};
+
+	return put(job, RESET_VECTOR, code, sizeof(code), err);
+}
+
 static int load_kernel(
 	const struct mb_boot_job *job, struct mb_vcpu_start *start, struct mb_error *err)
 {
@@ -195,6 +219,8 @@ int mb_boot_load(struct mb_ram *ram, const struct mb_boot_config *config,
 			goto err_kernel;
 	}
 	rc = load_kernel(&job, start, err);
+	if (!rc)
+		rc = put_reset_vector(&job, err);
 	mb_boot_file_close(&job.initrd);
 err_kernel:
 	mb_boot_file_close(&job.kernel);

@@ -13,6 +13,7 @@
  *   0x0000_7000   boot_params ("zero page")        0x0000_9000   identity page tables (24 KiB)
  *   0x0002_0000   command line                     0x0000_6000   PVH start info and memory map
  *   0x0009_fc00   end of low RAM in e820           0x000e_0000   ACPI tables (RSDP first)
+ *   0x000f_fff0   reset vector: code that resets the machine, for guests that jump there
  *   0x0010_0000   kernel (or where it asks to be)  end of low RAM, downwards: initrd
  */
 #define MB_BOOT_PVH_INFO    0x6000ull
