@@ -1,0 +1,64 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# splash's programs under real nested paging, with one view and with two. No second attempts here.
+lab_options=(--memory-per-node 3G)
+. "$(dirname "$0")/guests.sh"
+
+ip tuntap add dev tap0 mode tap
+ip link set tap0 up
+
+# runs VIEWS CPUS MEMORY PROGRAM ARG...: the machine also has the options in $devices
+devices=()
+runs() {
+	local what=$* views=$1 cpus=$2 memory=$3 begun=$SECONDS out=$work/splash.$lane status
+	shift 3
+	timeout -s QUIT -k 20 150 mirrorball run --name "splash$lane" --views "$views" --cpus "$cpus" \
+		--memory "$memory" "${devices[@]}" splash "$@" >"$out" 2>"$out.err" </dev/null
+	status=$?
+	if [ "$status" = 0 ] && [ "$(tail -n 1 "$out")" = "splash: $1: ok" ]; then
+		ok "$what: $((SECONDS - begun)) s"
+	else
+		bad "$what: status $status after $((SECONDS - begun)) s"
+		tail -n 30 "$out" "$out.err" | sed 's/^/  | /'
+	fi
+}
+
+# all VIEWS CPUS: every program
+all() {
+	local views=$1 cpus=$2 arguments program
+	for arguments in hello touch 'radix keys=64K ms=500' 'readshare size=4M ms=500' 'writeshare ms=500' \
+		'private size=8M ms=500' 'phase size=4M ms=1000' 'churn ms=8000' 'churn size=64K ms=4000'; do
+		read -ra program <<<"$arguments"
+		case $arguments in
+		hello | touch | private*) ;;
+		*) program+=(seed=$RANDOM) ;;
+		esac
+		runs "$views" "$cpus" 128M "${program[@]}" each=1
+		expect "half of $cpus vCPUs in view 1, of $views views" $((cpus - (cpus + views - 1) / views)) \
+			"$(grep -c '(view 1)' "$work/splash.$lane")"
+	done
+	runs "$views" "$cpus" 128M demo
+}
+
+# Guest memory above 4 GiB, in both views, with huge pages as the host's defaults have them not
+above() {
+	echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled
+	runs 2 4 3584M touch size=3200M
+	runs 2 4 3584M churn size=64M ms=3000
+}
+
+# Garbage to every register and queue, with a disk and a network to it
+fuzz() {
+	local views
+	for views in 1 2; do
+		truncate -s 64M "/scratch/fuzz$views.img"
+		devices=(--disk "/scratch/fuzz$views.img" --net tap=tap0 --console virtio)
+		runs "$views" 4 128M fuzz ms=8000 seed="$RANDOM"
+	done
+	devices=()
+}
+
+in_lanes "all 1 4" "all 2 4" "all 1 1" "all 2 3" fuzz
+lane=0
+above
+finish
