@@ -59,6 +59,6 @@ def run(setup):
     path = backing_file(setup)
     for cpus in (1,) if setup.quick else (1, 4):
         case = "" if cpus == 1 else f", {cpus} vCPUs and queues"
-        for _ in range(setup.repeat(3, 7)):
+        for _ in range(setup.repeat(2, 7)):
             for machine in MACHINES:
                 setup.again("blk", case, machine, once, cpus, path)

@@ -14,6 +14,7 @@ def once(setup, machine, case, cpus):
     reasons.begin()
     with session.Session(machines.command(machine, guest, setup.programs)) as vm:
         line, at = vm.line((b"MB-INIT",))
+        vm.hold()
         counters = vm.counters()
         found = reasons.end()
     setup.sample("boot", case, machine, "start to init", "s", at - vm.begin)

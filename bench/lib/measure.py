@@ -7,10 +7,8 @@ usage: measure.py SETUP.json RESULT.json
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
 import blk
@@ -38,6 +36,7 @@ class Setup:
         self.quick = config["quick"]
         self.profile = config["profile"]
         self.wanted = config["repeat"]
+        self.lab = bool(os.environ.get("LAB"))
         self.programs = config["programs"]
         self.native_dir = config["native"]
         self.kernel, self.initrd = config["kernel"], config["initrd"]
@@ -97,7 +96,7 @@ def version(program):
     return said.stdout.split("\n")[0]
 
 
-def host():
+def host(setup):
     thp = "/sys/kernel/mm/transparent_hugepage"
     model = [line.split(":", 1)[1].strip() for line in first_word("/proc/cpuinfo").split("\n")
              if line.startswith("model name")]
@@ -105,41 +104,32 @@ def host():
     return {"kernel": platform.release(), "cpus": os.cpu_count(), "model": (model or ["?"])[0],
             "kvm": ", ".join(kvm), "thp": chosen(first_word(f"{thp}/enabled")),
             "shmem_thp": chosen(first_word(f"{thp}/shmem_enabled")),
-            "load": os.getloadavg()[0], "lab": bool(os.environ.get("LAB"))}
+            "load": os.getloadavg()[0], "lab": setup.lab}
 
 
 def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         config = json.load(file)
-    scratch = None
-    if not config["scratch"]:
-        config["scratch"] = "/scratch"
-    elif not os.path.isdir(config["scratch"]):
-        os.makedirs(config["scratch"])
-    if not os.path.isdir(config["scratch"]):
-        config["scratch"] = scratch = tempfile.mkdtemp(prefix="mb-bench.")
+    config["scratch"] = config["scratch"] or "/scratch"
+    os.makedirs(config["scratch"], exist_ok=True)
     setup = Setup(config)
     setup.qemu_cpu = start.usable_qemu_cpu(setup)
-    result = {"place": config["place"], "quick": setup.quick, "host": host(),
+    result = {"place": config["place"], "quick": setup.quick, "host": host(setup),
               "versions": {name: version(path) for name, path in setup.programs.items()},
               "qemu_cpu": setup.qemu_cpu, "seconds": {}}
-    try:
-        for name in config["names"]:
-            print(f"bench: {config['place']}: {name}", file=sys.stderr, flush=True)
-            begin = time.monotonic()
-            try:
-                BENCHMARKS[name].run(setup)
-            except (Failed, OSError, subprocess.SubprocessError) as error:
-                setup.errors.append({"bench": name, "why": str(error)})
-                print(f"bench: {name}: {error}", file=sys.stderr, flush=True)
-            result["seconds"][name] = round(time.monotonic() - begin, 1)
-            result.update(samples=setup.samples, details=setup.details, lost=setup.lost,
-                          errors=setup.errors)
-        with open(sys.argv[2], "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
-    finally:
-        if scratch:
-            shutil.rmtree(scratch)
+    for name in config["names"]:
+        print(f"bench: {config['place']}: {name}", file=sys.stderr, flush=True)
+        begin = time.monotonic()
+        try:
+            BENCHMARKS[name].run(setup)
+        except (Failed, OSError, subprocess.SubprocessError) as error:
+            setup.errors.append({"bench": name, "why": str(error)})
+            print(f"bench: {name}: {error}", file=sys.stderr, flush=True)
+        result["seconds"][name] = round(time.monotonic() - begin, 1)
+    result.update(samples=setup.samples, details=setup.details, lost=setup.lost,
+                  errors=setup.errors)
+    with open(sys.argv[2], "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1)
 
 
 if __name__ == "__main__":

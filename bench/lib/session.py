@@ -4,6 +4,7 @@
 import glob
 import os
 import select
+import signal
 import subprocess
 import time
 
@@ -68,6 +69,10 @@ class Session:
         if not line.startswith("BENCH-DONE"):
             raise Lost(f"{request}: {line}")
         return dict(word.split("=", 1) for word in line.split()[1:])
+
+    def hold(self):
+        """Stops the monitor: with a guest that powers off go its counters."""
+        self.process.send_signal(signal.SIGSTOP)
 
     def counters(self):
         """KVM's statistics of this machine, all vCPUs together; {} where debugfs is not."""

@@ -49,7 +49,7 @@ def run(setup):
     for case, memory_mib, cpus in cases(setup.quick):
         for machine in MACHINES:    # the page cache is warm, and all of it runs at all
             once(setup, machine, memory_mib, cpus)
-        for _ in range(setup.repeat(5, 15)):
+        for _ in range(setup.repeat(3 if setup.lab else 9, 15)):
             for machine in MACHINES:
                 setup.sample("start", case, machine, METRIC, "ms",
                              once(setup, machine, memory_mib, cpus))

@@ -12,7 +12,7 @@ devices=()
 runs() {
 	local what=$* views=$1 cpus=$2 memory=$3 begun=$SECONDS out=$work/splash.$lane status
 	shift 3
-	timeout -s QUIT -k 20 150 mirrorball run --name "splash$lane" --views "$views" --cpus "$cpus" \
+	timeout -s QUIT -k 20 400 mirrorball run --name "splash$lane" --views "$views" --cpus "$cpus" \
 		--memory "$memory" "${devices[@]}" splash "$@" >"$out" 2>"$out.err" </dev/null
 	status=$?
 	if [ "$status" = 0 ] && [ "$(tail -n 1 "$out")" = "splash: $1: ok" ]; then
