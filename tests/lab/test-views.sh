@@ -1,0 +1,166 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Stock kernels with half of their vCPUs in view 1: the same boots, a reboot, a vCPU that goes and
+# comes back, traffic through a tap, and verified load on all of them.
+. "$(dirname "$0")/guests.sh"
+
+# A vCPU is in view 1 while KVM has it in System Management Mode, and KVM tells when that changes.
+mount -t tracefs tracefs /sys/kernel/tracing
+trace=/sys/kernel/tracing
+echo 4096 >"$trace"/buffer_size_kb
+echo 1 >"$trace"/events/kvm/kvm_smm_transition/enable
+
+# in_view_1 PID: the vCPUs that KVM has there, by what it said last of each
+in_view_1() {
+	(cd "/proc/$1/task" && echo *) | cat - "$trace/trace" | awk '
+		NR == 1 { for (i = 1; i <= NF; i++) thread[$i] = 1; next }
+		match($0, /-[0-9]+ /) && substr($0, RSTART + 1, RLENGTH - 2) in thread &&
+			match($0, /vcpu [0-9]+: (entering|leaving) SMM/) {
+			split(substr($0, RSTART, RLENGTH), word, /[ :]+/)
+			last[word[2]] = word[3]
+		}
+		END { for (vcpu in last) if (last[vcpu] == "entering") print vcpu }' |
+		sort -n | tr '\n' ' '
+}
+
+# look NAME: while the guest runs its script
+# shellcheck disable=SC2154 # $cpus is of stock
+look() {
+	local wanted='' of_view=(0-1 2-3) used=2 task comm i
+	for ((i = 0; i < cpus; i++)); do
+		[ $((i * 2 / cpus)) = 0 ] || wanted+="$i " used=3
+	done
+	expect "$1: vCPUs that KVM translates through view 1" "$wanted" "$(in_view_1 "$pid")"
+	# Guest memory is mapped for the monitor itself and for each view. What the vCPUs of a view have
+	# not touched is not in its page tables.
+	expect "$1: mappings of guest memory in use" "$used" \
+		"$(awk '/memfd:mirrorball-ram/ { here = 1 } /^Rss:/ && here { n += $2 > 4096; here = 0 }
+			END { print n }' "/proc/$pid/smaps")"
+	for task in /proc/"$pid"/task/*; do
+		read -r comm <"$task/comm"
+		[ "${comm#vcpu}" != "$comm" ] || continue
+		expect "$1: $comm stays on the node of its view" "${of_view[${comm#vcpu} * 2 / cpus]}" \
+			"$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "$task/status")"
+	done
+}
+
+load=$(
+	cat <<'END'
+# load SECONDS: each vCPU computes, writes memory and passes it on to the next; all is verified
+load() {
+	cat >/tmp/load.py <<'PYTHON'
+import hashlib, os, random, socket, sys, time
+
+cpus = sorted(os.sched_getaffinity(0))
+end = time.monotonic() + float(sys.argv[1])
+ring = [socket.socketpair() for _ in cpus]
+
+def work(i):
+    os.sched_setaffinity(0, [cpus[i]])
+    mine, other, rounds = ring[i][0], ring[i - 1][1], 0
+    for j, pair in enumerate(ring):
+        if j != i: pair[0].close()
+        if j != (i - 1) % len(ring): pair[1].close()
+    want = None
+    while time.monotonic() < end or rounds < 2:
+        rng = random.Random(7)
+        numbers = sorted(rng.getrandbits(60) for _ in range(20000))
+        block = bytearray(hashlib.sha256(repr(numbers).encode()).digest() * 65536)
+        block[::4096] = bytes(len(block[::4096]))
+        digest = hashlib.sha256(block).digest()
+        want = want or digest
+        assert digest == want, "vCPU %d: round %d differs" % (i, rounds)
+        # What the neighbour sends is of its round: the number, noise, and the noise's hash.
+        noise = os.urandom(50000)
+        try:
+            mine.sendall(b"%08d" % rounds + noise + hashlib.sha256(noise).digest())
+        except BrokenPipeError:
+            pass # it has done its time
+        got = b""
+        while len(got) < 50040 and (part := other.recv(50040 - len(got))):
+            got += part
+        if got:
+            assert int(got[:8]) == rounds, "vCPU %d: round %d is %s" % (i, rounds, got[:8])
+            assert hashlib.sha256(got[8:-32]).digest() == got[-32:], "vCPU %d: noise" % i
+        rounds += 1
+    print("vCPU", i, "rounds", rounds, "digest", want.hex()[:16])
+    sys.stdout.flush()
+
+children = []
+for i in range(len(cpus)):
+    child = os.fork()
+    if child == 0:
+        try:
+            work(i)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+    children.append(child)
+for a, b in ring: a.close(), b.close()
+ends = [os.waitpid(child, 0)[1] for child in children]
+sys.exit(any(ends))
+PYTHON
+	check "$1 s of load on all vCPUs" python3 /tmp/load.py "$1"
+}
+END
+)
+
+# A boot as in test-boot-kernels.sh
+boots() {
+	when_up=look stock "$1x$2" "$1" "$2" 512 --views 2 <<-END
+		$load
+		load ${3-5}
+	END
+}
+
+# Two boots of one machine; a vCPU leaves and comes back in the second.
+reboots() {
+	local cpus=4
+	ip tuntap add dev tap0 mode tap
+	ip addr add 10.0.0.1/24 dev tap0
+	ip link set tap0 up
+	head -c 16M /dev/urandom >down.bin
+	timeout 600 socat TCP-LISTEN:5002,reuseaddr,fork OPEN:down.bin,rdonly &
+	timeout 600 socat -u TCP-LISTEN:5001,reuseaddr,fork OPEN:up.bin,creat,append &
+	reboots=1 when_up=after_reboot guest reboots cloud-6.1 --views 2 --cpus 4 \
+		--disk "/lab/guest/root$lane.img" --net tap=tap0 <<-END
+		if [ ! -e /written ]; then
+			head -c 32M /dev/urandom >/root/file
+			sha256sum /root/file >/written
+			sync
+			check "reboots" systemctl --no-block reboot
+			sleep 1000
+		fi
+		echo AGAIN
+		check "all vCPUs are back" same 4 "\$(nproc)"
+		check "the file" sha256sum --quiet -c /written
+		sleep 5
+		$load
+		load 30
+		modprobe virtio_net
+		ip addr add 10.0.0.2/24 dev eth0
+		ip link set eth0 up
+		head -c 16M /dev/urandom >/tmp/up
+		socat -u OPEN:/tmp/up TCP:10.0.0.1:5001
+		check "32 MiB of traffic" same "$(sha256sum <down.bin)" \
+			"\$(socat -u TCP:10.0.0.1:5002 STDOUT | sha256sum)"
+		echo "UP \$(sha256sum </tmp/up)"
+		online=/sys/devices/system/cpu/cpu1/online
+		check "vCPU 1, of view 0, leaves" bash -c "echo 0 >\$online"
+		sleep 1
+		check "and comes back" bash -c "echo 1 >\$online"
+		check "all vCPUs are back" same 4 "\$(nproc)"
+	END
+	expect "reboots: what the guest sent" "$(tr -d '\r' <reboots.out | sed -n 's/^UP //p')" \
+		"$(sha256sum <up.bin)"
+}
+
+after_reboot() {
+	look "$1, first boot"
+	if await "$1.out" '^AGAIN' "$boot_seconds"; then look "$1, second boot"; fi
+}
+
+in_lanes reboots "boots cloud-6.1 4" \
+	"boots full-6.1 4" "boots cloud-6.12 4" "boots cloud-6.1 2" "boots cloud-6.12 1"
+finish
