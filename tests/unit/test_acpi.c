@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fake_ram.h"
-#include <check.h>
+#include "run.h"
 #include <fcntl.h>
 #include <mirrorball/acpi.h>
 #include <mirrorball/boot.h>
@@ -381,8 +381,6 @@ int main(void)
 {
 	Suite *suite = suite_create("acpi");
 	TCase *tc = tcase_create("tables");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_set_timeout(tc, 30);
 	tcase_add_test(tc, fadt_is_hardware_reduced);
@@ -394,9 +392,5 @@ int main(void)
 	tcase_add_test(tc, ram_that_cannot_hold_them_is_an_error);
 	tcase_add_loop_test(tc, iasl_reads_every_table, 0, 3);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

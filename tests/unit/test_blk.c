@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "run.h"
 #include "virtio_driver.h"
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -33,14 +32,6 @@
 #define F_INDIRECT   FEATURE(VIRTIO_RING_F_INDIRECT_DESC)
 #define TIMEOUT_MS   20000
 #define N_QUEUES     2
-
-static unsigned *n_skipped; /* shared with the forked tests */
-
-static void skip(const char *why)
-{
-	printf("skipped: %s\n", why);
-	__atomic_add_fetch(n_skipped, 1, __ATOMIC_RELAXED);
-}
 
 /* ---- a machine with one disk ---- */
 
@@ -1017,12 +1008,5 @@ static Suite *suite(void)
 
 int main(void)
 {
-	SRunner *runner = srunner_create(suite());
-	int n_failed;
-
-	n_skipped = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : *n_skipped ? 77 : 0;
+	return run_suite(suite());
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "boot_images.h"
+#include "run.h"
 #include <mirrorball/pci.h>
 
 START_TEST(bzimage_is_loaded)
@@ -320,8 +321,6 @@ int main(void)
 {
 	Suite *suite = suite_create("boot");
 	TCase *tc = tcase_create("boot");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_checked_fixture(tc, make_dir, remove_dir);
@@ -335,9 +334,5 @@ int main(void)
 	tcase_add_test(tc, elf_image_in_memory_is_loaded);
 	tcase_add_test(tc, page_tables_need_ram);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "boot_images.h"
+#include "run.h"
 #include <stdarg.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -475,8 +476,6 @@ int main(void)
 {
 	Suite *suite = suite_create("boot_bad");
 	TCase *tc = tcase_create("boot_bad");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_checked_fixture(tc, make_dir, remove_dir);
@@ -491,9 +490,5 @@ int main(void)
 	tcase_add_test(tc, file_that_shrinks_is_an_error);
 	tcase_add_loop_test(tc, mutated_files_do_no_harm, 0, 2);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
+#include "run.h"
 #include <errno.h>
 #include <mirrorball/bus.h>
 #include <stdio.h>
@@ -185,8 +185,6 @@ int main(void)
 {
 	Suite *s = suite_create("bus");
 	TCase *tc = tcase_create("bus");
-	SRunner *sr = srunner_create(s);
-	int failed;
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, test_reaches_the_device);
@@ -195,8 +193,5 @@ int main(void)
 	tcase_add_test(tc, test_strings);
 	tcase_add_test(tc, test_random_against_a_table);
 	suite_add_tcase(s, tc);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

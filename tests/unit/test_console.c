@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
+#include "run.h"
 #include <mirrorball/console.h>
 #include <stdlib.h>
 #include <string.h>
@@ -458,8 +458,6 @@ int main(void)
 {
 	Suite *suite = suite_create("console");
 	TCase *tcase = tcase_create("console");
-	SRunner *runner = srunner_create(suite);
-	int n_failed;
 
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, configuration);
@@ -470,8 +468,5 @@ int main(void)
 	tcase_add_test(tcase, budget);
 	tcase_add_test(tcase, failures);
 	suite_add_tcase(suite, tcase);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

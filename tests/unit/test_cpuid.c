@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "run.h"
 #include <asm/kvm_para.h>
-#include <check.h>
 #include <mirrorball/cpuid.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,16 +140,11 @@ int main(void)
 {
 	Suite *s = suite_create("cpuid");
 	TCase *tc = tcase_create("cpuid");
-	SRunner *sr = srunner_create(s);
-	int failed;
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, test_takes_out_what_cannot_be_honoured);
 	tcase_add_test(tc, test_no_deadline_timer);
 	tcase_add_loop_test(tc, test_topology, 0, 12);
 	suite_add_tcase(s, tc);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

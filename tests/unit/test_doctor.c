@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "doctor.h"
-#include <check.h>
+#include "run.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -166,8 +166,6 @@ int main(void)
 {
 	Suite *suite = suite_create("doctor");
 	TCase *tc = tcase_create("doctor");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_add_checked_fixture(tc, set_up, tear_down);
 	tcase_add_test(tc, empty_host);
@@ -176,9 +174,5 @@ int main(void)
 	tcase_add_test(tc, paging);
 	tcase_add_test(tc, marks);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
+#include "run.h"
 #include <mirrorball/irq.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -358,8 +358,6 @@ int main(void)
 {
 	Suite *suite = suite_create("ioapic");
 	TCase *tcase = tcase_create("ioapic");
-	SRunner *runner = srunner_create(suite);
-	int n_failed;
 
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, registers);
@@ -375,8 +373,5 @@ int main(void)
 	tcase_add_test(tcase, random_writes);
 	tcase_add_test(tcase, address_taken);
 	suite_add_tcase(suite, tcase);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
+#include "run.h"
 #include <mirrorball/legacy.h>
 #include <mirrorball/pvpanic.h>
 #include <stdio.h>
@@ -439,8 +439,6 @@ int main(void)
 {
 	Suite *suite = suite_create("legacy");
 	TCase *clock_case = tcase_create("rtc"), *port_case = tcase_create("ports");
-	SRunner *runner = srunner_create(suite);
-	int n_failed;
 
 	tcase_add_checked_fixture(clock_case, rtc_setup, rtc_teardown);
 	tcase_add_test(clock_case, rtc_reads);
@@ -456,8 +454,5 @@ int main(void)
 	tcase_add_test(port_case, power_registers);
 	tcase_add_test(port_case, panic_port);
 	suite_add_tcase(suite, port_case);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

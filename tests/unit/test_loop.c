@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
+#include "run.h"
 #include <mirrorball/loop.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -146,8 +146,6 @@ int main(void)
 {
 	Suite *s = suite_create("loop");
 	TCase *tc = tcase_create("loop");
-	SRunner *sr = srunner_create(s);
-	int failed;
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, test_watch_and_stop);
@@ -157,8 +155,5 @@ int main(void)
 	tcase_add_test(tc, test_call_without_a_runner);
 	tcase_set_timeout(tc, 60);
 	suite_add_tcase(s, tc);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

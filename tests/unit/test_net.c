@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "run.h"
 #include "virtio_driver.h"
 #include <arpa/inet.h>
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_ether.h>
@@ -17,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -42,14 +41,6 @@
 #define MAX_FRAME    (BIG_MTU + 14u)
 #define QUEUE_SIZE   128
 #define PROTOCOL     0x88b5 /* IEEE 802: for experiments */
-
-static unsigned *n_skipped; /* shared with the forked tests */
-
-static void skip(const char *why)
-{
-	printf("skipped: %s\n", why);
-	__atomic_add_fetch(n_skipped, 1, __ATOMIC_RELAXED);
-}
 
 /* ---- the host's side ---- */
 
@@ -1330,15 +1321,8 @@ static Suite *suite(void)
 int main(int argc, char **argv)
 {
 	const char *slash = strrchr(argv[0], '/');
-	SRunner *runner;
-	int n_failed;
 
 	if (!strcmp(slash ? slash + 1 : argv[0], "passt"))
 		return passt_main(argc, argv);
-	runner = srunner_create(suite());
-	n_skipped = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : *n_skipped ? 77 : 0;
+	return run_suite(suite());
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "parse.h"
-#include <check.h>
+#include "run.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -319,8 +319,6 @@ int main(void)
 {
 	Suite *suite = suite_create("parse");
 	TCase *tc = tcase_create("parse");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_add_test(tc, sizes);
 	tcase_add_test(tc, bad_sizes);
@@ -337,9 +335,5 @@ int main(void)
 	tcase_add_test(tc, random_text);
 	tcase_set_timeout(tc, 60);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return run_suite(suite);
 }

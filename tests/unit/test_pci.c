@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fake_kvm.h"
+#include "run.h"
 
-#include <check.h>
 #include <errno.h>
 #include <linux/pci_regs.h>
 #include <mirrorball/pci.h>
@@ -651,8 +651,6 @@ int main(void)
 {
 	Suite *suite = suite_create("pci");
 	TCase *tc = tcase_create("pci");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_set_timeout(tc, 60);
@@ -668,9 +666,5 @@ int main(void)
 	tcase_add_loop_test(tc, test_msix_without_kvms_help, 0, 2);
 	tcase_add_test(tc, test_garbage);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

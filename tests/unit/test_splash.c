@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fake_ram.h"
-#include <check.h>
+#include "run.h"
 #include <elf.h>
 #include <mirrorball/boot.h>
 #include <mirrorball/splash.h>
@@ -210,11 +210,5 @@ static Suite *suite(void)
 
 int main(void)
 {
-	SRunner *r = srunner_create(suite());
-	int n_failed;
-
-	srunner_run_all(r, CK_ENV);
-	n_failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return n_failed ? 1 : 0;
+	return run_suite(suite());
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
+#include "run.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/terminal.h>
@@ -783,8 +783,6 @@ int main(void)
 {
 	Suite *suite = suite_create("terminal");
 	TCase *tcase = tcase_create("terminal");
-	SRunner *runner = srunner_create(suite);
-	int n_failed;
 
 	tcase_set_timeout(tcase, 30);
 	tcase_add_checked_fixture(tcase, setup, teardown);
@@ -806,8 +804,5 @@ int main(void)
 	tcase_add_test(tcase, window_size);
 	tcase_add_test(tcase, background);
 	suite_add_tcase(suite, tcase);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

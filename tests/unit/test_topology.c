@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
+#include "run.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/topology.h>
@@ -201,8 +201,6 @@ int main(void)
 {
 	Suite *s = suite_create("topology");
 	TCase *tc = tcase_create("topology");
-	SRunner *sr = srunner_create(s);
-	int failed;
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, test_no_numa);
@@ -214,8 +212,5 @@ int main(void)
 	tcase_add_test(tc, test_odd_files);
 	tcase_add_test(tc, test_unreadable);
 	suite_add_tcase(s, tc);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Views and routes on a fake KVM: what the monitor asks of it with 1, 2 and 8 address spaces. */
 #include "fake_kvm.h"
+#include "run.h"
 
-#include <check.h>
 #include <errno.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/vcpu.h>
@@ -325,8 +325,6 @@ int main(void)
 {
 	Suite *s = suite_create("views");
 	TCase *tc = tcase_create("views");
-	SRunner *sr = srunner_create(s);
-	int failed;
 
 	tcase_add_loop_test(tc, test_every_view_has_all_of_ram, 0, 3);
 	tcase_add_loop_test(tc, test_enters_its_view_after_sipi, 0, 3);
@@ -338,8 +336,5 @@ int main(void)
 	tcase_add_loop_test(tc, test_failures_leave_nothing, 0, 5);
 	tcase_set_timeout(tc, 60);
 	suite_add_tcase(s, tc);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fake_driver.h"
 #include "fake_kvm.h"
+#include "run.h"
 
-#include <check.h>
 #include <dirent.h>
 #include <linux/pci_regs.h>
 #include <linux/virtio_pci.h>
@@ -1026,8 +1026,6 @@ int main(void)
 {
 	Suite *suite = suite_create("virtio");
 	TCase *tc = tcase_create("virtio");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_set_timeout(tc, 60);
@@ -1051,9 +1049,5 @@ int main(void)
 	tcase_add_test(tc, test_hostile);
 	tcase_add_test(tc, test_rng);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../../devices/virtq.h"
 #include "fake_driver.h"
+#include "run.h"
 
-#include <check.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -1036,8 +1036,6 @@ int main(void)
 {
 	Suite *suite = suite_create("virtq");
 	TCase *tc = tcase_create("virtq");
-	SRunner *runner;
-	int n_failed;
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, test_differential, 0, 8);
@@ -1054,9 +1052,5 @@ int main(void)
 	tcase_add_test(tc, test_stopped);
 	tcase_add_loop_test(tc, test_garbage, 0, 8);
 	suite_add_tcase(suite, tc);
-	runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	n_failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return n_failed ? 1 : 0;
+	return run_suite(suite);
 }

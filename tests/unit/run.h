@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef RUN_H
+#define RUN_H
+
+#include <check.h>
+
+/*
+ * What every program of the suite ends with: runs the cases, returns the exit status. 0: all
+ * passed; 1: one failed; 77: none failed, and one called skip.
+ */
+int run_suite(Suite *suite);
+
+/* For a case that lacks something on this host: says what, and is then left with success. */
+void skip(const char *why);
+
+#endif
