@@ -21,9 +21,10 @@
  * have thrown the data away and says so only once, so from then on every flush fails until the
  * machine is reset.
  *
- * DISCARD is offered where the file system can give blocks back; a range that it will not take is
- * left as it is, which a discard permits. WRITE_ZEROES is always offered on a writable disk: where
- * fallocate cannot, zeroes are written.
+ * DISCARD is offered on every writable file: whether its file system can give blocks back shows
+ * only when it is to. Where it cannot, or not this range, all stays as it is, which a discard
+ * permits. WRITE_ZEROES is always offered on a writable disk: where fallocate cannot, zeroes are
+ * written.
  */
 #define FEATURE(bit) (1ull << (bit))
 #define LOG_DISK                                                                                   \
@@ -169,6 +170,7 @@ static void next_range(struct mb_blk_req *req)
 	struct mb_blk *blk = req->q->blk;
 	struct virtio_blk_discard_write_zeroes seg;
 	bool discard = req->type == VIRTIO_BLK_T_DISCARD;
+	bool punch = !__atomic_load_n(&blk->no_punch, __ATOMIC_RELAXED);
 	uint32_t flags, n_sectors;
 
 	mb_chain_read(req->chain, MB_BLK_HEADER + req->segment * sizeof(seg), &seg, sizeof(seg));
@@ -184,13 +186,13 @@ static void next_range(struct mb_blk_req *req)
 		finish(req, VIRTIO_BLK_S_IOERR);
 		return;
 	}
-	if (!n_sectors) {
+	if (!n_sectors || (discard && !punch)) {
 		mb_blk_done(req, 0);
 		return;
 	}
 	req->op = MB_BLK_FALLOCATE;
 	req->mode = FALLOC_FL_KEEP_SIZE;
-	if (discard || (flags && blk->file.can_punch))
+	if (discard || (flags && punch && blk->file.can_punch))
 		req->mode |= FALLOC_FL_PUNCH_HOLE;
 	else if (!__atomic_load_n(&blk->no_zero_range, __ATOMIC_RELAXED))
 		req->mode |= FALLOC_FL_ZERO_RANGE;

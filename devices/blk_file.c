@@ -23,6 +23,9 @@
  * file system that wants 4096 is used through the page cache; a block device passes its block size
  * on. Direct and buffered I/O are never mixed on one file: the page cache would give back stale
  * neighbours.
+ *
+ * All of this leaves the file as it was, its times included: --dry-run does it, too, and a backup
+ * goes by them.
  */
 
 static int refuse_type(const char *path, mode_t mode, struct mb_error *err)
@@ -269,10 +272,11 @@ static int measure_file(
 		!(st->st_blksize & (st->st_blksize - 1)))
 		file->phys_bytes = (uint32_t)st->st_blksize;
 	file->min_io_bytes = file->phys_bytes;
-	/* Behind the end there is nothing to lose: asks whether the file system knows how. */
-	if (!file->readonly)
-		file->can_punch = !fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			(off_t)mb_align_up(bytes, 1u << 16), 1 << 16);
+	/*
+	 * The only way to know is to punch, and even a hole behind the end changes the file's
+	 * times: the guest's first one tells.
+	 */
+	file->can_punch = !file->readonly;
 	if (pread(file->fd, magic, sizeof(magic), 0) == (ssize_t)sizeof(magic) &&
 		!memcmp(magic, "QFI\xfb", 4))
 		mb_log("disk %s: looks like a qcow2 image, but the guest gets it as it is (raw); "
@@ -328,7 +332,7 @@ static void choose_direct(struct mb_blk_file *file, int flags)
 int mb_blk_file_open(struct mb_blk_file *file, const char *path, bool readonly, bool direct,
 	struct mb_error *err)
 {
-	int flags = readonly ? O_RDONLY : O_RDWR, rc;
+	int flags = readonly ? O_RDONLY : O_RDWR, quiet = flags | O_NOATIME, rc;
 	struct stat st;
 
 	*file = (struct mb_blk_file){
@@ -363,7 +367,11 @@ int mb_blk_file_open(struct mb_blk_file *file, const char *path, bool readonly, 
 			err, EINVAL, "disk %s: changed while it was opened; try again", path);
 		goto err_close;
 	}
-	fcntl(file->fd, F_SETFL, flags);
+	/* Only a file's owner may read it without a trace (open(2)). */
+	if (fcntl(file->fd, F_SETFL, quiet)) {
+		quiet = flags;
+		fcntl(file->fd, F_SETFL, quiet);
+	}
 
 	rc = lock_file(file, path, &st, err);
 	if (rc)
@@ -373,7 +381,8 @@ int mb_blk_file_open(struct mb_blk_file *file, const char *path, bool readonly, 
 	if (rc)
 		goto err_close;
 	if (direct)
-		choose_direct(file, flags);
+		choose_direct(file, quiet);
+	fcntl(file->fd, F_SETFL, flags | (file->direct ? O_DIRECT : 0));
 	return 0;
 
 err_close:

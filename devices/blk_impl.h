@@ -28,7 +28,7 @@ struct mb_blk_file {
 	bool readonly;
 	bool block_device;
 	bool direct;	      /* O_DIRECT is on */
-	bool can_punch;	      /* fallocate can give blocks back */
+	bool can_punch;	      /* fallocate may be able to give blocks back */
 	uint64_t n_sectors;   /* of 512 bytes */
 	uint32_t mem_align;   /* direct I/O: alignment of memory, 1 when buffered */
 	uint32_t io_align;    /* direct I/O: alignment of offsets and lengths, 1 when buffered */
@@ -112,7 +112,8 @@ struct mb_blk {
 	/* Shared between the queues' threads and vCPUs; atomic, relaxed: each stands alone. */
 	bool wce;	/* the driver's choice, VIRTIO_BLK_F_CONFIG_WCE */
 	bool sync_owed; /* write-back was switched off: the next request syncs what came before */
-	bool no_zero_range; /* the file system has no FALLOC_FL_ZERO_RANGE */
+	bool no_punch;	/* the file system turned out to have no FALLOC_FL_PUNCH_HOLE */
+	bool no_zero_range; /* the same of FALLOC_FL_ZERO_RANGE */
 	bool flush_failed;
 };
 

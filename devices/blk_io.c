@@ -344,8 +344,21 @@ static bool not_supported(int errnum)
 	return errnum == EOPNOTSUPP || errnum == ENOSYS || errnum == EINVAL || errnum == ENODEV;
 }
 
+/* What the file system has not got is not asked for again. */
+static void remember(struct mb_blk *blk, int mode)
+{
+	if (mode & FALLOC_FL_ZERO_RANGE)
+		__atomic_store_n(&blk->no_zero_range, true, __ATOMIC_RELAXED);
+	else if (!__atomic_exchange_n(&blk->no_punch, true, __ATOMIC_RELAXED))
+		mb_log("%s: blocks cannot be given back where it lies: what the guest discards "
+		       "keeps its room",
+			blk->name);
+}
+
 static void fallocate_completed(struct mb_blk_req *req, int res)
 {
+	if (res == -EOPNOTSUPP)
+		remember(req->q->blk, req->mode);
 	if (!res) {
 		req->left = 0;
 		mb_blk_done(req, 0);
@@ -353,8 +366,6 @@ static void fallocate_completed(struct mb_blk_req *req, int res)
 		/* A hint: nothing is lost when it cannot be taken (virtio 1.2, 5.2.6.2). */
 		mb_blk_done(req, not_supported(-res) ? 0 : -res);
 	} else if (not_supported(-res)) {
-		if (res == -EOPNOTSUPP && (req->mode & FALLOC_FL_ZERO_RANGE))
-			__atomic_store_n(&req->q->blk->no_zero_range, true, __ATOMIC_RELAXED);
 		req->op = MB_BLK_ZERO;
 		go_on(req);
 	} else {

@@ -503,6 +503,30 @@ START_TEST(test_readonly)
 }
 END_TEST
 
+/* Opening and closing a disk leaves no trace on it, whatever it is opened for. */
+START_TEST(test_untouched)
+{
+	/* A time of reading that the kernel would bring up to date. */
+	const struct timespec old[2] = {{.tv_sec = 1}, {.tv_sec = 1000000000}};
+	struct stat before, after;
+	struct bench b = {0};
+
+	make_file(b.path, _i % 2 ? "/tmp" : "/dev/shm", 1 << 20);
+	ck_assert_int_eq(utimensat(AT_FDCWD, b.path, old, 0), 0);
+	ck_assert_int_eq(stat(b.path, &before), 0);
+	bench_init_path(&b, _i >= 2);
+	mb_blk_destroy(b.blk);
+	b.blk = NULL;
+	ck_assert_int_eq(stat(b.path, &after), 0);
+	ck_assert_int_eq(after.st_size, before.st_size);
+	ck_assert_int_eq(after.st_blocks, before.st_blocks);
+	ck_assert_int_eq(memcmp(&after.st_mtim, &before.st_mtim, sizeof(after.st_mtim)), 0);
+	ck_assert_int_eq(memcmp(&after.st_ctim, &before.st_ctim, sizeof(after.st_ctim)), 0);
+	ck_assert_int_eq(memcmp(&after.st_atim, &before.st_atim, sizeof(after.st_atim)), 0);
+	bench_finish(&b);
+}
+END_TEST
+
 START_TEST(test_lock)
 {
 	struct mb_error err;
@@ -622,6 +646,44 @@ START_TEST(test_no_space)
 	/* With room again, so does writing. */
 	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8192, 0), VIRTIO_BLK_S_OK);
 	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 63 * 128, 64 << 10), VIRTIO_BLK_S_OK);
+	bench_finish(&b);
+	umount(dir);
+	rmdir(dir);
+}
+END_TEST
+
+/* A file system on which fallocate can do nothing. */
+START_TEST(test_no_fallocate)
+{
+	char dir[] = "/tmp/mb-blk-ramfs-XXXXXX";
+	struct bench b = {0};
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL)) {
+		skip("mounting needs root");
+		return;
+	}
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	ck_assert_int_eq(mount("none", dir, "ramfs", 0, NULL), 0);
+	make_file(b.path, dir, 4 << 20);
+	bench_init_path(&b, false);
+	bench_start(&b, UINT64_MAX);
+	/* Each twice: the first one finds out. A discard may leave everything as it is. */
+	for (unsigned i = 0; i < 2; i++) {
+		fill(&b, 0x5a, 64 << 10);
+		ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 64 << 10), VIRTIO_BLK_S_OK);
+		ck_assert_uint_eq(
+			range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 16, 0), VIRTIO_BLK_S_OK);
+		for (unsigned unmap = 0; unmap < 2; unmap++)
+			ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES,
+						  16 + 16 * unmap, 16, unmap),
+				VIRTIO_BLK_S_OK);
+		ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 16, 16 << 10), VIRTIO_BLK_S_OK);
+		ck_assert(all_are(&b, 0, 16 << 10));
+		ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 48, 40 << 10), VIRTIO_BLK_S_OK);
+		ck_assert(all_are(&b, 0x5a, 40 << 10));
+	}
+	/* Nonsense is refused all the same. */
+	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 8192, 1, 0), VIRTIO_BLK_S_IOERR);
 	bench_finish(&b);
 	umount(dir);
 	rmdir(dir);
@@ -994,9 +1056,11 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, test_ranges, 0, 2);
 	tcase_add_loop_test(tc, test_write_cache, 0, 2);
 	tcase_add_test(tc, test_readonly);
+	tcase_add_loop_test(tc, test_untouched, 0, 4);
 	tcase_add_test(tc, test_lock);
 	tcase_add_test(tc, test_bad_files);
 	tcase_add_test(tc, test_no_space);
+	tcase_add_test(tc, test_no_fallocate);
 	tcase_add_test(tc, test_truncated);
 	tcase_add_loop_test(tc, test_no_io_uring, 0, 2);
 	tcase_add_loop_test(tc, test_block_device, 0, 2);
