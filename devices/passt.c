@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -31,6 +33,8 @@
 #define CHILD_FD       3
 #define HANGUP_WAIT_MS 100
 #define END_WAIT_MS    1000
+#define READY_WAIT_MS  3000
+#define NOBODYS_TYPE   0x88b5 /* IEEE 802: for experiments; passt ignores what it does not know */
 
 struct mb_passt {
 	struct mb_net *net;
@@ -39,7 +43,10 @@ struct mb_passt {
 	struct mb_watch child; /* pidfd */
 	struct mb_watch stderr_pipe;
 	bool watching;
-	char said[160]; /* the last line of its standard error */
+	char said[160]; /* the last line of its standard error that is about something */
+	char line[160]; /* the one that is not whole yet; what is too much is cut off */
+	unsigned n_line;
+	bool usage; /* nothing but its long list of options from here on */
 
 	/* Received, not yet given to the guest: [start, end) of stage. The rx queue's thread. */
 	uint8_t *stage;
@@ -266,21 +273,50 @@ static const struct mb_net_back_ops passt_ops = {
 
 /* ---- the child ---- */
 
-/* Keeps the last line that is about something: without a syslog, each line brings one about that.
+/*
+ * Keeps the last line that is about something. Without a syslog each line brings one about that;
+ * run by root, it says what it does about it; a wrong option is followed by all the right ones.
  */
+static void end_line(struct mb_passt *passt)
+{
+	const char *line = passt->line;
+
+	passt->line[passt->n_line] = 0;
+	passt->n_line = 0;
+	if (!strncmp(line, "Usage:", 6))
+		passt->usage = true;
+	if (!passt->usage && line[strspn(line, " ")] && strncmp(line, "Failed to send", 14) &&
+		strncmp(line, "Don't run as root", 17))
+		memcpy(passt->said, line, sizeof(passt->said));
+}
+
 static void read_stderr(struct mb_passt *passt)
 {
-	char buf[512], *save = NULL;
+	char buf[512];
 	ssize_t n;
 
-	while ((n = read(passt->stderr_pipe.fd, buf, sizeof(buf) - 1)) > 0) {
-		buf[n] = 0;
-		for (char *line = strtok_r(buf, "\n", &save); line;
-			line = strtok_r(NULL, "\n", &save))
-			if (strncmp(line, "Failed to send", 14) &&
-				strncmp(line, "Don't run as root", 17))
-				snprintf(passt->said, sizeof(passt->said), "%s", line);
+	while ((n = read(passt->stderr_pipe.fd, buf, sizeof(buf))) > 0) {
+		for (ssize_t i = 0; i < n; i++) {
+			unsigned char c = (unsigned char)buf[i];
+
+			if (c == '\n')
+				end_line(passt);
+			else if (passt->n_line < sizeof(passt->line) - 1)
+				/* It goes to a terminal. */
+				passt->line[passt->n_line++] = c < ' ' || c == 127 ? ' ' : buf[i];
+		}
 	}
+}
+
+/* What there is to say about its end: "(status 1): its last words". It is reaped. */
+static void describe_end(struct mb_passt *passt, int status, char *text, size_t len)
+{
+	passt->pid = 0;
+	read_stderr(passt);
+	end_line(passt);
+	snprintf(text, len, "(%s %d)%s%s", WIFSIGNALED(status) ? "signal" : "status",
+		WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
+		*passt->said ? ": " : "", passt->said);
 }
 
 static void stderr_ready(struct mb_watch *watch, uint32_t events)
@@ -295,18 +331,14 @@ static void stderr_ready(struct mb_watch *watch, uint32_t events)
 static void child_ready(struct mb_watch *watch, uint32_t events)
 {
 	struct mb_passt *passt = watch->ctx;
-	char why[256];
+	char end[200], why[256];
 	int status;
 
 	mb_loop_remove(passt->net->ctrl_loop, watch);
 	if (!passt->pid || waitpid(passt->pid, &status, WNOHANG) != passt->pid)
 		return;
-	passt->pid = 0;
-	read_stderr(passt);
-	snprintf(why, sizeof(why), "the program passt ended (%s %d)%s%s",
-		WIFSIGNALED(status) ? "signal" : "status",
-		WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
-		*passt->said ? ": " : "", passt->said);
+	describe_end(passt, status, end, sizeof(end));
+	snprintf(why, sizeof(why), "the program passt ended %s", end);
 	mb_net_gone(passt->net, why);
 }
 
@@ -410,11 +442,63 @@ static int start_child(
 			"tap=NAME",
 			name);
 	else if (rc)
-		mb_error_set(
-			err, -rc, "%s: cannot start the program passt: %s", name, strerror(-rc));
+		mb_error_set(err, -rc,
+			"%s: cannot start the program passt: %s; see that 'passt --version' works, "
+			"or use --net tap=NAME",
+			name, strerror(-rc));
 out_argv:
 	free(argv);
 	return rc;
+}
+
+static int ended_at_once(struct mb_passt *passt, struct mb_error *err)
+{
+	struct pollfd pfd = {.fd = passt->child.fd, .events = POLLIN};
+	char end[200] = "";
+	int status;
+
+	if (pfd.fd >= 0)
+		poll(&pfd, 1, END_WAIT_MS);
+	if (waitpid(passt->pid, &status, WNOHANG) == passt->pid)
+		describe_end(passt, status, end, sizeof(end));
+	return mb_error_set(err, ECONNRESET,
+		"%s: the program passt %s%s; put that right, see passt(1), or use --net tap=NAME",
+		passt->net->name, *end ? "ended at once " : "closed its socket at once", end);
+}
+
+/*
+ * What is wrong with its arguments, its privileges or the host's network, passt finds out before it
+ * looks at its socket for the first time. So it gets a frame that asks for nothing, from the
+ * guest's address, as passt remembers who spoke last; and when that is gone from the socket, passt
+ * is at work. Nothing tells us that, so we look; it takes some 20 ms.
+ */
+static int wait_ready(struct mb_passt *passt, struct mb_error *err)
+{
+	struct {
+		uint32_t len;
+		uint8_t to[6], from[6];
+		uint16_t type;
+	} frame = {.len = htonl(MIN_FRAME), .type = htons(NOBODYS_TYPE)};
+	struct pollfd pfd = {.fd = passt->fd};
+
+	memset(frame.to, 0xff, sizeof(frame.to));
+	memcpy(frame.from, passt->net->first_mac, sizeof(frame.from));
+	/* It fails if passt is gone already, and then poll says so. */
+	send(passt->fd, &frame, PREFIX_BYTES + MIN_FRAME, MSG_DONTWAIT | MSG_NOSIGNAL);
+	for (unsigned ms = 0; ms < READY_WAIT_MS; ms++) {
+		int unread = 0;
+
+		/* In this order: when passt ends, the frame is gone as well, but later. */
+		ioctl(passt->fd, SIOCOUTQ, &unread);
+		if (poll(&pfd, 1, unread ? 1 : 0) == 1)
+			return ended_at_once(passt, err);
+		if (!unread)
+			return 0;
+	}
+	mb_log("%s: the program passt is not ready after %u s; the machine starts without waiting "
+	       "for it",
+		passt->net->name, READY_WAIT_MS / 1000);
+	return 0;
 }
 
 static void add_watches(void *arg)
@@ -462,7 +546,7 @@ int mb_passt_start(struct mb_net *net, const struct mb_net_config *config, struc
 	passt->stderr_pipe.events = EPOLLIN;
 	passt->stderr_pipe.ready = stderr_ready;
 	passt->stderr_pipe.ctx = passt;
-	return 0;
+	return wait_ready(passt, err);
 }
 
 void mb_passt_watch(struct mb_passt *passt)

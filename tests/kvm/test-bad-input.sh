@@ -221,14 +221,37 @@ if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; then
 	fi
 fi
 
-expect 1 'passt' env PATH=/nonexistent "${run[@]}" --net passt splash hello
+expect 1 'passt is not installed; apt install passt' env PATH=/nonexistent "${run[@]}" --net passt splash hello
+mkdir bin
+echo nonsense >bin/passt
+expect 1 'cannot start the program passt: Permission denied; see' env PATH="$work/bin" "${run[@]}" --net passt splash hello
 if command -v passt >/dev/null; then
+	for mode in '' --dry-run; do
+		# shellcheck disable=SC2086 # no word when empty
+		expect 1 "passt ended at once .status 1.: .*no-such-option.*; put that right, see passt" \
+			"${run[@]}" $mode --net passt,arg=--no-such-option splash hello
+	done
+fi
+# Where there is no way out of the host, passt does not start.
+if command -v passt >/dev/null && ip route | grep -q '^default'; then
 	expect 0 . "${run[@]}" --quiet --net passt splash hello
 	expect 0 . "${run[@]}" --quiet --net passt,arg=-t,arg=23456 --net passt splash hello
-	# It ends by itself only later: the machine goes on, with its link down.
-	expect 0 'passt ended' "${run[@]}" --net passt,arg=--no-such-option splash hello ms=500
+	# It ends later: one line, and the machine goes on with its link down.
+	"${run[@]}" --net passt --kernel halt.elf </dev/null >.hold 2>&1 &
+	holder=$!
+	sleep 1
+	passt=$(pgrep -P "$holder") || bad "no passt: $(cat .hold)"
+	kill -KILL "$passt"
 	sleep 0.5
-	! pgrep -f "passt.*$work" >/dev/null || bad "a passt was left behind"
+	release
+	[ "$(grep -c 'net passt: link down: the program passt ended (signal 9); the machine goes on' .hold)" = 1 ] ||
+		bad "not one line about the end of passt: $(cat .hold)"
+	"${run[@]}" --net passt --kernel halt.elf </dev/null >.hold 2>&1 &
+	holder=$!
+	sleep 1
+	passt=$(pgrep -P "$holder") || bad "no passt: $(cat .hold)"
+	release
+	! kill -0 "$passt" 2>/dev/null || bad "a passt was left behind"
 fi
 
 # ---- few descriptors, little address space

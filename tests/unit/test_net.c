@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -1044,9 +1045,47 @@ static bool read_all(int fd, void *buf, size_t len)
 	return true;
 }
 
+/* Ways to be wrong from the start, as arg= asks for. -1: none of them. */
+static int passt_fails(int fd, const char *how)
+{
+	if (!strcmp(how, "--usage")) { /* as without a syslog: more than one read */
+		fprintf(stderr,
+			"passt: unrecognized \033option\n\nFailed to send 31 bytes to syslog\n"
+			"Usage: passt [OPTION]...\nFailed to send 7 bytes to syslog\n");
+		for (unsigned i = 0; i < 200; i++)
+			fprintf(stderr, "  -%c\tDoes something\nFailed to send 9 bytes\n",
+				'a' + i % 26);
+		return 1;
+	}
+	if (!strcmp(how, "--long")) {
+		for (unsigned i = 0; i < 5000; i++)
+			fprintf(stderr, "words ");
+		return 2;
+	}
+	if (!strcmp(how, "--late")) {
+		usleep(200000);
+		fprintf(stderr, "the first\nthe last\n   \n");
+		return 3;
+	}
+	if (!strcmp(how, "--killed"))
+		raise(SIGKILL);
+	if (!strcmp(how, "--silent"))
+		return 0;
+	if (!strcmp(how, "--closes")) {
+		close(fd);
+		pause();
+	}
+	if (!strcmp(how, "--hangs"))
+		pause();
+	if (!strcmp(how, "--slow"))
+		usleep(300000);
+	return -1;
+}
+
 /*
- * Sends each frame back in three pieces. A frame whose number is 0xdead makes it exit with 3, 0xbad
- * a stream that is not frames, 0x5109 reading nothing for a while.
+ * Sends each frame back in three pieces, but for the one of 14 bytes that only finds out whether it
+ * is there. A frame whose number is 0xdead makes it exit with 3 and a word, 0xbad a stream that is
+ * not frames, 0x5109 reading nothing for a while.
  */
 static int passt_main(int argc, char **argv)
 {
@@ -1058,9 +1097,11 @@ static int passt_main(int argc, char **argv)
 			fd = atoi(argv[i + 1]);
 	if (fd != 3 || strcmp(argv[1], "-f"))
 		return 2;
-	if (argc > 6 && !strcmp(argv[6], "--fail")) {
-		fprintf(stderr, "Failed to send 12 bytes to syslog\nno such option\n");
-		return 1;
+	if (argc > 6) {
+		int status = passt_fails(fd, argv[6]);
+
+		if (status >= 0)
+			return status;
 	}
 	while (read_all(fd, frame, 4)) {
 		uint32_t len = (uint32_t)frame[0] << 24 | (uint32_t)frame[1] << 16 |
@@ -1069,10 +1110,14 @@ static int passt_main(int argc, char **argv)
 
 		if (len > 65535 || !read_all(fd, frame + 4, len))
 			return 4;
+		if (len == 14)
+			continue;
 		if (len >= 18)
 			memcpy(&number, frame + 18, 4);
-		if (number == 0xdead)
+		if (number == 0xdead) {
+			fprintf(stderr, "no more of this\n");
 			return 3;
+		}
 		if (number == 0xbad)
 			memset(frame, 0xff, 4);
 		if (number == 0x5109)
@@ -1203,9 +1248,35 @@ START_TEST(test_passt_full)
 }
 END_TEST
 
+/* From now on what is said goes to a file. */
+static int hear_stderr(void)
+{
+	int fd = memfd_create("stderr", MFD_CLOEXEC);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_ge(dup2(fd, STDERR_FILENO), 0);
+	return fd;
+}
+
+static void expect_said(int fd, const char *want)
+{
+	char text[2000] = "";
+
+	ck_assert_int_ge(pread(fd, text, sizeof(text) - 1, 0), 0);
+	ck_assert_str_eq(text, want);
+	close(fd);
+}
+
 START_TEST(test_passt_dies)
 {
 	static const uint32_t numbers[] = {0xdead, 0xbad};
+	static const char *const lines[] = {
+		"mirrorball: net passt: link down: the program passt ended (status 3): no more of "
+		"this; the machine goes on without it\n",
+		"mirrorball: net passt: link down: what it sent is not a packet; the machine goes "
+		"on without it\n",
+	};
+	int fd = hear_stderr();
 	char dir[] = "/tmp/mb-net-XXXXXX";
 	struct bench b;
 
@@ -1220,16 +1291,17 @@ START_TEST(test_passt_dies)
 	send_frame(&b, 1, 1000, 1, 1);
 	bench_finish(&b);
 	ck_assert_int_eq(waitpid(-1, NULL, WNOHANG), -1);
+	expect_said(fd, lines[_i]);
 	remove_path(dir);
 }
 END_TEST
 
 START_TEST(test_passt_start)
 {
-	static const char *const args[] = {"--fail", NULL};
 	struct mb_net_config config = passt_config;
-	char dir[] = "/tmp/mb-net-XXXXXX";
+	char dir[] = "/tmp/mb-net-XXXXXX", path[64];
 	struct bench b;
+	int fd;
 
 	machine_init(&b);
 	setenv("PATH", "/nonexistent", 1);
@@ -1237,17 +1309,90 @@ START_TEST(test_passt_start)
 		"net passt: the program passt is not installed; apt install passt");
 	config.n_pairs = 2;
 	expect(&b, config, -EINVAL, "one queue pair only");
+	config.n_pairs = 1;
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	setenv("PATH", dir, 1);
+	snprintf(path, sizeof(path), "%s/passt", dir);
+	fd = creat(path, 0644);
+	ck_assert_int_eq(write(fd, "nonsense", 8), 8);
+	close(fd);
+	expect(&b, config, -EACCES,
+		"net passt: cannot start the program passt: Permission denied; see that 'passt "
+		"--version' works");
+	ck_assert_int_eq(chmod(path, 0755), 0);
+	expect(&b, config, -ENOEXEC, "cannot start the program passt: Exec format error; see");
 	b.net = NULL;
 	bench_finish(&b);
+	remove_path(dir);
+}
+END_TEST
+
+/* It can be started and does not get as far as its work. */
+START_TEST(test_passt_ends_at_once)
+{
+	static const struct {
+		const char *arg, *text;
+	} ways[] = {
+		{"--usage", "net passt: the program passt ended at once (status 1): passt: "
+			    "unrecognized  option; put that right, see passt(1), or use"},
+		{"--long", "ended at once (status 2): words words words"},
+		{"--late", "ended at once (status 3): the last; put that right"},
+		{"--killed", "ended at once (signal 9); put that right"},
+		{"--silent", "ended at once (status 0); put that right"},
+		{"--closes", "closed its socket at once; put that right"},
+	};
+	char dir[] = "/tmp/mb-net-XXXXXX";
 
 	fake_passt_path(dir);
-	config = passt_config;
+	for (unsigned i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+		struct mb_net_config config = passt_config;
+		const char *const args[] = {ways[i].arg, NULL};
+		struct mb_error err;
+		struct bench b;
+		size_t len;
+
+		config.passt_args = args;
+		machine_init(&b);
+		expect(&b, config, -ECONNRESET, ways[i].text);
+		ck_assert_int_eq(create(&b, &config, &err), -ECONNRESET);
+		/* Whatever passt said: short, and what to do is not cut off. */
+		len = strlen(err.text);
+		ck_assert_uint_lt(len, 300);
+		ck_assert_str_eq(err.text + len - 8, "tap=NAME");
+		b.net = NULL;
+		bench_finish(&b);
+		ck_assert_int_eq(waitpid(-1, NULL, WNOHANG), -1);
+	}
+	remove_path(dir);
+}
+END_TEST
+
+/* One that is slow is waited for, one that hangs is not for ever. */
+START_TEST(test_passt_slow)
+{
+	const char *const args[] = {_i ? "--hangs" : "--slow", NULL};
+	struct mb_net_config config = passt_config;
+	char dir[] = "/tmp/mb-net-XXXXXX";
+	int fd = hear_stderr();
+	struct bench b;
+
+	fake_passt_path(dir);
 	config.passt_args = args;
 	bench_init(&b, config);
-	for (unsigned i = 0; link_status(&b) && i < 5000; i++)
-		usleep(1000);
-	ck_assert_uint_eq(link_status(&b), 0);
+	ck_assert_uint_eq(link_status(&b), VIRTIO_NET_S_LINK_UP);
+	if (!_i) {
+		bench_start(&b, F_MRG);
+		give_rx(&b, 60, 2048);
+		send_frame(&b, 1, 1000, 5, 1);
+		ck_assert_uint_eq(guest_recv(&b, NULL, TIMEOUT_MS), HDR + 1000);
+		check_frame(b.packet + HDR, 1000, 5);
+	}
 	bench_finish(&b);
+	ck_assert_int_eq(waitpid(-1, NULL, WNOHANG), -1);
+	expect_said(fd, _i ? "mirrorball: net passt: the program passt is not ready after 3 s; the "
+			     "machine starts without waiting for it\n"
+			   : "");
 	remove_path(dir);
 }
 END_TEST
@@ -1313,6 +1458,8 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, test_passt_full, 0, 2);
 	tcase_add_loop_test(tc, test_passt_dies, 0, 2);
 	tcase_add_test(tc, test_passt_start);
+	tcase_add_test(tc, test_passt_ends_at_once);
+	tcase_add_loop_test(tc, test_passt_slow, 0, 2);
 	tcase_add_test(tc, test_passt_real);
 	suite_add_tcase(s, tc);
 	return s;
