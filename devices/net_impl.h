@@ -135,8 +135,8 @@ int mb_tap_fd(const struct mb_tap *tap, unsigned pair);
 /* ---- passt.c ---- */
 
 /*
- * Starts the program and waits until it is at work, some 20 ms. If it ends before that, the error has
- * its own last words.
+ * Starts the program and waits until it is at work, some 20 ms. If it ends before that, the error
+ * has its own last words.
  */
 int mb_passt_start(struct mb_net *net, const struct mb_net_config *config, struct mb_error *err);
 /* Calls mb_net_gone when the program ends, from now on; no more. */
