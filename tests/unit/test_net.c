@@ -1248,23 +1248,33 @@ START_TEST(test_passt_full)
 }
 END_TEST
 
-/* From now on what is said goes to a file. */
-static int hear_stderr(void)
-{
-	int fd = memfd_create("stderr", MFD_CLOEXEC);
+/* Where standard error goes: to a file, for a while. */
+struct ear {
+	int fd, old;
+};
 
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_ge(dup2(fd, STDERR_FILENO), 0);
-	return fd;
+static struct ear listen_to_stderr(void)
+{
+	struct ear ear = {
+		.fd = memfd_create("stderr", MFD_CLOEXEC),
+		.old = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3),
+	};
+
+	ck_assert_int_ge(ear.fd, 0);
+	ck_assert_int_ge(ear.old, 0);
+	ck_assert_int_ge(dup2(ear.fd, STDERR_FILENO), 0);
+	return ear;
 }
 
-static void expect_said(int fd, const char *want)
+static void expect_said(struct ear *ear, const char *want)
 {
 	char text[2000] = "";
 
-	ck_assert_int_ge(pread(fd, text, sizeof(text) - 1, 0), 0);
+	ck_assert_int_ge(dup2(ear->old, STDERR_FILENO), 0);
+	ck_assert_int_ge(pread(ear->fd, text, sizeof(text) - 1, 0), 0);
 	ck_assert_str_eq(text, want);
-	close(fd);
+	close(ear->fd);
+	close(ear->old);
 }
 
 START_TEST(test_passt_dies)
@@ -1276,7 +1286,7 @@ START_TEST(test_passt_dies)
 		"mirrorball: net passt: link down: what it sent is not a packet; the machine goes "
 		"on without it\n",
 	};
-	int fd = hear_stderr();
+	struct ear ear = listen_to_stderr();
 	char dir[] = "/tmp/mb-net-XXXXXX";
 	struct bench b;
 
@@ -1291,7 +1301,7 @@ START_TEST(test_passt_dies)
 	send_frame(&b, 1, 1000, 1, 1);
 	bench_finish(&b);
 	ck_assert_int_eq(waitpid(-1, NULL, WNOHANG), -1);
-	expect_said(fd, lines[_i]);
+	expect_said(&ear, lines[_i]);
 	remove_path(dir);
 }
 END_TEST
@@ -1374,7 +1384,7 @@ START_TEST(test_passt_slow)
 	const char *const args[] = {_i ? "--hangs" : "--slow", NULL};
 	struct mb_net_config config = passt_config;
 	char dir[] = "/tmp/mb-net-XXXXXX";
-	int fd = hear_stderr();
+	struct ear ear = listen_to_stderr();
 	struct bench b;
 
 	fake_passt_path(dir);
@@ -1390,9 +1400,10 @@ START_TEST(test_passt_slow)
 	}
 	bench_finish(&b);
 	ck_assert_int_eq(waitpid(-1, NULL, WNOHANG), -1);
-	expect_said(fd, _i ? "mirrorball: net passt: the program passt is not ready after 3 s; the "
-			     "machine starts without waiting for it\n"
-			   : "");
+	expect_said(&ear,
+		_i ? "mirrorball: net passt: the program passt is not ready after 3 s; the "
+		     "machine starts without waiting for it\n"
+		   : "");
 	remove_path(dir);
 }
 END_TEST
