@@ -234,6 +234,12 @@ static void rx_work(struct mb_net_queue *q)
 			break;
 		}
 	}
+	/*
+	 * Another queue may have found it out first; a deleted tap is ready for ever (EPOLLERR
+	 * comes unasked for).
+	 */
+	if (is_gone(q))
+		watch(q, false);
 	mb_virtq_signal(q->vq);
 }
 
