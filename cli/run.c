@@ -174,7 +174,9 @@ static int run_main(const struct cli_command *command, int argc, char **argv)
 		cli_run_finish(&run);
 		return run.list ? list_programs() : cli_flush();
 	}
-	rc = mb_host_open(&host, NULL, &err);
+	rc = cli_run_check_descriptors(&run, &err);
+	if (!rc)
+		rc = mb_host_open(&host, NULL, &err);
 	if (!rc) {
 		rc = mb_host_check(&host, &err);
 		if (!rc)

@@ -30,6 +30,11 @@ extern const struct cli_option cli_run_options[];
  * either case.
  */
 int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *err);
+/*
+ * Whether the descriptors that were named are open: before this process opens any of its own, which
+ * would be taken for them. -errno: they are not.
+ */
+int cli_run_check_descriptors(const struct cli_run *run, struct mb_error *err);
 /* Defaults that depend on the host, and its limits. -errno: this host cannot run it. */
 int cli_run_resolve(struct cli_run *run, const struct mb_host *host, struct mb_error *err);
 void cli_run_finish(struct cli_run *run);

@@ -3,6 +3,7 @@
 #include "guard.h"
 #include "run.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/splash.h>
 #include <sched.h>
@@ -390,6 +391,20 @@ int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *e
 	if (!run->config.memory_bytes)
 		run->config.memory_bytes = MEMORY_DEFAULT;
 	run->config.in_fd = cli_guard_stdin_was_closed() ? -1 : STDIN_FILENO;
+	return 0;
+}
+
+int cli_run_check_descriptors(const struct cli_run *run, struct mb_error *err)
+{
+	for (unsigned i = 0; i < run->config.n_nics; i++) {
+		int fd = run->config.nic[i].tap_fd;
+
+		if (fd >= 0 && fcntl(fd, F_GETFD) < 0)
+			return mb_error_set(err, errno,
+				"--net tap-fd=%d: is not an open descriptor; the program that "
+				"starts the machine must pass it on",
+				fd);
+	}
 	return 0;
 }
 

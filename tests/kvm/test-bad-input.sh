@@ -204,7 +204,17 @@ ln disk.img link.img
 disk 'disk link.img: in use|disk disk.img: in use' --disk disk.img --disk link.img
 
 # ---- networks
-disk 'descriptor 77|tap-fd' --net tap-fd=77
+# A number that nobody has opened must not reach a descriptor of the monitor's own.
+bare() {
+	limit=10 expect 1 "$1" bash -c 'for fd in {3..255}; do exec {fd}>&-; done; exec "$@"' _ "${run[@]}" "${@:2}" splash hello
+	[ "$(wc -l <<<"$out")" = 1 ] || bad "${*:2}: not one line: $out"
+}
+for fd in {3..20} 77; do
+	bare "^mirrorball: --net tap-fd=$fd: is not an open descriptor; the program that starts" --net "tap-fd=$fd"
+done
+bare 'tap-fd=5: is not an open' --dry-run --net tap-fd=5
+bare 'tap-fd=4: is not an open' --net passt --net tap-fd=4
+usage 'tap-fd=5 is given twice' run --net tap-fd=5 --net tap-fd=5
 disk 'disk.img|not a tap|tap' --net tap-fd=9 9<disk.img
 if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; then
 	disk 'mb-no-such-tap' --net tap=mb-no-such-tap
