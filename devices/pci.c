@@ -90,6 +90,11 @@ static bool wants_memory(const struct mb_pci_dev *pdev)
 	return get16(&pdev->cfg, PCI_COMMAND) & PCI_COMMAND_MEMORY;
 }
 
+static bool is_master(const struct mb_pci_dev *pdev)
+{
+	return get16(&pdev->cfg, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
 static uint64_t bar_base(const struct mb_pci_dev *pdev)
 {
 	return get32(&pdev->cfg, PCI_BASE_ADDRESS_0) & ~(pdev->config.bar_bytes - 1u);
@@ -246,9 +251,9 @@ static void config_write(
 	if (!slot)
 		set_bytes(&pci->bridge, at, data, len);
 	if (pdev) {
-		was_master = get16(&pdev->cfg, PCI_COMMAND) & PCI_COMMAND_MASTER;
+		was_master = is_master(pdev);
 		set_bytes(&pdev->cfg, at, data, len);
-		lost_master = was_master && !(get16(&pdev->cfg, PCI_COMMAND) & PCI_COMMAND_MASTER);
+		lost_master = was_master && !is_master(pdev);
 		update_bar(pdev);
 		if (pdev->msix) {
 			uint16_t control = get16(&pdev->cfg, pdev->msix_cap + PCI_MSIX_FLAGS);
@@ -617,6 +622,16 @@ uint64_t mb_pci_dev_bar(const struct mb_pci_dev *pdev)
 	base = bar_base(pdev);
 	pthread_mutex_unlock(&pdev->pci->lock);
 	return base;
+}
+
+bool mb_pci_dev_is_master(const struct mb_pci_dev *pdev)
+{
+	bool master;
+
+	pthread_mutex_lock(&pdev->pci->lock);
+	master = is_master(pdev);
+	pthread_mutex_unlock(&pdev->pci->lock);
+	return master;
 }
 
 void mb_pci_msix_raise(struct mb_pci_dev *pdev, unsigned vector)

@@ -278,6 +278,13 @@ void mb_virtio_write_status(struct mb_virtio *vdev, uint8_t value)
 		fresh &= (uint8_t)~VIRTIO_CONFIG_S_DRIVER_OK;
 		mb_virtio_broken(vdev, "the driver started without agreed features");
 	}
+	/*
+	 * One that is taken away after this look waits for our lock, and then stops what has begun.
+	 */
+	if (fresh & VIRTIO_CONFIG_S_DRIVER_OK && !mb_pci_dev_is_master(vdev->pdev)) {
+		fresh &= (uint8_t)~VIRTIO_CONFIG_S_DRIVER_OK;
+		mb_virtio_broken(vdev, "the driver started with the PCI bus master bit off");
+	}
 	if (old & VIRTIO_CONFIG_S_NEEDS_RESET)
 		fresh &= (uint8_t)~VIRTIO_CONFIG_S_DRIVER_OK;
 	atomic_fetch_or(&vdev->status, fresh);

@@ -617,6 +617,30 @@ START_TEST(test_bus_master_lost)
 }
 END_TEST
 
+/* A device that may not reach memory does not start. */
+START_TEST(test_bus_master_off)
+{
+	set_up_pci();
+	wr(cfg(PCI_COMMAND), 2, PCI_COMMAND_MEMORY);
+	negotiate(F_NEEDED);
+	set_up_queue(0, 0);
+	send(0, 1);
+	set_status(VIRTIO_CONFIG_S_DRIVER_OK);
+	settle();
+	ck_assert_uint_eq(get(&toy.n_starts[0]), 0);
+	ck_assert_int_eq(fake_dma_n_mapped(&ram), 0);
+	ck_assert(!(status() & VIRTIO_CONFIG_S_DRIVER_OK));
+	ck_assert(status() & VIRTIO_CONFIG_S_NEEDS_RESET);
+	/* Given late, it changes nothing until the reset. */
+	wr(cfg(PCI_COMMAND), 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+	settle();
+	ck_assert_uint_eq(get(&toy.n_starts[0]), 0);
+	reset();
+	set_up(0);
+	round_trip(0);
+}
+END_TEST
+
 /* What is set while it runs has no effect. */
 START_TEST(test_reconfigured_while_running)
 {
@@ -989,7 +1013,7 @@ START_TEST(test_rng)
 	ck_assert_int_eq(mb_rng_create(pci, &ram.dma, loop, &rng, NULL), 0);
 	ck_assert_uint_eq(rd(cfg(0) + (1u << 15), 4), 0x10441af4);
 	at = rd(cfg(PCI_BASE_ADDRESS_0) + (1u << 15), 4);
-	wr(cfg(PCI_COMMAND) + (1u << 15), 2, PCI_COMMAND_MEMORY);
+	wr(cfg(PCI_COMMAND) + (1u << 15), 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 	fake_ring_init(&ring[0], &ram, RING_GPA, 16, 0);
 	wr(at + VIRTIO_PCI_COMMON_GFSELECT, 4, 1);
 	wr(at + VIRTIO_PCI_COMMON_GF, 4, 1);
@@ -1038,6 +1062,7 @@ int main(void)
 	tcase_add_test(tc, test_without_ioeventfd);
 	tcase_add_loop_test(tc, test_reset_with_chains_held, 0, 2);
 	tcase_add_test(tc, test_bus_master_lost);
+	tcase_add_test(tc, test_bus_master_off);
 	tcase_add_test(tc, test_reconfigured_while_running);
 	tcase_add_loop_test(tc, test_bad_queue, 0, N_BAD);
 	tcase_add_test(tc, test_bad_chain);

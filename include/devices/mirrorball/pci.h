@@ -92,6 +92,8 @@ unsigned mb_pci_dev_slot(const struct mb_pci_dev *pdev);
  * Where the guest has put BAR 0; it answers there if memory decoding is on and nothing else does.
  */
 uint64_t mb_pci_dev_bar(const struct mb_pci_dev *pdev);
+/* Whether the guest lets it reach memory (Bus Master Enable). Takes the configuration lock. */
+bool mb_pci_dev_is_master(const struct mb_pci_dev *pdev);
 
 /*
  * Raises MSI-X vector; remembered as pending while masked. Any thread. One write to an eventfd on
