@@ -97,15 +97,3 @@ void cli_guard_hold_signals(void)
 		sigaddset(&set, held[i]);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 }
-
-int cli_guard_held_signal(void)
-{
-	sigset_t set;
-
-	if (sigpending(&set))
-		return 0;
-	for (unsigned i = 0; i < sizeof(held) / sizeof(held[0]); i++)
-		if (sigismember(&set, held[i]) == 1)
-			return held[i];
-	return 0;
-}

@@ -22,11 +22,9 @@ void cli_guard_restore(void);
 bool cli_guard_stdin_was_closed(void);
 
 /*
- * Holds SIGINT, SIGTERM, SIGHUP and SIGQUIT back while a machine is built; the machine takes them
- * itself when it runs.
+ * Holds SIGINT, SIGTERM, SIGHUP and SIGQUIT back: a machine takes them as long as it is there, and
+ * what is said about its end is not to be cut off.
  */
 void cli_guard_hold_signals(void);
-/* One that arrived meanwhile, or 0. */
-int cli_guard_held_signal(void);
 
 #endif

@@ -98,34 +98,43 @@ static int report(const struct cli_run *run, const struct mb_outcome *outcome)
 }
 
 /* The last way out: something hangs that cannot be waited for. */
-static void stuck(void *ctx, int signal)
+static void stuck(void *ctx, int signal, const char *doing)
 {
 	const struct cli_run *run = ctx;
 
 	cli_guard_restore();
-	mb_log("%s: %s: a disk or network does not answer; left it as it is", run->config.name,
-		strsignal(signal));
+	if (doing)
+		mb_log("%s: %s: ended while %s", run->config.name, strsignal(signal), doing);
+	else
+		mb_log("%s: %s: a disk or network does not answer; left it as it is",
+			run->config.name, strsignal(signal));
 	_exit(CLI_SIGNAL_BASE + signal);
+}
+
+/* 0, -errno, or the status for a signal that came meanwhile: the guest has not run, nothing is lost. */
+static int build_machine(struct cli_run *run, const struct mb_machine_config *config,
+	const struct mb_host *host, struct mb_machine **out, struct mb_error *err)
+{
+	struct mb_machine_config c = *config;
+	int sig = 0, rc;
+
+	c.stuck = stuck;
+	c.stuck_ctx = run;
+	c.early_signal = &sig;
+	rc = mb_machine_create(host, &c, out, err);
+	return rc && sig ? CLI_SIGNAL_BASE + sig : rc;
 }
 
 static int run_machine(struct cli_run *run, const struct mb_host *host, struct mb_error *err)
 {
 	struct mb_outcome outcome = {0};
 	struct mb_machine *machine;
-	int rc, sig;
+	int rc;
 
-	run->config.stuck = stuck;
-	run->config.stuck_ctx = run;
 	cli_guard_hold_signals();
-	rc = mb_machine_create(host, &run->config, &machine, err);
+	rc = build_machine(run, &run->config, host, &machine, err);
 	if (rc)
 		return rc;
-	sig = cli_guard_held_signal();
-	if (sig) {
-		/* The guest has not run: there is no power button to press and nothing to lose. */
-		mb_machine_destroy(machine);
-		return CLI_SIGNAL_BASE + sig;
-	}
 	rc = mb_machine_run(machine, &outcome, err);
 	/* First: it restores the terminal, and what is said next must not be staircase. */
 	mb_machine_destroy(machine);
@@ -143,7 +152,7 @@ static int dry_run(struct cli_run *run, const struct mb_host *host, struct mb_er
 	int rc;
 
 	config.in_fd = config.out_fd = -1;
-	rc = mb_machine_create(host, &config, &machine, err);
+	rc = build_machine(run, &config, host, &machine, err);
 	if (rc)
 		return rc;
 	mb_machine_destroy(machine);

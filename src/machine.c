@@ -320,12 +320,24 @@ static int check_config(const struct mb_host *host, const struct mb_machine_conf
 	return 0;
 }
 
+/* In this order. Each may take long: what is being done is for a person who does not want to wait. */
+static const struct {
+	const char *doing;
+	int (*make)(struct mb_machine *machine, struct mb_error *err);
+} steps[] = {
+	{"making its memory", make_host_side},
+	{"creating its vCPUs", make_threads},
+	{"setting up its terminal", make_terminal},
+	{"opening its disks and networks", mb_machine_add_devices},
+	{"loading its guest", mb_machine_load_guest},
+};
+
 int mb_machine_create(const struct mb_host *host, const struct mb_machine_config *config,
 	struct mb_machine **out, struct mb_error *err)
 {
 	struct mb_machine *machine;
 	sigset_t set;
-	int rc = check_config(host, config, err);
+	int signal = 0, rc = check_config(host, config, err);
 
 	if (rc)
 		return rc;
@@ -342,19 +354,22 @@ int mb_machine_create(const struct mb_host *host, const struct mb_machine_config
 	mb_machine_signals(&set);
 	pthread_sigmask(SIG_BLOCK, &set, &machine->old_mask);
 
+	machine->doing = "starting";
 	rc = make_main_loop(machine, err);
 	if (!rc)
-		rc = make_host_side(machine, err);
-	if (!rc)
-		rc = make_threads(machine, err);
-	if (!rc)
-		rc = make_terminal(machine, err);
-	if (!rc)
-		rc = mb_machine_add_devices(machine, err);
-	if (!rc)
-		rc = mb_machine_load_guest(machine, err);
+		rc = mb_machine_start_signals(machine, err);
+	for (unsigned i = 0; i < sizeof(steps) / sizeof(steps[0]) && !rc; i++) {
+		__atomic_store_n(&machine->doing, steps[i].doing, __ATOMIC_RELEASE);
+		rc = steps[i].make(machine, err);
+		signal = mb_machine_signalled(machine);
+		if (signal)
+			rc = mb_error_set(err, EINTR, "%s: %s while %s", config->name,
+				strsignal(signal), steps[i].doing);
+	}
 	if (rc) {
 		mb_machine_destroy(machine);
+		if (signal && config->early_signal)
+			*config->early_signal = signal;
 		return rc;
 	}
 	*out = machine;
@@ -366,15 +381,17 @@ int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struc
 	uint64_t begin_ns = machine->config.start_ns, first_ns, end_ns;
 	int rc;
 
-	rc = mb_machine_start_signals(machine, err);
-	if (rc)
-		return rc;
 	machine->started_ns = mb_now_ns();
 	if (!begin_ns)
 		begin_ns = machine->started_ns;
 	if (machine->terminal)
 		mb_terminal_winch(machine->terminal);
-	mb_vcpus_resume(machine->vcpus);
+	/* With the pair in end_signal. A signal that was faster than us: the guest need not begin. */
+	__atomic_store_n(&machine->doing, NULL, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&machine->signal, __ATOMIC_SEQ_CST))
+		mb_machine_ask(machine, MB_ASK_QUIT);
+	else
+		mb_vcpus_resume(machine->vcpus);
 	if (machine->terminal && mb_terminal_is_tty(machine->terminal) && !machine->config.quiet)
 		mb_terminal_say(machine->terminal,
 			"Ctrl-] then q ends the machine, Ctrl-] then ? shows all keys");
@@ -407,6 +424,8 @@ void mb_machine_destroy(struct mb_machine *machine)
 	if (!machine)
 		return;
 	__atomic_store_n(&machine->ending, true, __ATOMIC_RELEASE);
+	if (__atomic_load_n(&machine->doing, __ATOMIC_RELAXED))
+		__atomic_store_n(&machine->doing, "taking it down", __ATOMIC_RELEASE);
 	/* vCPUs first: nobody calls a device any more. The I/O loops last: devices stop on them. */
 	if (machine->vcpus)
 		mb_vcpus_pause(machine->vcpus);
@@ -415,11 +434,12 @@ void mb_machine_destroy(struct mb_machine *machine)
 	for (unsigned k = 0; k < MB_MAX_VIEWS; k++)
 		mb_loop_destroy(machine->io_loop[k]);
 	mb_terminal_destroy(machine->terminal);
-	mb_machine_stop_signals(machine);
 	mb_ram_destroy(machine->ram);
 	mb_vm_destroy(machine->vm);
 	mb_bus_destroy(machine->bus);
 	mb_loop_destroy(machine->loop);
+	/* Until here: giving memory back may take long, too. */
+	mb_machine_stop_signals(machine);
 	if (machine->ask_fd >= 0)
 		close(machine->ask_fd);
 	pthread_sigmask(SIG_SETMASK, &machine->old_mask, NULL);

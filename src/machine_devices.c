@@ -144,9 +144,10 @@ int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err)
 	if (!rc && machine->config.console == MB_CONSOLE_VIRTIO)
 		rc = mb_console_create(machine->pci, dma, machine->io_loop[0],
 			mb_terminal_chardev(machine->terminal), &machine->console, err);
-	for (unsigned i = 0; i < machine->config.n_disks && !rc; i++)
+	/* Each may have to wait for somebody else; the caller says what a signal means. */
+	for (unsigned i = 0; i < machine->config.n_disks && !rc && !mb_machine_signalled(machine); i++)
 		rc = add_disk(machine, i, err);
-	for (unsigned i = 0; i < machine->config.n_nics && !rc; i++)
+	for (unsigned i = 0; i < machine->config.n_nics && !rc && !mb_machine_signalled(machine); i++)
 		rc = add_nic(machine, i, err);
 	return rc;
 }

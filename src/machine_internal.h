@@ -74,7 +74,8 @@ struct mb_machine {
 	int splash_status; /* atomic */
 	bool ending;	   /* atomic: nobody waits for the terminal any more */
 	bool restarting;   /* atomic: nor meanwhile */
-	int signal;	   /* atomic: the last one that asked for the end */
+	int signal;	   /* atomic: the last one that asked for the end; stored before doing is loaded */
+	const char *doing; /* atomic: what goes on before the guest runs; NULL from then on */
 	int ask_fd;	   /* eventfd */
 	struct mb_watch ask_watch;
 	struct mb_ratelimit guest_says;
@@ -101,6 +102,8 @@ uint64_t mb_now_ns(void); /* CLOCK_MONOTONIC */
 void mb_machine_signals(sigset_t *set); /* those that the machine takes for itself */
 int mb_machine_start_signals(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_stop_signals(struct mb_machine *machine);
+/* The last signal that asked for the end, or 0. */
+int mb_machine_signalled(const struct mb_machine *machine);
 
 /* src/machine_guest.c: what vCPUs call, and the ports of the thin guest. */
 extern const struct mb_vcpu_ops mb_machine_vcpu_ops;

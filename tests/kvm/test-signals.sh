@@ -66,6 +66,70 @@ for ms in 0 1 2 3 5 8 10 15 20 30 50; do
 	look 143 '' "$got" "SIGTERM after $ms ms"
 done
 
+# While the machine is built. Starts it with a program `passt` from the directory $1, sends the signals $2 half a
+# second apart, and wants an end with status $3 and pattern $4 within $5 seconds. Rest: arguments.
+built() {
+	local dir=$1 signals=$2 want=$3 pattern=$4 limit=$5 pid got=0 signal begun
+	shift 5
+	n_checks=$((n_checks + 1))
+	MUTE=$work PATH=$work/$dir:$PATH "$MIRRORBALL" run --memory 32M "$@" </dev/null >.out 2>&1 &
+	pid=$!
+	sleep "${wait_s:-1}"
+	begun=$SECONDS
+	for signal in $signals; do
+		kill -s "$signal" "$pid" 2>/dev/null || true
+		sleep 0.5
+	done
+	for ((i = 0; i < limit * 10; i++)); do
+		kill -0 "$pid" 2>/dev/null || break
+		sleep 0.1
+	done
+	if kill -0 "$pid" 2>/dev/null; then
+		bad "$signals while building, $*: still running after $((SECONDS - begun)) s"
+		kill -KILL "$pid"
+	fi
+	wait "$pid" || got=$?
+	out=$(cat .out)
+	look "$want" "$pattern" "$got" "$signals while building, $*"
+}
+
+# A passt that says nothing: 3 s each, and a signal ends that with the one that is being waited for.
+mkdir mute held
+printf '#!/bin/sh\nexec sleep 30\n' >mute/passt
+chmod +x mute/passt
+nets=(--net passt --net passt --net passt --net passt)
+wait_s=2 built mute INT 130 '' 5 "${nets[@]}" splash hello
+[ "$(grep -c '' <<<"$out")" = 1 ] || bad "INT while passt starts: did not stop at the first: $out"
+wait_s=2 built mute TERM 143 '' 5 "${nets[@]}" --dry-run splash hello
+[ "$(grep -c '' <<<"$out")" = 1 ] || bad "TERM while passt starts: did not stop at the first: $out"
+left=$(grep -lzxs "MUTE=$work" /proc/[0-9]*/environ || true)
+[ -z "$left" ] || bad "a passt is left over: $(for file in $left; do tr '\0' ' ' <"${file%/*}/cmdline"; done)"
+# Somebody holds a lease on the program: the kernel does not start it until it is given up (fcntl(2)).
+cp "$(type -P true)" held/passt
+python3 - held/passt <<-'END' &
+	import fcntl, os, signal, sys, time
+	signal.signal(signal.SIGIO, signal.SIG_IGN)
+	fd = os.open(sys.argv[1], os.O_RDWR)
+	fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+	open("leased", "w").close()
+	time.sleep(40)
+END
+holder=$!
+cleanups+=("kill $holder")
+for _ in {1..50}; do
+	if [ -e leased ] || ! kill -0 "$holder" 2>/dev/null; then break; fi
+	sleep 0.1
+done
+if [ -e leased ]; then
+	what='while opening its disks and networks$'
+	built held INT 130 "Interrupt: ended $what" 5 --net passt --kernel halt.elf
+	built held 'TERM TERM' 143 "Terminated: ended $what" 1 --net passt --kernel halt.elf
+	built held 'TERM INT' 130 "Interrupt: ended $what" 1 --net passt --dry-run --kernel halt.elf
+	built held QUIT 131 "ended $what" 5 --net passt splash hello
+else
+	echo "a file cannot be leased here: not tested"
+fi
+
 # A sanitizer has handlers of its own for these.
 if [ "$(basename "${MB_BUILD-}")" != asan ]; then
 	signalled 139 '' 'SEGV' --kernel halt.elf

@@ -59,11 +59,14 @@ struct mb_machine_config {
 	bool no_reboot;	   /* a reset ends the machine */
 	bool quiet;	   /* no hint about the escape key */
 	/*
-	 * A signal asked for the end and 3 s later something still hangs (a disk that does not answer):
-	 * must end the process. On a thread of its own. NULL: wait for ever.
+	 * A signal asked for the end and 3 s later something still hangs (a disk that does not answer),
+	 * or a second one came before the guest ran: must end the process. `doing`: what the machine was
+	 * at before its guest ran, "loading its guest"; NULL: the guest has run. On a thread of its own.
+	 * NULL: wait for ever.
 	 */
-	void (*stuck)(void *ctx, int signal);
+	void (*stuck)(void *ctx, int signal, const char *doing);
 	void *stuck_ctx;
+	int *early_signal; /* where mb_machine_create leaves the signal that ended it; may be NULL */
 	uint64_t start_ns; /* CLOCK_MONOTONIC when the process started, for the outcome; 0: unknown */
 };
 
@@ -89,13 +92,17 @@ struct mb_outcome {
 
 struct mb_machine;
 
-/* Builds everything and loads the guest: what fails here fails before the guest runs. */
+/*
+ * Builds everything and loads the guest: what fails here fails before the guest runs. -EINTR when a signal
+ * asked for the end meanwhile, and config->early_signal says which.
+ */
 int mb_machine_create(const struct mb_host *host, const struct mb_machine_config *config,
 	struct mb_machine **out, struct mb_error *err);
 /*
  * Runs until the machine ends; the calling thread becomes the event loop. From its creation on a machine
  * takes SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT and SIGPIPE for itself, so that there may be one in a process
  * at a time: the first signal to end presses the power button (SIGQUIT and a splash guest: ends), the second one ends it.
+ * One that came after mb_machine_create ends the machine before the guest runs.
  */
 int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struct mb_error *err);
 void mb_machine_destroy(struct mb_machine *machine);
