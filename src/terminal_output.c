@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -285,9 +286,19 @@ int mb_output_create(
 	return 0;
 }
 
+/* Whether the monitor's lines go to the same place as the guest's output. */
+static bool shared_with_stderr(const struct mb_output *output)
+{
+	struct stat out, err;
+
+	return !fstat(output->fd, &out) && !fstat(STDERR_FILENO, &err) &&
+	       out.st_dev == err.st_dev && out.st_ino == err.st_ino;
+}
+
 void mb_output_destroy(struct mb_output *output)
 {
 	struct timespec deadline;
+	bool shared;
 	int rc = 0;
 
 	if (!output)
@@ -298,7 +309,10 @@ void mb_output_destroy(struct mb_output *output)
 	}
 	clock_gettime(CLOCK_MONOTONIC, &deadline);
 	deadline.tv_sec += DESTROY_WAIT_S;
+	shared = shared_with_stderr(output);
 	pthread_mutex_lock(&output->lock);
+	if (shared && !output->line_start && !output->broken && output->n < RING_BYTES)
+		push(output, "\n", 1);
 	output->stop = true;
 	pthread_cond_signal(&output->wake);
 	while (output->in_room)

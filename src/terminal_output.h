@@ -19,7 +19,8 @@ struct mb_output;
 int mb_output_create(
 	int fd, void (*room)(void *ctx), void *ctx, struct mb_output **out, struct mb_error *err);
 /*
- * Waits up to 1 s for what is left to be written. A descriptor that blocks for longer keeps its
+ * Ends the guest's last line where standard error is the same file or terminal, for what is said
+ * there next. Waits up to 1 s for what is left to be written. A descriptor that blocks for longer keeps its
  * thread, which then drops the rest and goes away by itself; room is not called any more either
  * way.
  */

@@ -622,6 +622,25 @@ START_TEST(say)
 }
 END_TEST
 
+/* The guest's last line is ended for what we say next, where that goes to the same place. */
+START_TEST(destroy_ends_the_line)
+{
+	static const char *const seen[] = {"AAAA|", "AAAA\r\n|", "AAAA\r\n|"};
+	int old = dup(STDERR_FILENO);
+
+	ck_assert_int_ge(old, 0);
+	if (_i)
+		ck_assert_int_eq(dup2(slave, STDERR_FILENO), STDERR_FILENO);
+	create(slave, slave);
+	output(_i == 2 ? "AAAA\n" : "AAAA");
+	destroy();
+	ck_assert_int_eq(dup2(old, STDERR_FILENO), STDERR_FILENO);
+	close(old);
+	put(slave, "|", 1);
+	expect(master, seen[_i]);
+}
+END_TEST
+
 /*
  * The end: what is left comes out, and a terminal that takes nothing keeps us for a second and no
  * more.
@@ -799,6 +818,7 @@ int main(void)
 	tcase_add_loop_test(tcase, slow_output, 0, 2);
 	tcase_add_test(tcase, batches);
 	tcase_add_test(tcase, say);
+	tcase_add_loop_test(tcase, destroy_ends_the_line, 0, 3);
 	tcase_add_test(tcase, destroy_writes_the_rest);
 	tcase_add_test(tcase, destroy_while_stuck);
 	tcase_add_test(tcase, window_size);

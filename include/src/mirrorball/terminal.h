@@ -47,7 +47,8 @@ int mb_terminal_create(struct mb_loop *loop, int in_fd, int out_fd,
 	const struct mb_terminal_ops *ops, void *ctx, struct mb_terminal **out,
 	struct mb_error *err);
 /*
- * Writes what is left (bounded: 1 s), restores the terminal. Takes NULL. The front (serial port,
+ * Writes what is left (bounded: 1 s), and a newline when the guest's last line lacks one and
+ * standard error goes to the same place; restores the terminal. Takes NULL. The front (serial port,
  * console) is gone by now. Any thread.
  */
 void mb_terminal_destroy(struct mb_terminal *term);
