@@ -64,6 +64,12 @@ void cli_version(FILE *out);
 int cli_usage_error(const struct cli_command *command, const struct mb_error *err);
 /* Writes text with words wrapped at 80 columns, each line but the first indented. */
 void cli_wrap(FILE *out, const char *text, unsigned column, unsigned indent);
+struct json_t;
+/*
+ * root as text on standard output, with a newline. 0 or -ENOMEM; what standard output does not take
+ * is cli_flush's to tell.
+ */
+int cli_print_json(const struct json_t *root);
 /* 0, or CLI_FAILED and a message when standard output could not take what was written. */
 int cli_flush(void);
 

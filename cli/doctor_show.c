@@ -191,9 +191,8 @@ int doctor_show_json(const struct doctor_report *report)
 	put(root, "views", json_integer(report->n_views), &rc);
 	put(root, "checks", checks, &rc);
 	put(root, "nodes", nodes, &rc);
-	if (!rc && json_dumpf(root, stdout, JSON_INDENT(2)))
-		rc = -EIO;
+	if (!rc)
+		rc = cli_print_json(root);
 	json_decref(root);
-	putchar('\n');
 	return rc;
 }

@@ -3,6 +3,7 @@
 #include "parse.h"
 #include <errno.h>
 #include <getopt.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -160,6 +161,18 @@ int cli_usage_error(const struct cli_command *command, const struct mb_error *er
 void cli_version(FILE *out)
 {
 	fprintf(out, "mirrorball %s\n", MB_VERSION);
+}
+
+int cli_print_json(const struct json_t *root)
+{
+	/* Not json_dumpf, which does not tell a full disk from a lack of memory. */
+	char *text = json_dumps(root, JSON_INDENT(2));
+
+	if (!text)
+		return -ENOMEM;
+	puts(text);
+	free(text);
+	return 0;
 }
 
 int cli_flush(void)

@@ -189,10 +189,9 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	put(root, "console", json_string(console_names[c->console]), &rc);
 	put(root, "reboot", json_boolean(!c->no_reboot), &rc);
 	put(root, "quiet", json_boolean(c->quiet), &rc);
-	if (!rc && json_dumpf(root, stdout, JSON_INDENT(2)))
-		rc = -EIO;
+	if (!rc)
+		rc = cli_print_json(root);
 	json_decref(root);
-	putchar('\n');
 	return rc;
 }
 

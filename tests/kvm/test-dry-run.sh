@@ -41,7 +41,10 @@ assert got == want, (got, want)
 END
 [ "$before" = "$(traces)" ] || bad "--dry-run changed a disk: $before; now $(traces)"
 expect 0 '"kind": "splash"' "$MIRRORBALL" run --dry-run --json
-expect 1 'standard output' bash -c '"$@" >/dev/full' _ "$MIRRORBALL" run --dry-run
-expect 1 'standard output' bash -c '"$@" >/dev/full' _ "$MIRRORBALL" run --help
-expect 1 'standard output' bash -c '"$@" >/dev/full' _ "$MIRRORBALL" doctor
+for words in 'run --dry-run' 'run --dry-run --json' 'run --help' 'run splash --list' doctor 'doctor --json' help --version; do
+	# shellcheck disable=SC2086 # words
+	expect 1 '^mirrorball: standard output: No space left on device; not everything was written$' \
+		bash -c '"$@" >/dev/full' _ "$MIRRORBALL" $words
+	[ "$(wc -l <<<"$out")" = 1 ] || bad "$words: not one line: $out"
+done
 finish
