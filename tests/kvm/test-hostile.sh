@@ -25,13 +25,14 @@ truncate -s 16M disk.img
 truncate -s 16M readonly.img
 before=$(sha256sum readonly.img)
 
-# Runs the guest, again after each reset, and watches the monitor: what of its memory is not the guest's (RssAnon), open files,
-# threads, at the start and at the end. $1: name, $2: its most growth in KiB, rest: arguments.
+# Runs the guest and watches the monitor: what of its memory is not the guest's (RssAnon) at the start and at the
+# end. $1: name, $2: its most growth in KiB, rest: arguments. ends_ms: when it is ended from outside.
 watched() {
-	local name=$1 growth=$2 pid got=0 first='' last='' value
+	local name=$1 growth=$2 pid got=0 first='' last='' value ends=$limit
 	shift 2
 	n_checks=$((n_checks + 1))
-	timeout -k 5 "$limit" "$MIRRORBALL" run --quiet --memory 64M "$@" </dev/null >.out 2>&1 &
+	[ -z "${ends_ms-}" ] || ends=$((ends_ms / 1000)).$(printf %03d $((ends_ms % 1000)))
+	timeout -k 5 "$ends" "$MIRRORBALL" run --memory 64M "$@" </dev/null >.out 2>&1 &
 	pid=$!
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 0.5
@@ -44,6 +45,7 @@ watched() {
 	seed=$(grep -oE 'seed=?[ =][0-9a-fx]+' <<<"$out" | head -n 1 || true)
 	case $got in
 	0 | 4) ;; # powered off or crashed, which is its right
+	124) [ -n "${ends_ms-}" ] || bad "$name: no end within $ends s ($seed)" ;;
 	*) bad "$name: status $got ($seed): $(tail -c 3000 <<<"$out")" ;;
 	esac
 	look "$got" '' "$got" "$name ($seed)"
@@ -60,7 +62,9 @@ for ((round = 0; round < rounds; round++)); do
 		watched "fuzz, $cpus vCPUs" 8192 --cpus $cpus --console virtio --disk disk.img --disk readonly.img,ro \
 			"${nets[@]}" splash fuzz "ms=$ms"
 	done
-	watched 'fuzz with resets' 8192 --cpus 2 --disk disk.img "${nets[@]}" splash fuzz "ms=$ms" reset=1
+	ends_ms=$ms watched 'fuzz with resets' 8192 --cpus 2 --disk disk.img "${nets[@]}" splash fuzz "ms=$ms" reset=1
+	grep -qE '^mirrorball: disk: .* [1-9][0-9]* resets?\b' <<<"$out" || bad "fuzz with resets: no reset ($seed): $out"
+	echo "fuzz with resets: $(grep -oE '[0-9]+ resets?' <<<"$out")"
 	[ -z "$full" ] || watched 'fuzz, full disk' 8192 --cpus 2 --disk "$full" splash fuzz "ms=$ms"
 done
 [ "$before" = "$(sha256sum readonly.img)" ] || bad "a read-only disk was written"

@@ -101,7 +101,7 @@ enum mb_splash_arg {
 		"size=BYTES (16M) ms=TIME (300) seed=N (random)")                                  \
 	X(fuzz, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(RESET),              \
 		"garbage to every device register and virtio queue; scratches attached disks",     \
-		"ms=TIME (300) seed=N (random, printed) reset=0|1 also reset and power-off ports " \
-		"(0)")
+		"ms=TIME (300) seed=N (random, printed) reset=0|1 resets the machine now " \
+		"and then, and ms counts anew (0)")
 
 #endif

@@ -6,7 +6,7 @@ struct fuzz fuzz;
 
 struct ports {
 	uint16_t first, last;
-	bool resets; /* spared unless reset=1; otherwise always */
+	bool resets; /* spared unless reset=1; the others always */
 };
 
 static const struct ports spared[] = {
@@ -15,8 +15,10 @@ static const struct ports spared[] = {
 	{0xcf8, 0xcff, false}, /* fuzz_cf8 does these, with care */
 	{0x64, 0x64, true},    /* i8042: pulse the reset line */
 	{0x92, 0x92, true},    /* fast A20 and reset */
-	{0x505, 0x505, true},  /* pvpanic */
-	{0x600, 0x603, true},  /* mirrorball/legacy.h: power */
+	{0x602, 0x602, true},  /* mirrorball/legacy.h: reset */
+	/* These end the machine, and would come before the first reset. */
+	{0x505, 0x505, false}, /* pvpanic */
+	{0x600, 0x601, false}, /* sleep */
 };
 
 /* Where PCs and this machine have something. */
@@ -26,6 +28,9 @@ static const uint16_t known_ports[] = {0x20, 0x21, 0x40, 0x43, 0x60, 0x61, 0x64,
 
 #define SERIAL_DATA 0x3f8
 #define STRING_MAX  64u
+
+/* With reset=1 a vCPU resets the machine once in so many accesses; garbage alone hits it too rarely. */
+#define ACCESSES_A_RESET 4096u
 
 /* Bits 10:8 of a message's data: 0 is "fixed" (SDM vol. 3, 10.11.2). Also of an I/O APIC entry. */
 #define DELIVERY_MODE  0x0000070000000700ull
@@ -144,6 +149,15 @@ static void fuzz_port(struct cpu *self)
 		in16(port);
 	else
 		in32(port);
+}
+
+static void fuzz_reset(struct cpu *self)
+{
+	self->ops++;
+	if (rnd(self) & 1)
+		out8(0x64, 0xfe);
+	else
+		out8(0x602, 1);
 }
 
 /* ---- PCI configuration space ---- */
@@ -403,6 +417,8 @@ static void run(struct cpu *self)
 		uint64_t r = rnd(self);
 		unsigned dice = (unsigned)(r >> 56);
 
+		if (fuzz.reset && !rnd_below(self, ACCESSES_A_RESET))
+			fuzz_reset(self);
 		if (dice < 80)
 			fuzz_port(self);
 		else if (dice < 112)

@@ -8,7 +8,8 @@
  * Garbage for the devices: fuzz.c has ports and registers, fuzz_virtio.c a virtio driver that means
  * harm. The guest must survive what it does, or nothing was tested. So these are never written:
  *
- * - Ports that reset or power off, unless reset=1, and the two channel ports.
+ * - Ports that power off or say that the guest panicked, the two channel ports, and unless reset=1 those
+ *   that reset.
  *
  * - An interrupt message (MSI-X table, I/O APIC) that is not of the kind "fixed": INIT, NMI or SMI
  *   would take a vCPU away from us.
