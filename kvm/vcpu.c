@@ -372,6 +372,13 @@ int mb_vcpus_reset(struct mb_vcpus *set)
 	return rc;
 }
 
+void mb_vcpus_tell_stopped(struct mb_vcpus *set)
+{
+	/* EINVAL: a vCPU without that clock. Older than what we require, and only a courtesy: no matter. */
+	for (unsigned i = 0; i < set->n; i++)
+		mb_vcpu_ioctl(&set->vcpu[i], KVM_KVMCLOCK_CTRL, NULL);
+}
+
 unsigned mb_vcpus_count(const struct mb_vcpus *set)
 {
 	return set->n;

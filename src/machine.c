@@ -153,10 +153,12 @@ static void user_pause(struct mb_machine *machine, bool pause)
 	if (machine->paused == pause)
 		return;
 	machine->paused = pause;
-	if (pause)
+	if (pause) {
 		mb_vcpus_pause(machine->vcpus);
-	else
+	} else {
+		mb_vcpus_tell_stopped(machine->vcpus);
 		mb_vcpus_resume(machine->vcpus);
+	}
 }
 
 /* A power cycle: every device and vCPU as new, memory empty, the guest loaded again. */

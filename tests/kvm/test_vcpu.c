@@ -218,6 +218,33 @@ START_TEST(test_pause_counts)
 }
 END_TEST
 
+/* Linux' watchdogs look for PVCLOCK_GUEST_STOPPED in the clock's flags (Documentation/virt/kvm/x86/msr.rst). */
+START_TEST(test_tell_stopped)
+{
+	/* mov $0x4b564d01,%ecx; mov $0x9001,%eax; xor %edx,%edx; wrmsr; 1: out %al,$0xf0; jmp 1b */
+	static const uint8_t code[] = {0xb9, 0x01, 0x4d, 0x56, 0x4b, 0xb8, 0x01, 0x90, 0x00, 0x00,
+		0x31, 0xd2, 0x0f, 0x30, 0xe6, 0xf0, 0xeb, 0xfc};
+	const uint64_t flags_gpa = 0x9000 + 29;
+	uint8_t before, after;
+
+	make(1);
+	mb_vcpus_tell_stopped(vcpus); /* no clock yet: nothing happens */
+	start(code, sizeof(code));
+	mb_vcpus_resume(vcpus);
+	wait_for(&n_pio, 10);
+	mb_vcpus_pause(vcpus);
+	ck_assert_int_eq(mb_dma_read(mb_ram_dma(ram), flags_gpa, &before, 1), 0);
+	mb_vcpus_tell_stopped(vcpus);
+	mb_vcpus_resume(vcpus);
+	wait_for(&n_pio, n_pio + 10);
+	mb_vcpus_pause(vcpus);
+	ck_assert_int_eq(mb_dma_read(mb_ram_dma(ram), flags_gpa, &after, 1), 0);
+	ck_assert_uint_eq(before & 2, 0);
+	ck_assert_uint_eq(after & 2, 2);
+	mb_vcpus_resume(vcpus);
+}
+END_TEST
+
 /* A vCPU that waits for a SIPI which never comes can be paused and ended. */
 START_TEST(test_waiting_for_sipi)
 {
@@ -316,6 +343,7 @@ int main(void)
 	tcase_add_test(tc, test_pause_is_a_barrier);
 	tcase_add_test(tc, test_pause_completes_the_exit);
 	tcase_add_test(tc, test_pause_counts);
+	tcase_add_test(tc, test_tell_stopped);
 	tcase_add_test(tc, test_waiting_for_sipi);
 	tcase_add_test(tc, test_reset_starts_again);
 	tcase_add_test(tc, test_ram_layout);

@@ -87,6 +87,12 @@ uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 /* ---- state; only while paused ---- */
 
 /*
+ * Tells the guest that it was stopped for a while, where it has a clock of KVM's (api.rst,
+ * KVM_KVMCLOCK_CTRL): its watchdogs then take no offence at the time that is missing.
+ */
+void mb_vcpus_tell_stopped(struct mb_vcpus *vcpus);
+
+/*
  * Back to the state after power-on, in view 0: vCPU 0 runnable (at the reset vector, until
  * mb_vcpu_set_start), the others waiting for INIT and SIPI. The TSC goes on.
  */
