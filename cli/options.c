@@ -150,11 +150,14 @@ void cli_command_help(const struct cli_command *command, FILE *out)
 
 int cli_usage_error(const struct cli_command *command, const struct mb_error *err)
 {
+	struct mb_error said = *err;
+
+	mb_error_make_printable(said.text);
 	if (command)
-		fprintf(stderr, "mirrorball: %s\nTry 'mirrorball %s --help'.\n", err->text,
+		fprintf(stderr, "mirrorball: %s\nTry 'mirrorball %s --help'.\n", said.text,
 			command->name);
 	else
-		fprintf(stderr, "mirrorball: %s\nTry 'mirrorball help'.\n", err->text);
+		fprintf(stderr, "mirrorball: %s\nTry 'mirrorball help'.\n", said.text);
 	return CLI_USAGE;
 }
 

@@ -49,22 +49,50 @@ static void mac_text(const struct mb_nic_config *nic, char text[18])
 	snprintf(text, 18, "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
 }
 
+/* What others have chosen, on one line of the table. */
+static void show_text(const char *before, const char *text)
+{
+	fputs(before, stdout);
+	for (;;) {
+		size_t n = mb_error_printable_bytes(text);
+
+		fwrite(text, 1, n, stdout);
+		text += n;
+		if (!*text)
+			return;
+		putchar('?');
+		text++;
+	}
+}
+
+static void show_row(const char *label, const char *text)
+{
+	printf("%-10s", label);
+	show_text("", text);
+	putchar('\n');
+}
+
+static void show_file(const char *label, const char *path)
+{
+	printf("%-10s", label);
+	show_text("", path);
+	printf(", %llu KiB\n", (unsigned long long)(file_bytes(path) + 1023) >> 10);
+}
+
 static void show_table(const struct cli_run *run, const struct mb_host *host)
 {
 	const struct mb_machine_config *c = &run->config;
 	char size[32];
 
-	printf("%-10s%s\n", "name", c->name);
+	show_row("name", c->name);
 	if (c->kernel_path) {
-		printf("%-10s%s, %llu KiB\n", "kernel", c->kernel_path,
-			(unsigned long long)(file_bytes(c->kernel_path) + 1023) >> 10);
+		show_file("kernel", c->kernel_path);
 		if (c->initrd_path)
-			printf("%-10s%s, %llu KiB\n", "initrd", c->initrd_path,
-				(unsigned long long)(file_bytes(c->initrd_path) + 1023) >> 10);
+			show_file("initrd", c->initrd_path);
 		if (*c->cmdline)
-			printf("%-10s%s\n", "append", c->cmdline);
+			show_row("append", c->cmdline);
 	} else {
-		printf("%-10s%s\n", "splash", c->splash);
+		show_row("splash", c->splash);
 	}
 	cli_format_size(c->memory_bytes, size, sizeof(size));
 	printf("%-10s%u\n%-10s%s%s\n", "vCPUs", c->n_vcpus, "memory", size,
@@ -77,7 +105,9 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		const struct mb_disk_config *d = &c->disk[i];
 
 		cli_format_size(file_bytes(d->path), size, sizeof(size));
-		printf("disk %-5u%s, %s, %s, %s I/O, %u queue%s%s%s\n", i, d->path, size,
+		printf("disk %-5u", i);
+		show_text("", d->path);
+		printf(", %s, %s, %s I/O, %u queue%s%s%s\n", size,
 			d->readonly ? "read-only" : "writable", d->buffered ? "buffered" : "direct",
 			d->n_queues, d->n_queues == 1 ? "" : "s", d->serial ? ", serial " : "",
 			d->serial ? d->serial : "");
@@ -90,13 +120,13 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 			mac_text(n, mac);
 		printf("net %-6u", i);
 		if (n->tap_name)
-			printf("tap %s", n->tap_name);
+			show_text("tap ", n->tap_name);
 		else if (n->passt)
 			printf("passt");
 		else
 			printf("tap descriptor %d", n->tap_fd);
 		for (const char *const *arg = n->passt_args; arg && *arg; arg++)
-			printf(" %s", *arg);
+			show_text(" ", *arg);
 		printf(", MAC %s, %u queue pair%s\n", mac, n->n_pairs, n->n_pairs == 1 ? "" : "s");
 	}
 	printf("%-10s%s\n%-10s%s\n", "console", console_names[c->console], "reset",

@@ -31,3 +31,48 @@ int mb_error_prefix(struct mb_error *err, int rc, const char *fmt, ...)
 	}
 	return rc;
 }
+
+/* Bytes of the printable character that text starts with; 0 if there is none. */
+static size_t character_bytes(const unsigned char *text)
+{
+	unsigned char first = text[0], least = 0x80;
+	size_t n;
+
+	if (first < 0x80)
+		return first >= ' ' && first != 0x7f;
+	/* UTF-8 (RFC 3629): no longer than need be, and not U+0080 to U+009F, which control, too.
+	 */
+	if (first >= 0xc2 && first <= 0xdf)
+		n = 2;
+	else if ((first & 0xf0) == 0xe0)
+		n = 3;
+	else if (first >= 0xf0 && first <= 0xf4)
+		n = 4;
+	else
+		return 0;
+	if (first == 0xc2 || first == 0xe0)
+		least = 0xa0;
+	else if (first == 0xf0)
+		least = 0x90;
+	if (text[1] < least)
+		return 0;
+	for (size_t i = 1; i < n; i++)
+		if ((text[i] & 0xc0) != 0x80)
+			return 0;
+	return n;
+}
+
+size_t mb_error_printable_bytes(const char *text)
+{
+	size_t n = 0, more;
+
+	while ((more = character_bytes((const unsigned char *)text + n)))
+		n += more;
+	return n;
+}
+
+void mb_error_make_printable(char *text)
+{
+	for (text += mb_error_printable_bytes(text); *text; text += mb_error_printable_bytes(text))
+		*text = '?';
+}

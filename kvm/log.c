@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mirrorball/error.h>
 #include <mirrorball/log.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -19,9 +20,8 @@ static void write_line(const char *fmt, va_list ap)
 
 	if (len < 0)
 		return;
-	n += (size_t)len;
-	if (n > sizeof(line) - 2)
-		n = sizeof(line) - 2;
+	mb_error_make_printable(line + n);
+	n += strlen(line + n);
 	line[n++] = '\n';
 	mb_log_text(line, n);
 }

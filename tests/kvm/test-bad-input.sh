@@ -67,6 +67,14 @@ usage "did you mean 'radix'" run splash raddix
 usage 'only together with --dry-run' run --json
 usage 'takes options only' doctor now
 
+# Names that others have chosen neither make lines nor reach the terminal.
+usage "unexpected word 'a[?]mirrorball: all is well'" run $'a\nmirrorball: all is well'
+usage "unknown command 'a[?]\\[2J'" $'a\e[2J'
+kernel 'kernel a[?]mirrorball: b[?]\[2J: no such file' $'a\nmirrorball: b\e[2J'
+expect 1 'disk a[?]b: no such file' "${run[@]}" --disk $'a\nb' splash hello
+cp hello.elf $'new\nline\e[2J'
+expect 0 '^kernel    new[?]line[?]\[2J, ' "${run[@]}" --dry-run --kernel $'new\nline\e[2J'
+
 # ---- what this host cannot do: status 1
 expect 1 'more than the [0-9]+ MiB that this host has.*--memory-overcommit' "$MIRRORBALL" run --memory 7T splash hello
 max=$("$MIRRORBALL" doctor --json | python3 -c '

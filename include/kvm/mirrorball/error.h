@@ -3,6 +3,7 @@
 #define MIRRORBALL_ERROR_H
 
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /*
@@ -21,5 +22,14 @@ int mb_error_set(struct mb_error *err, int errnum, const char *fmt, ...)
 /* Puts "prefix: " in front of err's text; returns rc unchanged. */
 int mb_error_prefix(struct mb_error *err, int rc, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+
+/*
+ * Texts quote file names and other words that anybody may have chosen, and keep them as they are.
+ * Who prints one on a line of its own makes it printable: a control character (a newline, a
+ * terminal's escape) or a byte that is not UTF-8 becomes a question mark.
+ */
+void mb_error_make_printable(char *text);
+/* Bytes at the start of text that are printable. */
+size_t mb_error_printable_bytes(const char *text);
 
 #endif

@@ -7,9 +7,9 @@
 #include <stdint.h>
 
 /*
- * One line to standard error, with "mirrorball: " in front. Any thread. A line is written with one
- * write(2), so lines of several threads do not mix. Where nobody reads standard error for 200 ms the
- * line is lost.
+ * One line to standard error, made printable, with "mirrorball: " in front. Any thread. A line is
+ * written with one write(2), so lines of several threads do not mix. Where nobody reads standard
+ * error for 200 ms the line is lost.
  */
 void mb_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
