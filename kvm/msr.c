@@ -9,6 +9,7 @@
 #define MSR_IA32_TSC	      0x010u
 #define MSR_IA32_TSC_ADJUST   0x03bu
 #define MSR_IA32_MISC_ENABLE  0x1a0u
+#define MSR_IA32_SMBASE	      0x09eu /* in KVM: readable and writable by the host, and by nobody else */
 #define MSR_MTRR_DEF_TYPE     0x2ffu
 #define MISC_ENABLE_FAST_STR  1ull
 #define MTRR_ENABLE	      (1ull << 11)
@@ -37,6 +38,14 @@ int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd)
 	if (!rc)
 		set_one(host, vcpu_fd, MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STR);
 	return rc;
+}
+
+/* The state is at 0xfe00 behind it: above all RAM below 4 GiB, below what kvm/vm.c gives to KVM. */
+#define SMBASE_NOWHERE 0xfffa0000u
+
+void mb_msrs_hide_smram(const struct mb_host *host, int vcpu_fd)
+{
+	set_one(host, vcpu_fd, MSR_IA32_SMBASE, SMBASE_NOWHERE);
 }
 
 static int get_list(const struct mb_host *host, struct kvm_msr_list **out)

@@ -14,6 +14,12 @@ struct mb_msrs {
 /* Values after power-on that firmware would have set: memory type write-back, fast strings. */
 int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd);
 
+/*
+ * Where KVM would look for the state that RSM restores: from now on where no guest has memory. A KVM that
+ * does not take it is left as it is.
+ */
+void mb_msrs_hide_smram(const struct mb_host *host, int vcpu_fd);
+
 /* Reads every MSR in KVM's list but the TSC. msrs->entry is the caller's to free. */
 int mb_msrs_get(const struct mb_host *host, int vcpu_fd, struct mb_msrs *msrs);
 

@@ -120,7 +120,12 @@ int mb_vcpu_enter_view(struct mb_vcpu *vcpu)
 	/*
 	 * A vCPU in System Management Mode translates through address space 1 (design, section 2). The
 	 * rest of the events goes back as it came, but for what must not be restored twice.
+	 *
+	 * In that mode KVM lets RSM through from any ring, and restores every register from guest memory.
+	 * No process of a guest shall choose what: there is nothing to restore, and the guest gets a triple
+	 * fault or an invalid opcode instead.
 	 */
+	mb_msrs_hide_smram(mb_vm_host(vcpu->set->vm), vcpu->fd);
 	rc = mb_vcpu_ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events);
 	if (rc)
 		return rc;

@@ -32,6 +32,9 @@ expect 0 '^$' "$MIRRORBALL" run --quiet --console off --memory 64M splash hello
 expect 66 . "$MIRRORBALL" run --memory 64M splash radix keys=nonsense
 expect 66 . "$MIRRORBALL" run --memory 64M splash hello nonsense=1
 
+# On a vCPU of the first view RSM is what it is on a processor.
+expect 67 'vCPU 1: exception 6,' "$MIRRORBALL" run --cpus 2 --memory 64M splash hello rsm=1
+
 # With devices attached.
 truncate -s 8M disk.img
 expect 0 . "$MIRRORBALL" run --quiet --memory 64M --disk disk.img,queues=2 splash hello

@@ -191,12 +191,27 @@ static int vcpu_state(struct fake_vcpu *vcpu, unsigned long request, void *arg, 
 			return 0;
 		}
 		if (request == states[i].set) {
+			if (request == KVM_SET_VCPU_EVENTS && !vcpu->events.smi.smm)
+				vcpu->smm_smbase = vcpu->smbase;
 			memcpy(states[i].at, arg, states[i].bytes);
 			return 0;
 		}
 	}
 	*found = false;
 	return -ENOTTY;
+}
+
+/* As KVM: how many it took before the first that it refuses. */
+static int set_msrs(struct fake_kvm *fake, struct fake_vcpu *vcpu, const struct kvm_msrs *msrs)
+{
+	for (unsigned i = 0; i < msrs->nmsrs; i++) {
+		if (msrs->entries[i].index != 0x9e)
+			continue;
+		if (fake->no_smbase)
+			return (int)i;
+		vcpu->smbase = msrs->entries[i].data;
+	}
+	return (int)msrs->nmsrs;
 }
 
 static int vcpu_ioctl(
@@ -211,8 +226,9 @@ static int vcpu_ioctl(
 	case KVM_SET_CPUID2:
 		vcpu->n_cpuid = ((const struct kvm_cpuid2 *)arg)->nent;
 		return 0;
-	case KVM_GET_MSRS:
 	case KVM_SET_MSRS:
+		return set_msrs(fake, vcpu, arg);
+	case KVM_GET_MSRS:
 		return (int)((const struct kvm_msrs *)arg)->nmsrs;
 	case KVM_GET_TSC_KHZ:
 		return 2000000;

@@ -31,6 +31,8 @@ struct fake_vcpu {
 	uint8_t xsave[4096]; /* struct kvm_xsave without its tail */
 	struct kvm_xcrs xcrs;
 	struct kvm_debugregs debugregs;
+	uint64_t smbase;     /* MSR_IA32_SMBASE, set by the host */
+	uint64_t smm_smbase; /* what it was when the vCPU was put into System Management Mode */
 	unsigned n_cpuid; /* entries of the last KVM_SET_CPUID2 */
 	unsigned n_runs;
 };
@@ -75,6 +77,7 @@ struct fake_kvm {
 	unsigned n_calls[256];	  /* by ioctl number */
 	int fail_rc[256];	  /* not 0: what that ioctl returns ... */
 	unsigned fail_after[256]; /* ... after so many good calls */
+	bool no_smbase;	   /* KVM_SET_MSRS refuses MSR_IA32_SMBASE */
 	unsigned n_errors; /* requests that KVM itself would refuse, or that the fake does not know
 			    */
 	unsigned n_vms;

@@ -108,16 +108,21 @@ static void finish(void)
 	fake_kvm_finish(&fake);
 }
 
-static bool in_smm(unsigned i)
+static struct fake_vcpu *fake_vcpu(unsigned i)
 {
 	struct fake_vm *fvm = fake_kvm_vm(&fake);
 
 	for (unsigned j = 0; j < fvm->n_vcpus; j++) {
 		if (fvm->vcpu[j]->id == i)
-			return fvm->vcpu[j]->events.smi.smm;
+			return fvm->vcpu[j];
 	}
 	ck_abort_msg("no vCPU %u", i);
-	return false;
+	return NULL;
+}
+
+static bool in_smm(unsigned i)
+{
+	return fake_vcpu(i)->events.smi.smm;
 }
 
 static void wait_for_view(unsigned i, unsigned view)
@@ -206,6 +211,30 @@ START_TEST(test_enters_its_view_at_a_direct_start)
 		ck_assert_int_eq(mb_vcpu_set_start(mb_vcpus_at(vcpus, i), &start), 0);
 		ck_assert_int_eq(in_smm(i), i >= N_VCPUS / 2);
 		ck_assert_uint_eq(mb_vcpu_current_view(mb_vcpus_at(vcpus, i)), i >= N_VCPUS / 2);
+	}
+	finish();
+}
+END_TEST
+
+/* RSM restores all registers from SMBASE + 0xfe00, so that must not be memory of the guest. */
+START_TEST(test_nothing_for_rsm)
+{
+	struct mb_vcpu_start start = {.rip = 0x100000, .long_mode = true};
+
+	make(2, false);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		uint64_t *smbase = &fake_vcpu(i)->smm_smbase;
+
+		fake.no_smbase = i == N_VCPUS - 1;
+		ck_assert_int_eq(mb_vcpu_set_start(mb_vcpus_at(vcpus, i), &start), 0);
+		ck_assert_int_eq(in_smm(i), i >= N_VCPUS / 2);
+		if (!in_smm(i) || fake.no_smbase) {
+			ck_assert_uint_eq(*smbase, 0);
+			continue;
+		}
+		ck_assert_uint_gt(*smbase + 0xfe00, MB_RAM_LOW_MAX);
+		ck_assert_ptr_null(mb_vm_translate(vm, 1, *smbase + 0xfe00, 1));
+		ck_assert_ptr_null(mb_vm_translate(vm, 1, *smbase + 0xffff, 1));
 	}
 	finish();
 }
@@ -329,6 +358,7 @@ int main(void)
 	tcase_add_loop_test(tc, test_every_view_has_all_of_ram, 0, 3);
 	tcase_add_loop_test(tc, test_enters_its_view_after_sipi, 0, 3);
 	tcase_add_test(tc, test_enters_its_view_at_a_direct_start);
+	tcase_add_test(tc, test_nothing_for_rsm);
 	tcase_add_test(tc, test_no_second_view);
 	tcase_add_test(tc, test_missing_capability);
 	tcase_add_test(tc, test_routes);

@@ -53,7 +53,8 @@ struct mb_splash_info {
 	X(PHASE_MS, "phase_ms")                                                                    \
 	X(RESET, "reset")                                                                          \
 	X(RAW, "raw")                                                                              \
-	X(EACH, "each")
+	X(EACH, "each")                                                                            \
+	X(RSM, "rsm")
 
 enum mb_splash_arg {
 #define MB_SPLASH_ARG_ENUM(name, key) MB_SPLASH_ARG_##name,
@@ -73,9 +74,10 @@ enum mb_splash_arg {
 	X(demo, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED),                                       \
 		"a short tour: runs most of the others in turn and prints one table",              \
 		"ms=TIME of each program (100) seed=N (random)")                                   \
-	X(hello, MB_SPLASH_TAKES(MS),                                                              \
+	X(hello, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(RSM),                                       \
 		"every vCPU says that it reached ring 3, and counts its exits",                    \
-		"ms=TIME (0: 16 exits)")                                                           \
+		"ms=TIME (0: 16 exits) rsm=0|1 the last vCPU executes RSM, which crashes the "     \
+		"guest (0)")                                                                       \
 	X(touch, MB_SPLASH_TAKES(SIZE), "first touch of memory by all vCPUs, a part each",         \
 		"size=BYTES (all memory, at most 64M)")                                            \
 	X(radix, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(KEYS),              \

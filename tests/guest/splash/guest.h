@@ -123,6 +123,9 @@ void fail(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 void usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 void end(unsigned status) __attribute__((noreturn));
 
+/* ---- rsm.c ---- */
+void rsm(void) __attribute__((noreturn));
+
 /* ---- args.c ---- */
 const struct program *args_parse(const char *cmdline);
 uint64_t arg_or(enum mb_splash_arg arg, uint64_t otherwise);

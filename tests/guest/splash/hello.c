@@ -26,6 +26,8 @@ static void run(struct cpu *self)
 			in8(MB_SPLASH_YIELD_PORT);
 		self->ops += EXITS;
 	} while (!timer_over(&t));
+	if (arg_or(MB_SPLASH_ARG_RSM, 0) && self->index == guest.n - 1)
+		rsm();
 	self->cycles = rdtsc() - began;
 	__atomic_fetch_add(&arrived, 1, __ATOMIC_RELAXED);
 }
