@@ -24,18 +24,37 @@ static struct mb_vcpus *vcpus;
  */
 static unsigned n_init;
 
+/* A vCPU's state is under the fake's lock, as KVM has it under the vCPU's. */
+static uint32_t state_of(const struct fake_vcpu *vcpu)
+{
+	uint32_t state;
+
+	pthread_mutex_lock(&fake.lock);
+	state = vcpu->mp_state.mp_state;
+	pthread_mutex_unlock(&fake.lock);
+	return state;
+}
+
+static bool changes(struct fake_vcpu *vcpu, uint32_t from, uint32_t to)
+{
+	bool did;
+
+	pthread_mutex_lock(&fake.lock);
+	did = vcpu->mp_state.mp_state == from;
+	if (did)
+		vcpu->mp_state.mp_state = to;
+	pthread_mutex_unlock(&fake.lock);
+	return did;
+}
+
 static int run_guest(void *ctx, struct fake_vcpu *vcpu)
 {
 	for (;;) {
-		uint32_t *state = &vcpu->mp_state.mp_state;
-
 		if (__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST))
 			return -EINTR;
-		if (__atomic_load_n(state, __ATOMIC_SEQ_CST) == KVM_MP_STATE_UNINITIALIZED &&
-			vcpu->id < __atomic_load_n(&n_init, __ATOMIC_SEQ_CST)) {
-			__atomic_store_n(state, KVM_MP_STATE_INIT_RECEIVED, __ATOMIC_SEQ_CST);
+		if (vcpu->id < __atomic_load_n(&n_init, __ATOMIC_SEQ_CST) &&
+			changes(vcpu, KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED))
 			return -EAGAIN;
-		}
 		usleep(100);
 	}
 }
@@ -47,14 +66,14 @@ static void wake_below(unsigned n, useconds_t pause_us)
 
 	__atomic_store_n(&n_init, n, __ATOMIC_SEQ_CST);
 	for (unsigned j = 0; j < fvm->n_vcpus; j++) {
-		uint32_t *state = &fvm->vcpu[j]->mp_state.mp_state;
+		struct fake_vcpu *vcpu = fvm->vcpu[j];
 
-		if (fvm->vcpu[j]->id >= n || *state == KVM_MP_STATE_RUNNABLE)
+		if (vcpu->id >= n || state_of(vcpu) == KVM_MP_STATE_RUNNABLE)
 			continue;
-		while (__atomic_load_n(state, __ATOMIC_SEQ_CST) != KVM_MP_STATE_INIT_RECEIVED)
+		while (state_of(vcpu) != KVM_MP_STATE_INIT_RECEIVED)
 			usleep(100);
 		usleep(pause_us);
-		__atomic_store_n(state, KVM_MP_STATE_RUNNABLE, __ATOMIC_SEQ_CST);
+		changes(vcpu, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE);
 	}
 }
 
@@ -122,7 +141,13 @@ static struct fake_vcpu *fake_vcpu(unsigned i)
 
 static bool in_smm(unsigned i)
 {
-	return fake_vcpu(i)->events.smi.smm;
+	const struct fake_vcpu *vcpu = fake_vcpu(i);
+	bool smm;
+
+	pthread_mutex_lock(&fake.lock);
+	smm = vcpu->events.smi.smm;
+	pthread_mutex_unlock(&fake.lock);
+	return smm;
 }
 
 static void wait_for_view(unsigned i, unsigned view)
