@@ -56,7 +56,7 @@ int cli_guard_start(void)
 	struct sigaction restore = {
 		.sa_handler = restore_terminal, .sa_flags = SA_RESETHAND | SA_NODEFER};
 	struct sigaction ignore = {.sa_handler = SIG_IGN};
-	struct rlimit none = {0, 0}, old;
+	struct rlimit none = {0, 0}, old, files;
 	int rc = open_standard_descriptors();
 
 	if (rc) {
@@ -75,6 +75,14 @@ int cli_guard_start(void)
 		/* A sanitizer's handlers stay, and so does what the parent had ignored. */
 		if (!sigaction(fatal[i], NULL, &now) && now.sa_handler == SIG_DFL)
 			sigaction(fatal[i], &restore, NULL);
+	}
+	/*
+	 * The usual soft limit of 1024 is for programs that use select(2); it is too low for 1024
+	 * vCPUs.
+	 */
+	if (!getrlimit(RLIMIT_NOFILE, &files)) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
 	}
 	if (!getrlimit(RLIMIT_CORE, &old)) {
 		none.rlim_max = old.rlim_max;

@@ -9,8 +9,9 @@
  * open, a terminal that is as it was, and no core file full of a guest's memory.
  *
  * Opens /dev/null for each standard descriptor that is closed (the next file opened would take its
- * number and get the guest's output), ignores SIGPIPE, sets the core file limit to 0, and restores
- * the terminal's modes when a fatal signal ends the process. The one place with process-wide state:
+ * number and get the guest's output), ignores SIGPIPE, sets the core file limit to 0, raises
+ * the limit of open files as far as it may, and restores the terminal's modes when a fatal signal
+ * ends the process. The one place with process-wide state:
  * signal handlers have no other. 0 or -errno after a message.
  */
 int cli_guard_start(void);

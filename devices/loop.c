@@ -57,8 +57,7 @@ int mb_loop_create(struct mb_loop **out, struct mb_error *err)
 	loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (loop->wake_fd < 0 || loop->epoll_fd < 0 ||
 		epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->wake_fd, &ev)) {
-		rc = mb_error_set(err, errno, "event loop: %s; too many open files? (ulimit -n)",
-			strerror(errno));
+		rc = mb_error_set(err, errno, "event loop: %s", strerror(errno));
 		mb_loop_destroy(loop);
 		return rc;
 	}

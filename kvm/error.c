@@ -1,17 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
 #include <mirrorball/error.h>
 #include <stdio.h>
 #include <string.h>
 
+/*
+ * Any step may meet these limits, and what helps is the same for all. Not inlined: gcc 12 with
+ * UBSan would then warn of a null format in the caller.
+ */
+static __attribute__((noinline)) void add_remedy(struct mb_error *err, int errnum)
+{
+	static const char own[] = "; raise the limit of open files (ulimit -n)";
+	static const char host[] = "; raise the host's limit (sysctl fs.file-max)";
+	size_t room = sizeof(err->text) - strlen(err->text) - 1;
+
+	if (errnum == EMFILE && !strstr(err->text, "ulimit -n"))
+		strncat(err->text, own, room);
+	else if (errnum == ENFILE)
+		strncat(err->text, host, room);
+}
+
 int mb_error_set(struct mb_error *err, int errnum, const char *fmt, ...)
 {
-	if (err) {
-		va_list ap;
+	va_list ap;
 
-		va_start(ap, fmt);
-		vsnprintf(err->text, sizeof(err->text), fmt, ap);
-		va_end(ap);
-	}
+	if (!err)
+		return -errnum;
+	va_start(ap, fmt);
+	vsnprintf(err->text, sizeof(err->text), fmt, ap);
+	va_end(ap);
+	add_remedy(err, errnum);
 	return -errnum;
 }
 

@@ -272,8 +272,7 @@ int mb_output_create(
 	pthread_condattr_destroy(&attr);
 	output->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (output->fd < 0 && errno != EBADF)
-		rc = mb_error_set(err, errno,
-			"console output: %s; too many open files? (ulimit -n)", strerror(errno));
+		rc = mb_error_set(err, errno, "console output: %s", strerror(errno));
 	else if (output->fd < 0)
 		output->broken = true;
 	else

@@ -16,6 +16,15 @@ START_TEST(test_set_and_prefix)
 	ck_assert_int_eq(mb_error_set(&err, ENOENT, "disk %s: no such file", "a"), -ENOENT);
 	ck_assert_int_eq(mb_error_prefix(&err, -ENOENT, "--disk %s", "a"), -ENOENT);
 	ck_assert_str_eq(err.text, "--disk a: disk a: no such file");
+	mb_error_set(&err, EMFILE, "vCPU 3: cannot create: Too many open files");
+	ck_assert_str_eq(err.text,
+		"vCPU 3: cannot create: Too many open files; raise the limit of open files "
+		"(ulimit -n)");
+	mb_error_set(&err, EMFILE, "event loop: too many open files? (ulimit -n)");
+	ck_assert_str_eq(err.text, "event loop: too many open files? (ulimit -n)");
+	mb_error_set(&err, ENFILE, "disk a: cannot open");
+	ck_assert_str_eq(
+		err.text, "disk a: cannot open; raise the host's limit (sysctl fs.file-max)");
 	ck_assert_int_eq(mb_error_set(NULL, EIO, "nobody reads this"), -EIO);
 	ck_assert_int_eq(mb_error_prefix(NULL, -EIO, "nor this"), -EIO);
 	memset(longer, 'x', sizeof(longer) - 1);

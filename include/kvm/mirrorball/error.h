@@ -15,7 +15,10 @@ struct mb_error {
 	char text[512];
 };
 
-/* Sets err's text and returns -errnum, so that a failing function can end with it. errnum > 0. */
+/*
+ * Sets err's text and returns -errnum, so that a failing function can end with it. errnum > 0. What
+ * helps against too many open files (EMFILE, ENFILE) is added here, unless the text says so.
+ */
 int mb_error_set(struct mb_error *err, int errnum, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
