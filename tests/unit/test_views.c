@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/vcpu.h>
+#include <numaif.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -189,6 +190,35 @@ START_TEST(test_every_view_has_all_of_ram)
 	for (unsigned i = 0; i < fvm->n_memslots; i++)
 		ck_assert_uint_lt(fvm->memslot[i].slot >> 16, n_views);
 	ck_assert_ptr_null(mb_vm_translate(vm, n_views, 0, 1));
+	finish();
+}
+END_TEST
+
+/* Guest memory has a policy of its own, or the host's NUMA balancing takes its pages out of our hands. */
+START_TEST(test_memory_is_local)
+{
+	static const uint64_t gpas[] = {0, MB_RAM_LOW_MAX - 4096, MB_RAM_HIGH_BASE, (5ull << 30) - 4096};
+	unsigned n_views = view_counts[_i];
+
+	make(n_views, false);
+	for (unsigned k = 0; k < n_views; k++) {
+		for (unsigned i = 0; i < sizeof(gpas) / sizeof(gpas[0]); i++) {
+			void *hva = mb_vm_translate(vm, k, gpas[i], 4096);
+			int mode = -1;
+
+			ck_assert_ptr_nonnull(hva);
+			if (get_mempolicy(&mode, NULL, 0, hva, MPOL_F_ADDR)) {
+				ck_assert_int_eq(errno, ENOSYS);
+				skip("the policy of guest memory: this kernel is built without NUMA");
+				finish();
+				return;
+			}
+			/* Linux before 5.14 says it as "preferred" without a node (set_mempolicy(2)). */
+			if (mode == MPOL_PREFERRED)
+				mode = MPOL_LOCAL;
+			ck_assert_int_eq(mode, MPOL_LOCAL);
+		}
+	}
 	finish();
 }
 END_TEST
@@ -381,6 +411,7 @@ int main(void)
 	TCase *tc = tcase_create("views");
 
 	tcase_add_loop_test(tc, test_every_view_has_all_of_ram, 0, 3);
+	tcase_add_loop_test(tc, test_memory_is_local, 0, 3);
 	tcase_add_loop_test(tc, test_enters_its_view_after_sipi, 0, 3);
 	tcase_add_test(tc, test_enters_its_view_at_a_direct_start);
 	tcase_add_test(tc, test_nothing_for_rsm);
