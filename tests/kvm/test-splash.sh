@@ -28,6 +28,8 @@ expect 0 . "$MIRRORBALL" run --quiet --memory 16M splash hello
 expect 0 . "$MIRRORBALL" run --quiet --memory 6G --memory-overcommit splash hello
 expect 0 . "$MIRRORBALL" run --quiet --memory 64G --memory-overcommit splash hello
 expect 0 . "$MIRRORBALL" run --quiet --cpus 16 --memory 128M splash hello
+# More than xAPIC ids there are.
+expect 0 'hello: all 300 vCPUs' "$MIRRORBALL" run --quiet --cpus 300 --memory 128M splash hello
 expect 0 '^$' "$MIRRORBALL" run --quiet --console off --memory 64M splash hello
 expect 66 . "$MIRRORBALL" run --memory 64M splash radix keys=nonsense
 expect 66 . "$MIRRORBALL" run --memory 64M splash hello nonsense=1
