@@ -163,5 +163,15 @@ in_use() {
 	full ',direct=off'
 }
 
-in_lanes durable in_use
+# The second needs the first to run.
+both() {
+	(
+		lane=1
+		in_use
+	) &
+	durable
+	wait
+}
+
+in_lanes both
 finish

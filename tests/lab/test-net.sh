@@ -169,6 +169,7 @@ from_outside() {
 }
 
 in_lanes tap queues passt
-expect "what the guests sent came, in the end" $((33554432 * 5)) \
+# This host had them all unless it took over from another.
+[ -s /in/finished ] || expect "what the guests sent came, in the end" $((33554432 * 5)) \
 	"$(awk '/^GOT/ { n += $2 } END { print n }' served)"
 finish

@@ -1,6 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# splash's programs under real nested paging, with one view and with two. No second attempts here.
+# splash's programs under real nested paging, with one view and with two.
+#
+# The emulator now and then walks page tables wrong after a VMRUN (about once in 100 s of four busy vCPUs,
+# more often where they are preempted): then a guest whose memory is intact has a triple fault. So a program
+# that ends this way, and no other, runs once more; finish says how many did.
 lab_options=(--memory-per-node 3G)
 . "$(dirname "$0")/guests.sh"
 
@@ -10,16 +14,22 @@ ip link set tap0 up
 # runs VIEWS CPUS MEMORY PROGRAM ARG...: the machine also has the options in $devices
 devices=()
 runs() {
-	local what=$* views=$1 cpus=$2 memory=$3 begun=$SECONDS out=$work/splash.$lane status
+	local what=$* views=$1 cpus=$2 memory=$3 begun=$SECONDS out=$work/splash.$lane status attempt
 	shift 3
-	timeout -s QUIT -k 20 400 mirrorball run --name "splash$lane" --views "$views" --cpus "$cpus" \
-		--memory "$memory" "${devices[@]}" splash "$@" >"$out" 2>"$out.err" </dev/null
-	status=$?
-	if [ "$status" = 0 ] && [ "$(tail -n 1 "$out")" = "splash: $1: ok" ]; then
+	for attempt in 1 2; do
+		timeout -s QUIT -k 20 400 mirrorball run --name "splash$lane" --views "$views" \
+			--cpus "$cpus" --memory "$memory" "${devices[@]}" splash "$@" \
+			>"$out" 2>"$out.err" </dev/null
+		status=$?
+		[ "$status" = 4 ] && [ "$attempt" = 1 ] && grep -q 'triple fault' "$out.err" || break
+		echo "$what" >>"$work/retries"
+	done
+	# What a guest under fuzz writes to its console stands in between.
+	if [ "$status" = 0 ] && grep -aq "splash: $1: ok\$" "$out"; then
 		ok "$what: $((SECONDS - begun)) s"
 	else
 		bad "$what: status $status after $((SECONDS - begun)) s"
-		tail -n 30 "$out" "$out.err" | sed 's/^/  | /'
+		tail -n 30 "$out" "$out.err" | tr -cd '[:print:]\n' | cut -c 1-300 | sed 's/^/  | /'
 	fi
 }
 
@@ -79,6 +89,5 @@ rsm() {
 }
 
 in_lanes "all 1 4" "all 2 4" "all 1 1" "all 2 3" fuzz rsm
-lane=0
-above
+in_lanes above
 finish
