@@ -6,9 +6,10 @@ need_kvm
 guest halt
 guest spin
 
-# Starts a machine, sends it signals, and looks at its end. $1 status, $2 pattern, $3 signals, rest: arguments.
+# Starts a machine, sends it signals half a second apart, and looks at its end. $1 status, $2 pattern, $3 signals, rest:
+# arguments. limit_s: within which it must be there, 10.
 signalled() {
-	local want=$1 pattern=$2 signals=$3 pid got=0 signal
+	local want=$1 pattern=$2 signals=$3 pid got=0 signal i
 	shift 3
 	n_checks=$((n_checks + 1))
 	"$MIRRORBALL" run --memory 32M "$@" </dev/null >.out 2>&1 &
@@ -18,7 +19,7 @@ signalled() {
 		kill -s "$signal" "$pid" 2>/dev/null || true
 		sleep 0.5
 	done
-	for _ in {1..100}; do
+	for ((i = 0; i < ${limit_s:-10} * 10; i++)); do
 		kill -0 "$pid" 2>/dev/null || break
 		sleep 0.1
 	done
@@ -66,31 +67,12 @@ for ms in 0 1 2 3 5 8 10 15 20 30 50; do
 	look 143 '' "$got" "SIGTERM after $ms ms"
 done
 
-# While the machine is built. Starts it with a program `passt` from the directory $1, sends the signals $2 half a
-# second apart, and wants an end with status $3 and pattern $4 within $5 seconds. Rest: arguments.
+# While the machine is built: it finds a program `passt` in the directory $1. $2 signals, $3 status, $4 pattern, $5
+# limit in seconds, rest: arguments.
 built() {
-	local dir=$1 signals=$2 want=$3 pattern=$4 limit=$5 pid got=0 signal begun
+	local dir=$1 signals=$2 want=$3 pattern=$4 limit_s=$5
 	shift 5
-	n_checks=$((n_checks + 1))
-	MUTE=$work PATH=$work/$dir:$PATH "$MIRRORBALL" run --memory 32M "$@" </dev/null >.out 2>&1 &
-	pid=$!
-	sleep "${wait_s:-1}"
-	begun=$SECONDS
-	for signal in $signals; do
-		kill -s "$signal" "$pid" 2>/dev/null || true
-		sleep 0.5
-	done
-	for ((i = 0; i < limit * 10; i++)); do
-		kill -0 "$pid" 2>/dev/null || break
-		sleep 0.1
-	done
-	if kill -0 "$pid" 2>/dev/null; then
-		bad "$signals while building, $*: still running after $((SECONDS - begun)) s"
-		kill -KILL "$pid"
-	fi
-	wait "$pid" || got=$?
-	out=$(cat .out)
-	look "$want" "$pattern" "$got" "$signals while building, $*"
+	MUTE=$work PATH=$work/$dir:$PATH signalled "$want" "$pattern" "$signals" "$@"
 }
 
 # A passt that says nothing: 3 s each, and a signal ends that with the one that is being waited for.
