@@ -49,7 +49,7 @@ void doctor_look_kvm(struct doctor_report *report, int root_fd);
 void doctor_look_memory(struct doctor_report *report, int root_fd);
 void doctor_look_numa(struct doctor_report *report, int root_fd);
 void doctor_look_io(struct doctor_report *report, int root_fd);
-/* What has to be tried: userfaultfd, PAGEMAP_SCAN, io_uring. */
+/* What has to be tried: userfaultfd, PAGEMAP_SCAN, guest memory, io_uring. */
 void doctor_probe_memory(struct doctor_report *report);
 void doctor_probe_io(struct doctor_report *report);
 

@@ -171,33 +171,14 @@ void doctor_look_kvm(struct doctor_report *report, int root_fd)
 static void look_thp(struct doctor_report *report, int root_fd)
 {
 	struct doctor_check *check;
-	const char *word;
 	char line[128];
 	int rc = doctor_read(
-		root_fd, "sys/kernel/mm/transparent_hugepage/shmem_enabled", line, sizeof(line));
-	bool good;
+		root_fd, "sys/kernel/mm/transparent_hugepage/enabled", line, sizeof(line));
 
-	word = rc > 0 ? chosen_word(line) : "";
-	/* advise: guest RAM asks for it (MADV_HUGEPAGE). force is a debugging aid, and works. */
-	good = !strcmp(word, "advise") || !strcmp(word, "always") || !strcmp(word, "within_size") ||
-	       !strcmp(word, "force");
-	check = doctor_add(report, "memory", "thp_shmem", "huge pages for guest RAM",
-		good ? DOCTOR_OK : DOCTOR_WARN, "%s",
-		rc > 0 ? word : "this kernel has no shmem huge pages");
-	check->since = "4.8";
-	check->use = "2 MiB pages behind guest memory";
-	if (!good) {
-		check->cost =
-			"guest memory is in 4 KiB pages: more TLB misses, more page table memory";
-		check->fix =
-			rc > 0 ? "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
-			       : "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y";
-	}
-	rc = doctor_read(root_fd, "sys/kernel/mm/transparent_hugepage/enabled", line, sizeof(line));
 	check = doctor_add(report, "memory", "thp", "huge pages, private memory", DOCTOR_INFO, "%s",
 		rc > 0 ? chosen_word(line) : "not offered");
 	check->since = "2.6.38";
-	check->use = "the monitor's own memory; guest RAM follows shmem_enabled";
+	check->use = "the monitor's own memory; guest memory does not follow it";
 }
 
 static void look_map_count(struct doctor_report *report, int root_fd)

@@ -4,10 +4,13 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <linux/userfaultfd.h>
+#include <mirrorball/ram.h>
+#include <mirrorball/ram_file.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -145,6 +148,52 @@ err_map:
 	return rc;
 }
 
+/* Touches one huge page of what would be guest memory: 1 if that made it one, 0 if not, -errno. */
+static int try_huge_page(int fd)
+{
+	struct mb_ram_mapping map;
+	struct stat st;
+	int rc = mb_ram_file_map(fd, MB_RAM_ALIGN, &map);
+
+	if (!rc) {
+		*map.base = 1;
+		rc = fstat(fd, &st) ? -errno : (uint64_t)st.st_blocks * 512 == MB_RAM_ALIGN;
+	}
+	mb_ram_file_unmap(&map, MB_RAM_ALIGN);
+	return rc;
+}
+
+static void probe_ram(struct doctor_report *report)
+{
+	struct doctor_check *check;
+	int fd = mb_ram_file_open(MB_RAM_ALIGN), rc;
+
+	check = doctor_add(report, "memory", "memfd", "memory for a guest",
+		fd < 0 ? DOCTOR_MISSING : DOCTOR_OK, "%s", fd < 0 ? strerror(-fd) : "works");
+	check->since = "3.17";
+	check->use = "is the guest's memory";
+	if (fd < 0) {
+		check->cost = "no machine runs";
+		check->fix =
+			"a kernel with CONFIG_MEMFD_CREATE=y, and a container that allows the call";
+		return;
+	}
+	rc = try_huge_page(fd);
+	close(fd);
+	check = doctor_add(report, "memory", "thp_shmem", "huge pages for a guest",
+		rc > 0 ? DOCTOR_OK : DOCTOR_WARN, "%s",
+		rc < 0 ? strerror(-rc)
+		: rc   ? "given"
+		       : "not given");
+	check->since = "5.2";
+	check->use = "2 MiB pages behind guest memory";
+	if (rc <= 0) {
+		check->cost = "guest memory is in 4 KiB pages: slower, most of all at the start";
+		check->fix = "root, or a place where user namespaces may be made, or echo advise >"
+			     " /sys/kernel/mm/transparent_hugepage/shmem_enabled; and free memory";
+	}
+}
+
 void doctor_probe_memory(struct doctor_report *report)
 {
 	struct doctor_check *check;
@@ -164,18 +213,7 @@ void doctor_probe_memory(struct doctor_report *report)
 		check->cost = "/proc/self/pagemap is read instead: the same facts, slower";
 		check->fix = "Linux 6.7 or later with CONFIG_PROC_PAGE_MONITOR=y";
 	}
-	rc = memfd_create("mirrorball-doctor", MFD_CLOEXEC);
-	check = doctor_add(report, "memory", "memfd", "memfd_create",
-		rc < 0 ? DOCTOR_MISSING : DOCTOR_OK, "%s", rc < 0 ? strerror(errno) : "works");
-	check->since = "3.17";
-	check->use = "is the guest's memory";
-	if (rc < 0) {
-		check->cost = "no machine runs";
-		check->fix =
-			"a kernel with CONFIG_MEMFD_CREATE=y, and a container that allows the call";
-	} else {
-		close(rc);
-	}
+	probe_ram(report);
 }
 
 void doctor_probe_io(struct doctor_report *report)

@@ -2,19 +2,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <mirrorball/range.h>
 #include <mirrorball/ram.h>
+#include <mirrorball/ram_file.h>
+#include <mirrorball/range.h>
 #include <mirrorball/topology.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
-
-/* A mapping of the whole file; the reservation around it keeps it aligned to a huge page. */
-struct mapping {
-	void *reserved;
-	char *base;
-};
 
 struct mb_ram {
 	struct mb_dma dma; /* first: dma_ram() */
@@ -26,9 +20,9 @@ struct mb_ram {
 	 * The monitor's own accesses go through a mapping that no memslot points at, and that always
 	 * shows home: what a view maps may change under it.
 	 */
-	struct mapping own;
+	struct mb_ram_mapping own;
 	unsigned n_views;
-	struct mapping view[];
+	struct mb_ram_mapping view[];
 };
 
 static struct mb_ram *dma_ram(struct mb_dma *dma)
@@ -69,35 +63,6 @@ static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dm
 
 static const struct mb_dma_ops ram_dma_ops = {.map = ram_map, .unmap = ram_unmap};
 
-static int map_file(struct mb_ram *ram, struct mapping *m)
-{
-	size_t reserve = ram->bytes + MB_RAM_ALIGN;
-	void *base;
-
-	m->reserved = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (m->reserved == MAP_FAILED) {
-		m->reserved = NULL;
-		return -errno;
-	}
-	base = (void *)mb_align_up((uintptr_t)m->reserved, MB_RAM_ALIGN);
-	m->base = mmap(base, ram->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
-		ram->fd, 0);
-	if (m->base == MAP_FAILED) {
-		m->base = NULL;
-		return -errno;
-	}
-	/* Both are wishes: shmem_enabled may be "never", and a dump without guest memory is smaller. */
-	madvise(m->base, ram->bytes, MADV_HUGEPAGE);
-	madvise(m->base, ram->bytes, MADV_DONTDUMP);
-	return 0;
-}
-
-static void unmap_file(struct mb_ram *ram, struct mapping *m)
-{
-	if (m->reserved)
-		munmap(m->reserved, ram->bytes + MB_RAM_ALIGN);
-}
-
 static int set_slots(struct mb_ram *ram, unsigned view)
 {
 	struct mb_memslot low = {.gpa = 0, .len_bytes = ram->low_bytes, .hva = ram->view[view].base};
@@ -131,15 +96,14 @@ int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct 
 	ram->bytes = bytes;
 	ram->low_bytes = bytes < MB_RAM_LOW_MAX ? bytes : MB_RAM_LOW_MAX;
 	ram->n_views = n_views;
-	ram->fd = memfd_create("mirrorball-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (ram->fd < 0 || ftruncate(ram->fd, (off_t)bytes) ||
-		fcntl(ram->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
-		rc = mb_error_set(err, errno, "guest memory of %llu MiB: %s", mib, strerror(errno));
+	ram->fd = mb_ram_file_open(bytes);
+	if (ram->fd < 0) {
+		rc = mb_error_set(err, -ram->fd, "guest memory of %llu MiB: %s", mib, strerror(-ram->fd));
 		goto err;
 	}
-	rc = map_file(ram, &ram->own);
+	rc = mb_ram_file_map(ram->fd, bytes, &ram->own);
 	for (unsigned k = 0; k < n_views && !rc; k++)
-		rc = map_file(ram, &ram->view[k]);
+		rc = mb_ram_file_map(ram->fd, bytes, &ram->view[k]);
 	if (rc) {
 		mb_error_set(err, -rc,
 			"guest memory of %llu MiB: cannot be mapped %u times: %s; give the machine less, or"
@@ -178,9 +142,9 @@ void mb_ram_destroy(struct mb_ram *ram)
 
 		mb_vm_set_memslot(ram->vm, k, 0, &none);
 		mb_vm_set_memslot(ram->vm, k, 1, &none);
-		unmap_file(ram, &ram->view[k]);
+		mb_ram_file_unmap(&ram->view[k], ram->bytes);
 	}
-	unmap_file(ram, &ram->own);
+	mb_ram_file_unmap(&ram->own, ram->bytes);
 	if (ram->fd >= 0)
 		close(ram->fd);
 	free(ram);
@@ -199,11 +163,6 @@ uint64_t mb_ram_high_bytes(const struct mb_ram *ram)
 struct mb_dma *mb_ram_dma(struct mb_ram *ram)
 {
 	return &ram->dma;
-}
-
-int mb_ram_fd(const struct mb_ram *ram)
-{
-	return ram->fd;
 }
 
 int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len)

@@ -50,11 +50,16 @@ all() {
 	runs "$views" "$cpus" 128M demo
 }
 
-# Guest memory above 4 GiB, in both views, with huge pages as the host's defaults have them not
+# Guest memory above 4 GiB, in both views, in huge pages and in small ones
 above() {
-	echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled
-	runs 2 4 3584M touch size=3200M
-	runs 2 4 3584M churn size=64M ms=3000
+	local setting=/sys/kernel/mm/transparent_hugepage/shmem_enabled before pages
+	before=$(sed 's/.*\[\(.*\)].*/\1/' "$setting")
+	for pages in "$before" deny; do
+		echo "$pages" >"$setting"
+		runs 2 4 3584M touch size=3200M
+		runs 2 4 3584M churn size=64M ms=3000
+	done
+	echo "$before" >"$setting"
 }
 
 # Garbage to every register and queue, with a disk and a network to it

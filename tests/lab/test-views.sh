@@ -34,7 +34,7 @@ look() {
 	# Guest memory is mapped for the monitor itself and for each view. What the vCPUs of a view have
 	# not touched is not in its page tables.
 	expect "$1: mappings of guest memory in use" "$used" \
-		"$(awk '/memfd:mirrorball-ram/ { here = 1 } /^Rss:/ && here { n += $2 > 4096; here = 0 }
+		"$(awk '/mirrorball-ram/ { here = 1 } /^Rss:/ && here { n += $2 > 4096; here = 0 }
 			END { print n }' "/proc/$pid/smaps")"
 	for task in /proc/"$pid"/task/*; do
 		read -r comm <"$task/comm"

@@ -68,7 +68,6 @@ static void look(void)
 START_TEST(empty_host)
 {
 	look();
-	ck_assert_int_eq(find("memory.thp_shmem")->mark, DOCTOR_WARN);
 	ck_assert_int_eq(find("memory.max_map_count")->mark, DOCTOR_INFO);
 	ck_assert_int_eq(find("numa.nodes")->mark, DOCTOR_WARN);
 	ck_assert_int_eq(find("numa.cap_sys_nice")->mark, DOCTOR_WARN);
@@ -86,8 +85,6 @@ END_TEST
 
 START_TEST(good_host)
 {
-	put("sys/kernel/mm/transparent_hugepage/shmem_enabled",
-		"always within_size [advise] never deny force\n");
 	put("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
 	put("sys/kernel/mm/ksm/run", "1\n");
 	put("proc/sys/vm/max_map_count", "1048576\n");
@@ -105,8 +102,6 @@ START_TEST(good_host)
 	put("sys/devices/system/node/node1/meminfo",
 		"Node 1 MemTotal: 1024 kB\nNode 1 MemFree: 512 kB\n");
 	look();
-	ck_assert_int_eq(find("memory.thp_shmem")->mark, DOCTOR_OK);
-	ck_assert_str_eq(find("memory.thp_shmem")->value, "advise");
 	ck_assert_str_eq(find("memory.thp")->value, "madvise");
 	ck_assert_int_eq(find("memory.max_map_count")->mark, DOCTOR_OK);
 	ck_assert_int_eq(find("memory.ksm")->mark, DOCTOR_WARN);
@@ -124,8 +119,7 @@ START_TEST(odd_host)
 
 	memset(big, 'x', sizeof(big) - 1);
 	big[sizeof(big) - 1] = '\0';
-	put("sys/kernel/mm/transparent_hugepage/shmem_enabled", "]advise[");
-	put("sys/kernel/mm/transparent_hugepage/enabled", "");
+	put("sys/kernel/mm/transparent_hugepage/enabled", "]advise[");
 	put("sys/kernel/mm/ksm/run", big);
 	put("proc/sys/vm/max_map_count", "-\n");
 	put("proc/sys/vm/nr_hugepages", big);
@@ -133,7 +127,6 @@ START_TEST(odd_host)
 	put("proc/self/status", big);
 	put("sys/devices/system/node/online", big);
 	look();
-	ck_assert_int_eq(find("memory.thp_shmem")->mark, DOCTOR_WARN);
 	ck_assert_int_eq(find("memory.max_map_count")->mark, DOCTOR_INFO);
 	ck_assert_int_eq(find("numa.cap_sys_nice")->mark, DOCTOR_WARN);
 }
@@ -145,6 +138,15 @@ START_TEST(paging)
 	doctor_look_kvm(report, root_fd);
 	find("kvm.kernel");
 	find("kvm.device");
+}
+END_TEST
+
+/* What is tried on this host: it has memory for a guest, whatever its kernel and our rights. */
+START_TEST(probes)
+{
+	doctor_probe_memory(report);
+	ck_assert_int_eq(find("memory.memfd")->mark, DOCTOR_OK);
+	ck_assert_int_ne(find("memory.thp_shmem")->mark, DOCTOR_MISSING);
 }
 END_TEST
 
@@ -172,6 +174,7 @@ int main(void)
 	tcase_add_test(tc, good_host);
 	tcase_add_test(tc, odd_host);
 	tcase_add_test(tc, paging);
+	tcase_add_test(tc, probes);
 	tcase_add_test(tc, marks);
 	suite_add_tcase(suite, tc);
 	return run_suite(suite);

@@ -8,8 +8,8 @@
 #include <stdint.h>
 
 /*
- * Guest RAM: one memfd, the home of every guest page (design, section 3), mapped once for each view and
- * once more for the monitor's own accesses.
+ * Guest RAM: one file in memory (ram_file.h), the home of every guest page (design, section 3),
+ * mapped once for each view and once more for the monitor's own accesses.
  *
  *   GPA 0 .. low_bytes                     low RAM, at most MB_RAM_LOW_MAX (below the PCI hole)
  *   GPA 4 GiB .. 4 GiB + high_bytes        the rest
@@ -28,7 +28,6 @@ void mb_ram_destroy(struct mb_ram *ram);
 uint64_t mb_ram_low_bytes(const struct mb_ram *ram);
 uint64_t mb_ram_high_bytes(const struct mb_ram *ram);
 struct mb_dma *mb_ram_dma(struct mb_ram *ram);
-int mb_ram_fd(const struct mb_ram *ram);
 
 /* Reads from fd at offset into guest memory. -EFAULT outside RAM, -EIO on a short file, -errno. */
 int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len);

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_RAM_FILE_H
+#define MIRRORBALL_RAM_FILE_H
+
+#include <stdint.h>
+
+/*
+ * The file that is a machine's RAM. It has no name and lives in memory (shmem). Whether shmem gets
+ * huge pages is a setting of its mount: the kernel's own mount, where memfds live, follows
+ * transparent_hugepage/shmem_enabled, "never" on most hosts; a tmpfs may be mounted with
+ * huge=advise by who may mount, or in a user namespace made for it (tmpfs(5), namespaces(7)). So
+ * the file is in a tmpfs of its own, that no directory shows, and in a memfd where that is not
+ * allowed. shmem_enabled=deny forbids huge pages in both.
+ */
+
+/* All zero, close-on-exec; the caller closes it. The file, or -errno. May fork a short-lived child. */
+int mb_ram_file_open(uint64_t bytes);
+
+/* A mapping of such a file, whole and aligned to a huge page: a reservation is around it. */
+struct mb_ram_mapping {
+	void *reserved;
+	char *base;
+};
+
+/* Maps all `bytes` of the file, for reads and writes. 0 or -errno; m is filled in either case. */
+int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m);
+/* `bytes` as when it was mapped. Takes a mapping that failed, and one that is all zero. */
+void mb_ram_file_unmap(struct mb_ram_mapping *m, uint64_t bytes);
+
+#endif

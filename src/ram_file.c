@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <fcntl.h>
+#include <mirrorball/ram.h>
+#include <mirrorball/ram_file.h>
+#include <mirrorball/range.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define NAME "mirrorball-ram" /* seen in /proc/PID/maps */
+
+/* Makes fd a file in a new tmpfs; it stays what it was if that is not allowed. */
+static int replace_by_tmpfs(int fd)
+{
+	int context = fsopen("tmpfs", FSOPEN_CLOEXEC), mount = -1, file, rc = 0;
+
+	if (context < 0)
+		return -errno;
+	/* size=0: as large as memory allows, as a memfd. */
+	if (fsconfig(context, FSCONFIG_SET_STRING, "huge", "advise", 0) ||
+		fsconfig(context, FSCONFIG_SET_STRING, "size", "0", 0) ||
+		fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) ||
+		(mount = fsmount(context, FSMOUNT_CLOEXEC,
+			 MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)) < 0) {
+		rc = -errno;
+		goto out;
+	}
+	file = openat(mount, NAME, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (file < 0 || unlinkat(mount, NAME, 0) || dup3(file, fd, O_CLOEXEC) < 0)
+		rc = -errno;
+	if (file >= 0)
+		close(file);
+	close(mount);
+out:
+	close(context);
+	return rc;
+}
+
+static int put(const char *path, const char *text)
+{
+	size_t len = strlen(text);
+	int fd = open(path, O_WRONLY | O_CLOEXEC), rc;
+
+	if (fd < 0)
+		return -errno;
+	rc = write(fd, text, len) == (ssize_t)len ? 0 : -EIO;
+	close(fd);
+	return rc;
+}
+
+/* user_namespaces(7): without privilege one may map one's own IDs, once setgroups is given up. */
+static int map_own_ids(unsigned uid, unsigned gid)
+{
+	char line[32];
+	int rc = put("/proc/self/setgroups", "deny");
+
+	snprintf(line, sizeof(line), "0 %u 1", uid);
+	if (!rc)
+		rc = put("/proc/self/uid_map", line);
+	snprintf(line, sizeof(line), "0 %u 1", gid);
+	if (!rc)
+		rc = put("/proc/self/gid_map", line);
+	return rc;
+}
+
+/*
+ * In a child, since a process with threads cannot change its user namespace; with our table of
+ * descriptors, so that what it opens is ours. It does nothing but system calls: another thread may
+ * have held any lock when it was made. No signal tells of its end.
+ */
+static void replace_in_user_namespace(int fd)
+{
+	unsigned uid = geteuid(), gid = getegid();
+	long child = syscall(SYS_clone, CLONE_NEWUSER | CLONE_NEWNS | CLONE_FILES, NULL, NULL, NULL, NULL);
+
+	if (child == 0)
+		_exit(map_own_ids(uid, gid) || replace_by_tmpfs(fd));
+	if (child > 0)
+		while (waitpid((pid_t)child, NULL, __WCLONE) < 0 && errno == EINTR)
+			;
+}
+
+int mb_ram_file_open(uint64_t bytes)
+{
+	int fd = memfd_create(NAME, MFD_CLOEXEC), rc;
+
+	if (fd < 0)
+		return -errno;
+	if (replace_by_tmpfs(fd))
+		replace_in_user_namespace(fd);
+	if (ftruncate(fd, (off_t)bytes)) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
+{
+	void *base;
+
+	*m = (struct mb_ram_mapping){0};
+	base = mmap(NULL, bytes + MB_RAM_ALIGN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		-1, 0);
+	if (base == MAP_FAILED)
+		return -errno;
+	m->reserved = base;
+	base = mmap((void *)mb_align_up((uintptr_t)base, MB_RAM_ALIGN), bytes, PROT_READ | PROT_WRITE,
+		MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0);
+	if (base == MAP_FAILED)
+		return -errno;
+	m->base = base;
+	/* Both are wishes: huge pages may be off, and a dump without guest memory is smaller. */
+	madvise(base, bytes, MADV_HUGEPAGE);
+	madvise(base, bytes, MADV_DONTDUMP);
+	return 0;
+}
+
+void mb_ram_file_unmap(struct mb_ram_mapping *m, uint64_t bytes)
+{
+	if (m->reserved)
+		munmap(m->reserved, bytes + MB_RAM_ALIGN);
+	*m = (struct mb_ram_mapping){0};
+}

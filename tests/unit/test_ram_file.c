@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The file behind guest RAM, with the host's own kernel: each case is a process of its own. */
+#include "run.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <mirrorball/ram.h>
+#include <mirrorball/ram_file.h>
+#include <sched.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define BYTES  (4 * MB_RAM_ALIGN)
+#define NOBODY 65534
+
+static unsigned n_entries(const char *path)
+{
+	DIR *dir = opendir(path);
+	unsigned n = 0;
+
+	ck_assert_ptr_nonnull(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+static uint64_t allocated(int fd)
+{
+	struct stat st;
+
+	ck_assert_int_eq(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+/* Two mappings of a new file show the same bytes, all of it, and it leaves nothing behind. */
+static int check_file(void)
+{
+	unsigned n_fds = n_entries("/proc/self/fd"), n_threads = n_entries("/proc/self/task");
+	struct mb_ram_mapping a, b;
+	struct stat st;
+	int fd = mb_ram_file_open(BYTES);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_uint_eq(n_entries("/proc/self/fd"), n_fds + 1);
+	ck_assert_uint_eq(n_entries("/proc/self/task"), n_threads);
+	ck_assert_int_eq(waitpid(-1, NULL, WNOHANG | __WALL), -1);
+	ck_assert_int_eq(errno, ECHILD);
+	ck_assert(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+	ck_assert_int_eq(fstat(fd, &st), 0);
+	ck_assert_uint_eq((uint64_t)st.st_size, BYTES);
+	ck_assert_uint_eq(st.st_nlink, 0);
+	ck_assert_uint_eq(allocated(fd), 0);
+	ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &a), 0);
+	ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &b), 0);
+	ck_assert_uint_eq((uintptr_t)a.base % MB_RAM_ALIGN, 0);
+	ck_assert_uint_eq((uintptr_t)b.base % MB_RAM_ALIGN, 0);
+	a.base[1] = 1;
+	a.base[BYTES - 1] = 2;
+	ck_assert_int_eq(b.base[0], 0);
+	ck_assert_int_eq(b.base[1], 1);
+	ck_assert_int_eq(b.base[BYTES - 1], 2);
+	mb_ram_file_unmap(&a, BYTES);
+	mb_ram_file_unmap(&a, BYTES);
+	mb_ram_file_unmap(&b, BYTES);
+	return fd;
+}
+
+/* Whether this kernel can give shmem huge pages at all. */
+static bool huge_pages_possible(void)
+{
+	char line[128] = "";
+	int fd = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	ck_assert_int_gt(read(fd, line, sizeof(line) - 1), 0);
+	close(fd);
+	return !strstr(line, "[deny]");
+}
+
+/* Two bytes were touched, at both ends: two huge pages. */
+static void check_huge(int fd)
+{
+	ck_assert_uint_eq(allocated(fd), 2 * MB_RAM_ALIGN);
+}
+
+START_TEST(of_root)
+{
+	int fd;
+
+	if (geteuid() || !huge_pages_possible()) {
+		skip("not root, or no huge pages for shared memory");
+		return;
+	}
+	fd = check_file();
+	check_huge(fd);
+	close(fd);
+}
+END_TEST
+
+static bool may_make_user_namespace(void)
+{
+	pid_t child = fork();
+	int status;
+
+	if (!child)
+		_exit(unshare(CLONE_NEWUSER) != 0);
+	ck_assert_int_gt(child, 0);
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	return WIFEXITED(status) && !WEXITSTATUS(status);
+}
+
+/* Without a privilege: the file is made in a user namespace. */
+START_TEST(of_user)
+{
+	int fd;
+
+	if (!geteuid()) {
+		ck_assert_int_eq(setresgid(NOBODY, NOBODY, NOBODY), 0);
+		ck_assert_int_eq(setresuid(NOBODY, NOBODY, NOBODY), 0);
+		/* As a program that was started by this user; /proc/self is root's otherwise. */
+		ck_assert_int_eq(prctl(PR_SET_DUMPABLE, 1), 0);
+	}
+	if (!may_make_user_namespace() || !huge_pages_possible()) {
+		skip("no user namespaces, or no huge pages for shared memory");
+		return;
+	}
+	fd = check_file();
+	check_huge(fd);
+	/* The process itself is where it was: it has no privilege over its own namespaces. */
+	ck_assert_int_eq(sethostname("x", 1), -1);
+	close(fd);
+}
+END_TEST
+
+/* From here on system call `nr` fails with EPERM, as in many a container. */
+static void forbid(unsigned nr)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = {.len = sizeof(code) / sizeof(code[0]), .filter = code};
+
+	ck_assert_int_eq(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+	ck_assert_int_eq(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+}
+
+static const unsigned steps[] = {SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_unlinkat, SYS_dup3};
+
+/* Where a tmpfs cannot be had, whatever step fails, a memfd does as well but for its pages' size. */
+START_TEST(of_container)
+{
+	forbid(steps[_i]);
+	close(check_file());
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("ram_file");
+	TCase *tc = tcase_create("ram_file");
+
+	tcase_add_test(tc, of_root);
+	tcase_add_test(tc, of_user);
+	tcase_add_loop_test(tc, of_container, 0, sizeof(steps) / sizeof(steps[0]));
+	suite_add_tcase(suite, tc);
+	return run_suite(suite);
+}
