@@ -71,6 +71,12 @@ static int set_up(struct mb_vcpu *vcpu, const char **step)
 	rc = mb_msrs_init_vcpu(host, vcpu->fd);
 	if (rc)
 		return rc;
+	if (mb_vm_x2apic_ids(set->vm)) {
+		*step = "set its APIC's mode";
+		rc = mb_vcpu_start_in_x2apic(vcpu);
+		if (rc)
+			return rc;
+	}
 	if (vcpu->index < 2) {
 		*step = "read its state";
 		rc = mb_vcpu_save_power_on(vcpu, &set->power_on[vcpu->index]);
@@ -241,7 +247,7 @@ int mb_vcpus_create(struct mb_vm *vm, const struct mb_vcpus_config *config, stru
 		.n_vcpus = config->n_vcpus,
 		.n_views = mb_vm_n_views(vm),
 		.tsc_deadline = host->cap[MB_CAP_TSC_DEADLINE_TIMER],
-		.msi_ext_dest_id = config->n_vcpus > 255,
+		.msi_ext_dest_id = mb_vm_x2apic_ids(vm),
 	};
 	struct sigaction kick = {.sa_handler = on_kick};
 	struct kvm_cpuid2 *supported;

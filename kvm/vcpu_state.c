@@ -17,11 +17,21 @@
 #define EFER_LMA (1ull << 10)
 
 #define RFLAGS_RESERVED 2ull
-#define LAPIC_ID	0x20 /* offset of the xAPIC's id register, SDM vol. 3 table 11-1 */
+#define LAPIC_ID	0x20 /* offset of the id register, SDM vol. 3 table 11-1 */
+#define APIC_BASE_EXTD	(1ull << 10) /* x2APIC mode, 11.12.1 */
 
 static bool has_xsave2(const struct mb_vcpu *vcpu)
 {
 	return mb_vm_host(vcpu->set->vm)->cap[MB_CAP_XSAVE2] > (int)sizeof(struct kvm_xsave);
+}
+
+int mb_vcpu_start_in_x2apic(struct mb_vcpu *vcpu)
+{
+	struct kvm_sregs sregs;
+	int rc = mb_vcpu_ioctl(vcpu, KVM_GET_SREGS, &sregs);
+
+	sregs.apic_base |= APIC_BASE_EXTD;
+	return rc ? rc : mb_vcpu_ioctl(vcpu, KVM_SET_SREGS, &sregs);
 }
 
 int mb_vcpu_save_power_on(struct mb_vcpu *vcpu, struct vcpu_power_on *po)
@@ -71,7 +81,8 @@ int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po)
 	struct kvm_debugregs debugregs = po->debugregs;
 	struct kvm_regs regs = po->regs;
 	struct kvm_mp_state mp_state = po->mp_state;
-	uint32_t id = vcpu->index << 24;
+	/* In x2APIC mode the whole register (and KVM derives the logical id from it). */
+	uint32_t id = po->sregs.apic_base & APIC_BASE_EXTD ? vcpu->index : vcpu->index << 24;
 	int rc;
 
 	memcpy(lapic.regs + LAPIC_ID, &id, sizeof(id));

@@ -124,6 +124,11 @@ int mb_vm_fd(const struct mb_vm *vm)
 	return vm->fd;
 }
 
+bool mb_vm_x2apic_ids(const struct mb_vm *vm)
+{
+	return vm->x2apic_ids;
+}
+
 const struct mb_host *mb_vm_host(const struct mb_vm *vm)
 {
 	return vm->host;

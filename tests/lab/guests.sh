@@ -184,8 +184,8 @@ END
 )
 
 # guest NAME KERNEL OPTION...: boots KERNEL with systemd and runs the script on standard input in it.
-# These may be set for it: $append, for its command line; $reboots, when it is to reset itself;
-# $when_up, a function to call with NAME when the script has begun.
+# These may be set for it: $append, for its command line; $kernel_file, another form of KERNEL; $reboots,
+# when it is to reset itself; $when_up, a function to call with NAME when the script has begun.
 guest() {
 	local name=$1 kernel=$2
 	shift 2
@@ -223,7 +223,7 @@ run_script() {
 	[ -z "${reboots-}" ] || reset=()
 	guest-initrd "$kernel" "$name.sh" >"$name.initrd"
 	chmod 644 "$name.initrd"
-	boot "$name" '^LABTEST-BEGIN' --kernel "/lab/guest/vmlinuz-$kernel" --initrd "$name.initrd" \
+	boot "$name" '^LABTEST-BEGIN' --kernel "${kernel_file-/lab/guest/vmlinuz-$kernel}" --initrd "$name.initrd" \
 		--append "quiet loglevel=1 $how ${append-}" "${reset[@]}" "$@" || return
 	${when_up-:} "$name"
 	ended "$run_seconds"

@@ -378,6 +378,29 @@ START_TEST(test_extended_destination)
 }
 END_TEST
 
+/* Where ids are above 254 an APIC is in x2APIC mode from the start, or a guest takes none of them. */
+START_TEST(test_apic_mode)
+{
+	const uint64_t extd = 1u << 10;
+	bool x2apic = _i;
+
+	make(1, x2apic);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		ck_assert_uint_eq(fake_vcpu(i)->sregs.apic_base & extd, x2apic ? extd : 0);
+		fake_vcpu(i)->sregs.apic_base ^= extd;
+	}
+	ck_assert_int_eq(mb_vcpus_reset(vcpus), 0);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		uint32_t id;
+
+		memcpy(&id, fake_vcpu(i)->lapic.regs + 0x20, sizeof(id));
+		ck_assert_uint_eq(id, x2apic ? i : i << 24);
+		ck_assert_uint_eq(fake_vcpu(i)->sregs.apic_base & extd, x2apic ? extd : 0);
+	}
+	finish();
+}
+END_TEST
+
 START_TEST(test_failures_leave_nothing)
 {
 	static const unsigned long requests[] = {KVM_CREATE_VCPU, KVM_SET_CPUID2, KVM_SET_MSRS,
@@ -419,6 +442,7 @@ int main(void)
 	tcase_add_test(tc, test_missing_capability);
 	tcase_add_test(tc, test_routes);
 	tcase_add_test(tc, test_extended_destination);
+	tcase_add_loop_test(tc, test_apic_mode, 0, 2);
 	tcase_add_loop_test(tc, test_failures_leave_nothing, 0, 5);
 	tcase_set_timeout(tc, 60);
 	suite_add_tcase(s, tc);

@@ -17,7 +17,7 @@ struct mb_vm;
 
 struct mb_vm_config {
 	unsigned n_views; /* 1..host->n_views */
-	bool x2apic_ids;  /* APIC ids above 254 are in use (32-bit ids in MSI routes) */
+	bool x2apic_ids;  /* APIC ids above 254 are in use: 32-bit ids in MSI routes, APICs start in x2APIC mode */
 };
 
 /* host must outlive the VM. */
@@ -27,6 +27,7 @@ int mb_vm_create(const struct mb_host *host, const struct mb_vm_config *config, 
 void mb_vm_destroy(struct mb_vm *vm);
 
 int mb_vm_fd(const struct mb_vm *vm);
+bool mb_vm_x2apic_ids(const struct mb_vm *vm);
 const struct mb_host *mb_vm_host(const struct mb_vm *vm);
 unsigned mb_vm_n_views(const struct mb_vm *vm);
 
