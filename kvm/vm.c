@@ -73,8 +73,11 @@ int mb_vm_create(const struct mb_host *host, const struct mb_vm_config *config, 
 		vm->fd = mb_host_ioctl(host, host->kvm_fd, KVM_CREATE_VM, NULL);
 	} while (vm->fd == -EINTR);
 	if (vm->fd < 0) {
-		rc = mb_error_set(err, -vm->fd, "KVM: cannot create a virtual machine: %s",
-			strerror(-vm->fd));
+		rc = mb_error_set(err, -vm->fd, "KVM: cannot create a virtual machine: %s%s",
+			strerror(-vm->fd),
+			vm->fd == -EBUSY ? "; another hypervisor has the processor: end its machines, or"
+					   " unload it"
+					 : "");
 		goto err_vm;
 	}
 	/* Intel only, harmless elsewhere (api.rst 4.49, 4.40): before the first vCPU. */

@@ -292,8 +292,7 @@ static int make_main_loop(struct mb_machine *machine, struct mb_error *err)
 		return rc;
 	machine->ask_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (machine->ask_fd < 0)
-		return mb_error_set(err, errno, "event loop: %s; too many open files? (ulimit -n)",
-			strerror(errno));
+		return mb_error_set(err, errno, "event loop: %s", strerror(errno));
 	machine->ask_watch = (struct mb_watch){
 		.fd = machine->ask_fd, .events = EPOLLIN, .ready = on_asked, .ctx = machine};
 	rc = mb_loop_add(machine->loop, &machine->ask_watch);
