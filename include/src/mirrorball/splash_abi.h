@@ -50,6 +50,7 @@ struct mb_splash_info {
 	X(SEED, "seed")                                                                            \
 	X(SIZE, "size")                                                                            \
 	X(KEYS, "keys")                                                                            \
+	X(ROUNDS, "rounds")                                                                        \
 	X(PHASE_MS, "phase_ms")                                                                    \
 	X(RESET, "reset")                                                                          \
 	X(RAW, "raw")                                                                              \
@@ -97,6 +98,9 @@ enum mb_splash_arg {
 			MB_SPLASH_TAKES(PHASE_MS),                                                 \
 		"who uses which part of memory changes with each phase",                           \
 		"size=BYTES of all vCPUs (16M) phase_ms=TIME (50) ms=TIME (300) seed=N (random)")  \
+	X(walk, MB_SPLASH_TAKES(SIZE) | MB_SPLASH_TAKES(ROUNDS),                                   \
+		"each vCPU loads and stores every line of its part: a known number of accesses",   \
+		"size=BYTES of all vCPUs (8M) rounds=N (4)")                                       \
 	X(churn, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE),              \
 		"torture test: shared pages read and written at random, every stale, torn or "     \
 		"lost one found",                                                                  \

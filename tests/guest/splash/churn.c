@@ -324,6 +324,7 @@ static void run(struct cpu *self)
 	memset(&c.seen[self->index * c.n_pages], 0, c.n_pages * 4);
 	barrier(self);
 	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	measure_begin(self);
 	do {
 		for (unsigned i = 0; i < BATCH; i++) {
 			uint64_t r = rnd(self);
@@ -349,6 +350,7 @@ static void run(struct cpu *self)
 		self->ops += BATCH;
 	} while (!timer_over(&t));
 	self->cycles = timer_cycles(&t);
+	measure_end(self);
 	/* Everything once more, in quiet, each page by another vCPU than its last writer if there
 	 * are two. */
 	barrier(self);

@@ -95,6 +95,7 @@ static void run(struct cpu *self)
 	struct slice mine;
 	bool go_on = true;
 
+	measure_begin(self);
 	for (uint64_t phase = 0; go_on; phase++) {
 		unsigned which = (unsigned)((self->index + phase) % guest.n);
 
@@ -111,6 +112,7 @@ static void run(struct cpu *self)
 		/* Nobody may go round and set it again before everybody has seen it. */
 		barrier(self);
 	}
+	measure_end(self);
 	for (uint64_t p = mine.begin; p < mine.end; p++)
 		check_count(area + p * PAGE_WORDS);
 }

@@ -117,6 +117,7 @@ static void run(struct cpu *self)
 		part(n_keys, self->index, guest.n), part(n_keys, self->index + 1, guest.n)};
 	bool go_on = true;
 
+	measure_begin(self);
 	while (go_on) {
 		memset(self->tally, 0, sizeof(self->tally));
 		for (uint64_t i = mine.begin; i < mine.end; i++) {
@@ -142,6 +143,7 @@ static void run(struct cpu *self)
 		barrier(self);
 		go_on = more;
 	}
+	measure_end(self);
 }
 
 static void check(void)

@@ -42,6 +42,7 @@ static void readshare_run(struct cpu *self)
 		area[i] = mix(i ^ seed);
 	barrier(self);
 	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	measure_begin(self);
 	do {
 		for (unsigned i = 0; i < BATCH; i++) {
 			uint64_t index = scale(at, n_words);
@@ -55,6 +56,7 @@ static void readshare_run(struct cpu *self)
 			fail("vCPU %u read a wrong value from the table", self->index);
 	} while (!timer_over(&t));
 	self->cycles = timer_cycles(&t);
+	measure_end(self);
 }
 
 static void readshare_check(void)
@@ -78,12 +80,14 @@ static void writeshare_run(struct cpu *self)
 {
 	struct timer t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 
+	measure_begin(self);
 	do {
 		for (unsigned i = 0; i < BATCH; i++)
 			__atomic_fetch_add(&area[rnd_below(self, n_words)], 1, __ATOMIC_RELAXED);
 		self->ops += BATCH;
 	} while (!timer_over(&t));
 	self->cycles = timer_cycles(&t);
+	measure_end(self);
 }
 
 static void writeshare_check(void)
@@ -121,6 +125,7 @@ static void private_run(struct cpu *self)
 	for (uint64_t *p = begin; p < stop; p++)
 		*p = tag;
 	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	measure_begin(self);
 	while (!over) {
 		uint64_t *p = begin;
 
@@ -142,6 +147,7 @@ static void private_run(struct cpu *self)
 		pass++;
 	}
 	self->cycles = timer_cycles(&t);
+	measure_end(self);
 }
 
 static void private_check(void)
