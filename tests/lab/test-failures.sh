@@ -17,8 +17,18 @@ refused "no nodes" "argument --nodes: 0: not a number from 1 to 8" --nodes 0 -- 
 refused "no such size" "argument --memory-per-node: 1K: not a size" --memory-per-node 1K -- true
 refused "no such kernel" "argument --kernel: .*2.4" --kernel 2.4 -- true
 refused "no such option" "unrecognized arguments: --nonsense" --nonsense -- true
+refused "no such node" "--cpuless-node 2: the nodes are 0 to 1" --cpuless-node 2 -- true
+refused "CPUs behind a node without" "--cpuless-node: node 1 has CPUs" --cpuless-node 0 -- true
+refused "an empty node" "node 1 has neither" --cpuless-node 1 --memoryless-node 1 -- true
+refused "no memory at all" "no node has memory" --nodes 1 --memoryless-node 0 -- true
+refused "too few distances" "--distance: 2 nodes need 2 rows" --distance 10 -- true
+refused "distances of nothing" "argument --distance: x: neither a file nor" --distance x -- true
+refused "too far" "--distance: 255 from node 0 to 1" --distance '10 255;21 10' -- true
+refused "not at home" "--distance: 11 from node 1 to 1" --distance '10 20;20 11' -- true
 refused "missing file" "--in /missing: no such file" --in /missing -- true
 refused "same name twice" "--in /etc/passwd: .* taken" --in /etc/passwd --in /etc/passwd -- true
+refused "no such count" "argument --truth: nonsense: not cache=" --truth t.json,nonsense -- true
+refused "no such cache" "argument --truth: .* ways" --truth t.json,cache=1K,ways=3 -- true
 refused "no terminal" "--shell: .* must be a terminal" --shell </dev/null
 
 "$lab" -- no-such-command >"$tmp/out" 2>"$tmp/err"

@@ -15,6 +15,24 @@ expect_match "four nodes" '^available: 4 nodes \(0-3\)$' "$tmp/four"
 expect_match "CPU of node 3" '^node 3 cpus: 3$' "$tmp/four"
 expect_match "memory of node 3" '^node 3 size: (4[0-9][0-9]|50[0-9]) MB$' "$tmp/four"
 
+# A large machine: nodes at several distances, one of them without memory, one without CPUs. The same from a file.
+matrix='10 16 28 33; 16 10 28 33; 28 28 10 17; 30 31 17 10'
+tr ';' '\n' <<<"$matrix" >"$tmp/matrix"
+for distance in "$matrix" "$tmp/matrix"; do
+	"$lab" --nodes 4 --cpus-per-node 1 --memory-per-node 512M --memoryless-node 1 --cpuless-node 3 \
+		--distance "$distance" -- sh -c 'numactl -H; mirrorball run splash touch' >"$tmp/odd"
+	expect "a guest on an odd host" 0 $?
+	expect_match "which verifies" '^splash: touch: ok' "$tmp/odd"
+	expect_match "a node without memory" '^node 1 size: 0 MB$' "$tmp/odd"
+	expect_match "which has a CPU" '^node 1 cpus: 1$' "$tmp/odd"
+	expect_match "a node without CPUs" '^node 3 cpus:$' "$tmp/odd"
+	expect_match "which has memory" '^node 3 size: (4[0-9][0-9]|50[0-9]) MB$' "$tmp/odd"
+	expect_match "its distances" '^ +3: +30 +31 +17 +10' "$tmp/odd"
+done
+
+expect "eight nodes" "8" "$("$lab" --nodes 8 --cpus-per-node 1 --memory-per-node 512M -- numactl -H |
+	grep -Ec '^node [0-7] size: (4[0-9][0-9]|50[0-9]) MB$')"
+
 expect "one node, kernel 6.1" "1 6.1" \
 	"$("$lab" --nodes 1 --cpus-per-node 1 --kernel 6.1 -- sh -c 'test -c /dev/kvm &&
 		echo "$(nproc) $(uname -r | cut -d. -f1,2)"')"
