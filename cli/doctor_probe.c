@@ -163,35 +163,51 @@ static int try_huge_page(int fd)
 	return rc;
 }
 
+static void probe_huge_pages(struct doctor_report *report, int fd)
+{
+	char setting[128] = "";
+	struct doctor_check *check;
+	int rc = try_huge_page(fd);
+	bool denied;
+
+	doctor_read(AT_FDCWD, "/sys/kernel/mm/transparent_hugepage/shmem_enabled", setting,
+		sizeof(setting));
+	denied = strstr(setting, "[deny]");
+	check = doctor_add(report, "memory", "thp_shmem", "huge pages for a guest",
+		rc > 0 ? DOCTOR_OK : DOCTOR_WARN, "%s",
+		rc < 0	 ? strerror(-rc)
+		: rc	 ? "given"
+		: denied ? "denied by shmem_enabled"
+			 : "not given");
+	check->since = "5.2";
+	check->use = "2 MiB pages behind guest memory";
+	if (rc > 0)
+		return;
+	check->cost = "guest memory is in 4 KiB pages: slower, most of all at the start";
+	check->fix = rc == -ENOMEM ? "raise the limit on address space (ulimit -v), or free memory"
+		     : denied	   ? "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+			   : "root, or a place where user namespaces may be made, or echo advise >"
+			     " /sys/kernel/mm/transparent_hugepage/shmem_enabled; and free memory";
+}
+
 static void probe_ram(struct doctor_report *report)
 {
 	struct doctor_check *check;
-	int fd = mb_ram_file_open(MB_RAM_ALIGN), rc;
+	int fd = mb_ram_file_open(MB_RAM_ALIGN);
 
 	check = doctor_add(report, "memory", "memfd", "memory for a guest",
 		fd < 0 ? DOCTOR_MISSING : DOCTOR_OK, "%s", fd < 0 ? strerror(-fd) : "works");
 	check->since = "3.17";
 	check->use = "is the guest's memory";
-	if (fd < 0) {
-		check->cost = "no machine runs";
-		check->fix =
-			"a kernel with CONFIG_MEMFD_CREATE=y, and a container that allows the call";
+	if (fd >= 0) {
+		probe_huge_pages(report, fd);
+		close(fd);
 		return;
 	}
-	rc = try_huge_page(fd);
-	close(fd);
-	check = doctor_add(report, "memory", "thp_shmem", "huge pages for a guest",
-		rc > 0 ? DOCTOR_OK : DOCTOR_WARN, "%s",
-		rc < 0 ? strerror(-rc)
-		: rc   ? "given"
-		       : "not given");
-	check->since = "5.2";
-	check->use = "2 MiB pages behind guest memory";
-	if (rc <= 0) {
-		check->cost = "guest memory is in 4 KiB pages: slower, most of all at the start";
-		check->fix = "root, or a place where user namespaces may be made, or echo advise >"
-			     " /sys/kernel/mm/transparent_hugepage/shmem_enabled; and free memory";
-	}
+	check->cost = "no machine runs";
+	check->fix = fd == -EFBIG    ? "raise the limit on the size of files (ulimit -f)"
+		     : fd == -EMFILE ? "raise the limit of open files (ulimit -n)"
+				     : "a kernel with CONFIG_MEMFD_CREATE=y, and a container that allows the call";
 }
 
 void doctor_probe_memory(struct doctor_report *report)

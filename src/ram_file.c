@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -54,33 +55,45 @@ static int put(const char *path, const char *text)
 	return rc;
 }
 
-/* user_namespaces(7): without privilege one may map one's own IDs, once setgroups is given up. */
-static int map_own_ids(unsigned uid, unsigned gid)
-{
-	char line[32];
-	int rc = put("/proc/self/setgroups", "deny");
+/* What the child needs; made before it, since it can only do system calls. */
+struct own_ids {
+	char uid_map[32], gid_map[32];
+};
 
-	snprintf(line, sizeof(line), "0 %u 1", uid);
+/* user_namespaces(7): without privilege one may map one's own IDs, once setgroups is given up. */
+static int enter_user_namespace(const struct own_ids *ids)
+{
+	/*
+	 * A program with capabilities of its file is not dumpable, and its /proc/self is root's. Only the
+	 * child is made so, for the moment; whoever of the same user traces it gains no capability.
+	 */
+	int rc = prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER | CLONE_NEWNS) ? -errno : 0;
+
 	if (!rc)
-		rc = put("/proc/self/uid_map", line);
-	snprintf(line, sizeof(line), "0 %u 1", gid);
+		rc = put("/proc/self/setgroups", "deny");
 	if (!rc)
-		rc = put("/proc/self/gid_map", line);
+		rc = put("/proc/self/uid_map", ids->uid_map);
+	if (!rc)
+		rc = put("/proc/self/gid_map", ids->gid_map);
 	return rc;
 }
 
 /*
- * In a child, since a process with threads cannot change its user namespace; with our table of
- * descriptors, so that what it opens is ours. It does nothing but system calls: another thread may
- * have held any lock when it was made. No signal tells of its end.
+ * In a child: a process with threads cannot change its user namespace, and a system call that a
+ * sandbox kills for (seccomp(2)) then ends nothing else. It has our table of descriptors, so that what it
+ * opens is ours, and does nothing but system calls: another thread may have held any lock when it
+ * was made. No signal tells of its end.
  */
-static void replace_in_user_namespace(int fd)
+static void replace_in_child(int fd)
 {
-	unsigned uid = geteuid(), gid = getegid();
-	long child = syscall(SYS_clone, CLONE_NEWUSER | CLONE_NEWNS | CLONE_FILES, NULL, NULL, NULL, NULL);
+	struct own_ids ids;
+	long child;
 
+	snprintf(ids.uid_map, sizeof(ids.uid_map), "0 %u 1", geteuid());
+	snprintf(ids.gid_map, sizeof(ids.gid_map), "0 %u 1", getegid());
+	child = syscall(SYS_clone, CLONE_FILES, NULL, NULL, NULL, NULL);
 	if (child == 0)
-		_exit(map_own_ids(uid, gid) || replace_by_tmpfs(fd));
+		_exit(replace_by_tmpfs(fd) && (enter_user_namespace(&ids) || replace_by_tmpfs(fd)));
 	if (child > 0)
 		while (waitpid((pid_t)child, NULL, __WCLONE) < 0 && errno == EINTR)
 			;
@@ -92,8 +105,7 @@ int mb_ram_file_open(uint64_t bytes)
 
 	if (fd < 0)
 		return -errno;
-	if (replace_by_tmpfs(fd))
-		replace_in_user_namespace(fd);
+	replace_in_child(fd);
 	if (ftruncate(fd, (off_t)bytes)) {
 		rc = -errno;
 		close(fd);

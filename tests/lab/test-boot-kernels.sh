@@ -21,11 +21,11 @@ pvh() {
 	rm vmlinux
 }
 
-# So many vCPUs cannot all run on four emulated CPUs; the last of them can, and what depends on its number
+# many CPUS VIEWS. So many vCPUs cannot all run on four emulated CPUs; the last of them can, and what depends on its number
 # is the APICs' mode, INIT and SIPI, the kernel's own interrupts and the devices'.
 many() {
 	local append=maxcpus=2 last=$(($1 - 1))
-	quick_guest many cloud-6.1 --cpus "$1" --memory 1G --disk "/lab/guest/root$lane.img" <<-END
+	quick_guest "many$2" cloud-6.1 --cpus "$1" --views "$2" --memory 1G --disk "/lab/guest/root$lane.img" <<-END
 		check "APICs found in x2APIC mode" same 0 "\$(dmesg | grep -c 'x2apic entry ignored')"
 		check "vCPUs" same "0-$last" "\$(cat /sys/devices/system/cpu/present)"
 		check "vCPU $last comes up" tee /sys/devices/system/cpu/cpu$last/online <<<1
@@ -44,5 +44,5 @@ in_lanes \
 	"stock cloud61x1 cloud-6.1 1 512 </dev/null" "stock cloud61x4 cloud-6.1 4 512 </dev/null" \
 	"stock cloud612x4 cloud-6.12 4 514 </dev/null" "stock cloud612x1 cloud-6.12 1 256 </dev/null" \
 	"stock full61x1 full-6.1 1 1024 </dev/null" "stock full61x4 full-6.1 4 768 </dev/null" \
-	"pvh" "many 300"
+	"pvh" "many 300 1" "many 300 2"
 finish

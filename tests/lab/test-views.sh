@@ -36,6 +36,9 @@ look() {
 	expect "$1: mappings of guest memory in use" "$used" \
 		"$(awk '/mirrorball-ram/ { here = 1 } /^Rss:/ && here { n += $2 > 4096; here = 0 }
 			END { print n }' "/proc/$pid/smaps")"
+	expect "$1: which is in huge pages" 1 \
+		"$(awk '/mirrorball-ram/ { here = 1 } /^ShmemPmdMapped:/ && here { n += $2; here = 0 }
+			END { print n > 4096 }' "/proc/$pid/smaps")"
 	for task in /proc/"$pid"/task/*; do
 		read -r comm <"$task/comm"
 		[ "${comm#vcpu}" != "$comm" ] || continue

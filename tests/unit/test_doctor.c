@@ -2,9 +2,11 @@
 #include "doctor.h"
 #include "run.h"
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -146,7 +148,21 @@ START_TEST(probes)
 {
 	doctor_probe_memory(report);
 	ck_assert_int_eq(find("memory.memfd")->mark, DOCTOR_OK);
-	ck_assert_int_ne(find("memory.thp_shmem")->mark, DOCTOR_MISSING);
+	ck_assert_int_eq(find("memory.thp_shmem")->mark == DOCTOR_OK,
+		!strcmp(find("memory.thp_shmem")->value, "given"));
+}
+END_TEST
+
+START_TEST(no_memory_for_a_guest)
+{
+	const struct rlimit small = {1 << 20, 1 << 20};
+
+	signal(SIGXFSZ, SIG_IGN);
+	ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0);
+	doctor_probe_memory(report);
+	ck_assert_int_eq(find("memory.memfd")->mark, DOCTOR_MISSING);
+	ck_assert_msg(strstr(find("memory.memfd")->fix, "ulimit -f") != NULL, "the limit");
+	ck_assert(!doctor_can_run(report));
 }
 END_TEST
 
@@ -175,6 +191,7 @@ int main(void)
 	tcase_add_test(tc, odd_host);
 	tcase_add_test(tc, paging);
 	tcase_add_test(tc, probes);
+	tcase_add_test(tc, no_memory_for_a_guest);
 	tcase_add_test(tc, marks);
 	suite_add_tcase(suite, tc);
 	return run_suite(suite);

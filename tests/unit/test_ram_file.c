@@ -12,6 +12,7 @@
 #include <sched.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -93,12 +94,21 @@ static void check_huge(int fd)
 	ck_assert_uint_eq(allocated(fd), 2 * MB_RAM_ALIGN);
 }
 
+static bool may_mount(void)
+{
+	int fd = fsopen("tmpfs", FSOPEN_CLOEXEC);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
 START_TEST(of_root)
 {
 	int fd;
 
-	if (geteuid() || !huge_pages_possible()) {
-		skip("not root, or no huge pages for shared memory");
+	if (!may_mount() || !huge_pages_possible()) {
+		skip("may not mount, or no huge pages for shared memory");
 		return;
 	}
 	fd = check_file();
@@ -119,7 +129,10 @@ static bool may_make_user_namespace(void)
 	return WIFEXITED(status) && !WEXITSTATUS(status);
 }
 
-/* Without a privilege: the file is made in a user namespace. */
+/*
+ * Without a privilege: the file is made in a user namespace. Also by a program that may not be dumped, as
+ * one with capabilities of its file.
+ */
 START_TEST(of_user)
 {
 	int fd;
@@ -127,9 +140,8 @@ START_TEST(of_user)
 	if (!geteuid()) {
 		ck_assert_int_eq(setresgid(NOBODY, NOBODY, NOBODY), 0);
 		ck_assert_int_eq(setresuid(NOBODY, NOBODY, NOBODY), 0);
-		/* As a program that was started by this user; /proc/self is root's otherwise. */
-		ck_assert_int_eq(prctl(PR_SET_DUMPABLE, 1), 0);
 	}
+	ck_assert_int_eq(prctl(PR_SET_DUMPABLE, _i), 0);
 	if (!may_make_user_namespace() || !huge_pages_possible()) {
 		skip("no user namespaces, or no huge pages for shared memory");
 		return;
@@ -142,13 +154,13 @@ START_TEST(of_user)
 }
 END_TEST
 
-/* From here on system call `nr` fails with EPERM, as in many a container. */
-static void forbid(unsigned nr)
+/* From here on system call `nr` fails with EPERM, as in many a container, or ends the process. */
+static void forbid(unsigned nr, unsigned action)
 {
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, action),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
 	struct sock_fprog program = {.len = sizeof(code) / sizeof(code[0]), .filter = code};
@@ -162,7 +174,15 @@ static const unsigned steps[] = {SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_unli
 /* Where a tmpfs cannot be had, whatever step fails, a memfd does as well but for its pages' size. */
 START_TEST(of_container)
 {
-	forbid(steps[_i]);
+	forbid(steps[_i], SECCOMP_RET_ERRNO | EPERM);
+	close(check_file());
+}
+END_TEST
+
+/* A sandbox that kills costs the huge pages, not the monitor. */
+START_TEST(of_sandbox)
+{
+	forbid(SYS_fsopen, SECCOMP_RET_KILL_PROCESS);
 	close(check_file());
 }
 END_TEST
@@ -173,8 +193,9 @@ int main(void)
 	TCase *tc = tcase_create("ram_file");
 
 	tcase_add_test(tc, of_root);
-	tcase_add_test(tc, of_user);
+	tcase_add_loop_test(tc, of_user, 0, 2);
 	tcase_add_loop_test(tc, of_container, 0, sizeof(steps) / sizeof(steps[0]));
+	tcase_add_test(tc, of_sandbox);
 	suite_add_tcase(suite, tc);
 	return run_suite(suite);
 }

@@ -13,7 +13,7 @@
  * allowed. shmem_enabled=deny forbids huge pages in both.
  */
 
-/* All zero, close-on-exec; the caller closes it. The file, or -errno. May fork a short-lived child. */
+/* All zero, close-on-exec; the caller closes it. The file, or -errno. Forks a short-lived child. */
 int mb_ram_file_open(uint64_t bytes);
 
 /* A mapping of such a file, whole and aligned to a huge page: a reservation is around it. */
