@@ -88,6 +88,32 @@ look() {
 	fi
 }
 
+# Starts a machine, sends it signals half a second apart, and looks at its end. $1 status, $2 pattern, $3 signals, rest:
+# arguments. limit_s: within which it must be there, 10.
+signalled() {
+	local want=$1 pattern=$2 signals=$3 pid got=0 signal i
+	shift 3
+	n_checks=$((n_checks + 1))
+	"$MIRRORBALL" run --memory 32M "$@" </dev/null >.out 2>&1 &
+	pid=$!
+	sleep "${wait_s:-1}"
+	for signal in $signals; do
+		kill -s "$signal" "$pid" 2>/dev/null || true
+		sleep 0.5
+	done
+	for ((i = 0; i < ${limit_s:-10} * 10; i++)); do
+		kill -0 "$pid" 2>/dev/null || break
+		sleep 0.1
+	done
+	if kill -0 "$pid" 2>/dev/null; then
+		bad "$signals, $*: still running"
+		kill -KILL "$pid"
+	fi
+	wait "$pid" || got=$?
+	out=$(cat .out)
+	look "$want" "$pattern" "$got" "$signals to $*"
+}
+
 finish() {
 	echo "$n_checks checks, $n_bad failed"
 	[ "$n_bad" -eq 0 ] && [ "$n_checks" -gt 0 ]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* vCPUs on the real KVM: tiny guests in real mode, the pause barrier, every way to stop, reset. */
-#include <check.h>
+#include "run.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/ram.h>
@@ -330,8 +331,6 @@ int main(void)
 {
 	Suite *s = suite_create("vcpu");
 	TCase *tc = tcase_create("vcpu");
-	SRunner *sr = srunner_create(s);
-	int failed;
 
 	if (access("/dev/kvm", R_OK | W_OK)) {
 		fprintf(stderr, "skipped: /dev/kvm: %s\n", strerror(errno));
@@ -350,8 +349,5 @@ int main(void)
 	tcase_add_test(tc, test_too_many);
 	tcase_set_timeout(tc, 120);
 	suite_add_tcase(s, tc);
-	srunner_run_all(sr, CK_NORMAL);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? 1 : 0;
+	return run_suite(s);
 }
