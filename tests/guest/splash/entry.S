@@ -6,8 +6,7 @@
  * steps of an exception. No loops, and nothing that can be done in ring 3 instead, because a KVM
  * without hardware virtualisation emulates ring 0 instruction by instruction.
  *
- * A PVH entry point, with an INIT/SIPI start of the other vCPUs, would fill in struct
- * mb_splash_info, build the page tables and come here in the same state.
+ * pvh.S comes here in the same state where the monitor is another one.
  */
 	.code64
 	.section .entry, "ax"

@@ -140,6 +140,9 @@ void fail(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 void usage_error(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 void end(unsigned status) __attribute__((noreturn));
 
+/* ---- pvh.c ---- */
+extern bool pvh_started; /* by another monitor, whose firmware may have used memory */
+
 /* ---- rsm.c ---- */
 void rsm(void) __attribute__((noreturn));
 

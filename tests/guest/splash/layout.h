@@ -6,6 +6,7 @@
  * Where things are, for C and for assembly. Guest-physical memory:
  *
  *   0x5000     struct mb_splash_info (the monitor writes it)
+ *   0x8000     where other processors start (pvh.S), if the monitor is not Mirrorball
  *   0x9000     page tables of the monitor, 4 GiB
  *   0x100000   the image: code, constants, data, bss
  *   cpus       a block of 32 KiB for each vCPU, aligned to its size
@@ -21,6 +22,9 @@
  *   0x4000     top of the ring 3 stack on which an exception is reported
  *   0x8000     top of the ring 3 stack of the program
  */
+#define SPLASH_INFO    0x5000 /* MB_SPLASH_INFO */
+#define TRAMPOLINE     0x8000
+
 #define CPU_SHIFT      15
 #define CPU_BYTES      0x8000
 #define CPU_GDT	       0x2080

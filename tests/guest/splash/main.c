@@ -21,6 +21,7 @@ struct gate idt[N_VECTORS] __attribute__((aligned(16)));
 _Static_assert(sizeof(struct cpu) <= 0x700, "no room for the ring 0 stack");
 _Static_assert(TSS_BYTES + IOMAP_BYTES < CPU_GDT, "the I/O bitmap ends before the GDT");
 _Static_assert(offsetof(struct mb_splash_info, low_ram_bytes) == INFO_LOW_RAM, "entry.S reads it");
+_Static_assert(SPLASH_INFO == MB_SPLASH_INFO, "pvh.S has it");
 
 #define GATE_INTERRUPT 0x8e
 #define GUESSED_KHZ    2000000u

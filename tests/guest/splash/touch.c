@@ -3,7 +3,7 @@
 
 /*
  * First touch: each vCPU writes one word of every page of its part, and then looks at its
- * neighbour's part. Memory that nobody wrote must read as zero.
+ * neighbour's part. Memory that nobody wrote must read as zero, where no firmware ran before us.
  */
 #define STAMP_WORD 1u
 #define ZERO_WORD  511u
@@ -41,7 +41,7 @@ static void run(struct cpu *self)
 		if (page[STAMP_WORD] != mix(p + 1))
 			fail("page at GPA 0x%lx: read 0x%lx where 0x%lx was written",
 				memory_gpa(page), page[STAMP_WORD], mix(p + 1));
-		if (page[0] || page[ZERO_WORD])
+		if (!pvh_started && (page[0] || page[ZERO_WORD]))
 			fail("page at GPA 0x%lx is not zero where nobody wrote", memory_gpa(page));
 	}
 }
