@@ -13,7 +13,7 @@ mapfile -t programs < <("$MIRRORBALL" run splash --list | sed -n 's/^\([a-z]\+\)
 
 for program in "${programs[@]}"; do
 	arg=(ms=30)
-	[ "$program" != touch ] || arg=(size=8M)
+	case $program in touch | walk) arg=(size=8M) ;; esac
 	for cpus in 1 2 4; do
 		for ((view = 1; view <= views; view++)); do
 			expect 0 . "$MIRRORBALL" run --quiet --cpus "$cpus" --memory 128M --views "$view" \
