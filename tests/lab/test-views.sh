@@ -38,7 +38,7 @@ look() {
 			END { print n }' "/proc/$pid/smaps")"
 	expect "$1: which is in huge pages" 1 \
 		"$(awk '/mirrorball-ram/ { here = 1 } /^ShmemPmdMapped:/ && here { n += $2; here = 0 }
-			END { print n > 4096 }' "/proc/$pid/smaps")"
+			END { print (n > 4096) }' "/proc/$pid/smaps")"
 	for task in /proc/"$pid"/task/*; do
 		read -r comm <"$task/comm"
 		[ "${comm#vcpu}" != "$comm" ] || continue
