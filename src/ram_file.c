@@ -5,6 +5,7 @@
 #include <mirrorball/ram_file.h>
 #include <mirrorball/range.h>
 #include <sched.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,7 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define NAME "mirrorball-ram" /* seen in /proc/PID/maps */
+#define NAME	    "mirrorball-ram" /* seen in /proc/PID/maps */
+#define STACK_BYTES 16384u
 
 /* Makes fd a file in a new tmpfs; it stays what it was if that is not allowed. */
 static int replace_by_tmpfs(int fd)
@@ -78,25 +80,44 @@ static int enter_user_namespace(const struct own_ids *ids)
 	return rc;
 }
 
+static int child_mounts(void *fd)
+{
+	return replace_by_tmpfs(*(int *)fd) != 0;
+}
+
+/* No signal tells of its end. */
+static bool succeeded(pid_t child)
+{
+	int status = -1;
+
+	while (child > 0 && waitpid(child, &status, __WCLONE) < 0 && errno == EINTR)
+		;
+	return status == 0;
+}
+
 /*
- * In a child: a process with threads cannot change its user namespace, and a system call that a
- * sandbox kills for (seccomp(2)) then ends nothing else. It has our table of descriptors, so that what it
+ * In a child: a system call that a sandbox kills for (seccomp(2)) ends nothing else there, and a process
+ * with threads cannot change its user namespace. It has our table of descriptors, so that what it
  * opens is ours, and does nothing but system calls: another thread may have held any lock when it
- * was made. No signal tells of its end.
+ * was made.
+ *
+ * The first child has our memory, too, and we wait: without a fork and the faults after it a start is
+ * 0.2 ms shorter. The second has its own, since to enter a user namespace changes whose /proc/self is.
  */
 static void replace_in_child(int fd)
 {
+	char stack[STACK_BYTES] __attribute__((aligned(16)));
 	struct own_ids ids;
 	long child;
 
+	if (succeeded(clone(child_mounts, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | CLONE_FILES, &fd)))
+		return;
 	snprintf(ids.uid_map, sizeof(ids.uid_map), "0 %u 1", geteuid());
 	snprintf(ids.gid_map, sizeof(ids.gid_map), "0 %u 1", getegid());
 	child = syscall(SYS_clone, CLONE_FILES, NULL, NULL, NULL, NULL);
 	if (child == 0)
-		_exit(replace_by_tmpfs(fd) && (enter_user_namespace(&ids) || replace_by_tmpfs(fd)));
-	if (child > 0)
-		while (waitpid((pid_t)child, NULL, __WCLONE) < 0 && errno == EINTR)
-			;
+		_exit(enter_user_namespace(&ids) || replace_by_tmpfs(fd));
+	succeeded((pid_t)child);
 }
 
 int mb_ram_file_open(uint64_t bytes)
