@@ -72,7 +72,7 @@ static inline int mb_vcpu_ioctl(const struct mb_vcpu *vcpu, unsigned long reques
 }
 
 /* kvm/vcpu_state.c; on the vCPU's thread or while paused. */
-/* A new vCPU's APIC: as firmware leaves it where ids are above 254 (SDM vol. 3, "x2APIC", APIC IDs and CPUID). */
+/* A new vCPU's APIC, as firmware leaves it where ids are above 254 (SDM vol. 3, "x2APIC"). */
 int mb_vcpu_start_in_x2apic(struct mb_vcpu *vcpu);
 int mb_vcpu_save_power_on(struct mb_vcpu *vcpu, struct vcpu_power_on *po);
 int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po);

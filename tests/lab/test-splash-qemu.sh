@@ -16,7 +16,7 @@ numactl -N 0 -m 1 timeout 120 qemu-system-x86_64 -accel kvm -cpu host -M "$machi
 exit $(($? >> 1))
 END
 chmod +x "$tmp/under.sh"
-under() { "$lab" --in "$build/tests/guest/splash/splash.elf" --in "$tmp/under.sh" "$@"; }
+under() { "$lab" --build "$build" --in "$build/tests/guest/splash/splash.elf" --in "$tmp/under.sh" "$@"; }
 
 under -- bash -c './under.sh pc 4 churn ms=2000; echo "status $?"; ./under.sh pc 2 nonsense; echo "status $?"
 	./under.sh microvm,acpi=on 2 radix keys=64K ms=100; echo "status $?"' >"$tmp/out"

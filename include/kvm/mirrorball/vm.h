@@ -17,7 +17,8 @@ struct mb_vm;
 
 struct mb_vm_config {
 	unsigned n_views; /* 1..host->n_views */
-	bool x2apic_ids;  /* APIC ids above 254 are in use: 32-bit ids in MSI routes, APICs start in x2APIC mode */
+	/* APIC ids above 254 are in use: 32-bit ids in MSI routes, APICs start in x2APIC mode. */
+	bool x2apic_ids;
 };
 
 /* host must outlive the VM. */
