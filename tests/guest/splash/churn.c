@@ -322,9 +322,8 @@ static void run(struct cpu *self)
 
 	memset(&c.page[first], 0, (end_page - first) * PAGE_BYTES);
 	memset(&c.seen[self->index * c.n_pages], 0, c.n_pages * 4);
-	barrier(self);
-	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 	measure_begin(self);
+	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 	do {
 		for (unsigned i = 0; i < BATCH; i++) {
 			uint64_t r = rnd(self);
@@ -353,7 +352,6 @@ static void run(struct cpu *self)
 	measure_end(self);
 	/* Everything once more, in quiet, each page by another vCPU than its last writer if there
 	 * are two. */
-	barrier(self);
 	for (uint64_t p = first; p < end_page; p++)
 		read_page(self, p);
 	for (unsigned b = 0; b < N_BOARDS; b++)

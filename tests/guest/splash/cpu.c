@@ -49,6 +49,22 @@ void barrier(struct cpu *self)
 		spin(&n);
 }
 
+void measure_begin(struct cpu *self)
+{
+	barrier(self);
+	if (!self->index)
+		TRUTH_MARK(1);
+	barrier(self);
+}
+
+void measure_end(struct cpu *self)
+{
+	barrier(self);
+	if (!self->index)
+		TRUTH_MARK(0);
+	barrier(self);
+}
+
 /* The machine is about to end. */
 void park(void)
 {

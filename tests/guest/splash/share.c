@@ -40,9 +40,8 @@ static void readshare_run(struct cpu *self)
 	for (uint64_t i = part(n_words, self->index, guest.n);
 		i < part(n_words, self->index + 1, guest.n); i++)
 		area[i] = mix(i ^ seed);
-	barrier(self);
-	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 	measure_begin(self);
+	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 	do {
 		for (unsigned i = 0; i < BATCH; i++) {
 			uint64_t index = scale(at, n_words);
@@ -78,9 +77,10 @@ static void writeshare_setup(void)
 
 static void writeshare_run(struct cpu *self)
 {
-	struct timer t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	struct timer t;
 
 	measure_begin(self);
+	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 	do {
 		for (unsigned i = 0; i < BATCH; i++)
 			__atomic_fetch_add(&area[rnd_below(self, n_words)], 1, __ATOMIC_RELAXED);
@@ -124,8 +124,8 @@ static void private_run(struct cpu *self)
 
 	for (uint64_t *p = begin; p < stop; p++)
 		*p = tag;
-	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 	measure_begin(self);
+	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
 	while (!over) {
 		uint64_t *p = begin;
 

@@ -25,14 +25,13 @@ static void run(struct cpu *self)
 	uint64_t end_page = part(n_pages, self->index + 1, guest.n);
 	struct timer t;
 
-	t = timer_start(0);
 	measure_begin(self);
+	t = timer_start(0);
 	for (uint64_t p = first; p < end_page; p++)
 		area[p * PAGE_WORDS + STAMP_WORD] = mix(p + 1);
 	self->ops = end_page - first;
 	self->cycles = timer_cycles(&t);
 	measure_end(self);
-	barrier(self);
 	first = part(n_pages, (self->index + 1) % guest.n, guest.n);
 	end_page = part(n_pages, (self->index + 1) % guest.n + 1, guest.n);
 	for (uint64_t p = first; p < end_page; p++) {
