@@ -8,7 +8,7 @@
  * this interface: what is used of it is declared below, for its version 4 (QEMU 9.2 to 10.x).
  *
  * Arguments, all needed: out=FILE, cpus=NODE:NODE:… (of each CPU), map=START-END-NODE:… (machine-physical
- * memory, hexadecimal), cache=BYTES, ways=N, host=on|off, pages=on|off.
+ * memory, hexadecimal), cache=BYTES (0: no model, no misses), ways=N, host=on|off, pages=on|off.
  */
 #include "mark.h"
 
@@ -86,7 +86,7 @@ struct cpu {
 static struct {
 	char *out;
 	unsigned n_cpus, n_nodes, n_ranges, n_ways;
-	uint64_t cache_bytes, n_sets, end;
+	uint64_t cache_bytes, n_sets, end; /* no sets: no model */
 	bool host, pages;
 	unsigned node_of[MAX_CPUS];
 	struct {
@@ -156,9 +156,10 @@ static void on_access(unsigned index, qemu_plugin_meminfo_t info, uint64_t vaddr
 	cpu = &truth.cpu[index];
 	store = qemu_plugin_mem_is_store(info);
 	last = address + (1ull << qemu_plugin_mem_size_shift(info)) - 1;
-	hit = touch_line(cpu, address >> LINE_SHIFT, store);
+	hit = !truth.n_sets || touch_line(cpu, address >> LINE_SHIFT, store);
 	/* Over the end of a page it goes on elsewhere, which is not told. */
-	if (last >> LINE_SHIFT != address >> LINE_SHIFT && last >> PAGE_SHIFT == address >> PAGE_SHIFT)
+	if (truth.n_sets && last >> LINE_SHIFT != address >> LINE_SHIFT &&
+		last >> PAGE_SHIFT == address >> PAGE_SHIFT)
 		hit &= touch_line(cpu, last >> LINE_SHIFT, store);
 	cpu->n[section][(uintptr_t)data][node][store ? STORES : LOADS]++;
 	if (!hit)
@@ -404,7 +405,7 @@ static bool take(char *argument)
 	if (!strcmp(argument, "map"))
 		return take_map(value);
 	if (!strcmp(argument, "cache"))
-		return (truth.cache_bytes = strtoull(value, NULL, 10)) != 0;
+		return (truth.cache_bytes = strtoull(value, NULL, 10)) != 0 || !strcmp(value, "0");
 	if (!strcmp(argument, "ways"))
 		return (truth.n_ways = (unsigned)strtoul(value, NULL, 10)) != 0;
 	if (!strcmp(argument, "host"))
@@ -423,9 +424,9 @@ static bool make(void)
 	truth.n_sets = truth.cache_bytes / line_bytes / truth.n_ways;
 	truth.cpu = reserve(truth.n_cpus * sizeof(*truth.cpu));
 	truth.version = reserve((truth.end >> LINE_SHIFT) * sizeof(*truth.version));
-	if (!truth.n_sets || !truth.cpu || !truth.version)
+	if (!truth.cpu || !truth.version || (truth.cache_bytes && !truth.n_sets))
 		return false;
-	for (unsigned i = 0; i < truth.n_cpus; i++) {
+	for (unsigned i = 0; truth.n_sets && i < truth.n_cpus; i++) {
 		truth.cpu[i].cache = reserve(truth.n_sets * truth.n_ways * sizeof(struct line));
 		if (!truth.cpu[i].cache)
 			return false;
