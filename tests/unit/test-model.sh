@@ -35,7 +35,7 @@ expect "all local" "2000 0.6000 1.0000 0.3333" "$(figures local.json disco)"
 section '[[0, 0], [1000000, 0]]' '[[0, 0], [0, 0]]' >remote.json
 expect "all remote" "1000000 141.6000 1.7374 1.0000" "$(figures remote.json xeon-2s)"
 expect "it says that it is a model" 1 "$("$model" half.json | grep -c '^Modelled from counted misses')"
-expect "all machines" 3 "$("$model" half.json | grep -c '^| half.json')"
+expect "all machines" 4 "$("$model" half.json | grep -c '^| half.json')"
 
 echo '[]' >bad.json
 for file in bad.json missing.json; do
