@@ -29,6 +29,7 @@ refused "missing file" "--in /missing: no such file" --in /missing -- true
 refused "same name twice" "--in /etc/passwd: .* taken" --in /etc/passwd --in /etc/passwd -- true
 refused "no such count" "argument --truth: nonsense: not cache=" --truth t.json,nonsense -- true
 refused "no such cache" "argument --truth: .* ways" --truth t.json,cache=1K,ways=3 -- true
+refused "truth to nowhere" "--truth /missing/t.json: No such file" --truth /missing/t.json -- true
 refused "no terminal" "--shell: .* must be a terminal" --shell </dev/null
 
 "$lab" -- no-such-command >"$tmp/out" 2>"$tmp/err"

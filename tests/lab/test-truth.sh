@@ -60,6 +60,14 @@ END
 python3 "$tmp/pages.py" "$tmp/model.json"
 expect "pages add up, and the host is counted" 0 $?
 
+# Without the model nothing is a miss.
+"$lab" --nodes 1 --cpus-per-node 1 --truth "$tmp/off.json,cache=off" --in "$tmp/walks.sh" -- ./walks.sh \
+	0 0 512K 20 >"$tmp/out"
+counted loads "$tmp/off.json" $((8192 * 20))
+expect "no misses" "0 0" "$(python3 -c 'import json, sys
+guest = json.load(open(sys.argv[1]))["sections"]["1"]["guest"]
+print(guest["load_misses"][0][0], guest["store_misses"][0][0])' "$tmp/off.json")"
+
 # A program of the host marks, too; and without a mark there is nothing, which is said.
 "$lab" --nodes 1 --cpus-per-node 1 --truth "$tmp/mark.json,host" -- \
 	sh -c 'truth-mark 3; true; truth-mark 0' 2>"$tmp/err"
