@@ -4,9 +4,9 @@
 # with the options in $lab_options, and ends with the lab's status. What stands after the line that
 # sources it runs inside, as root, in /tmp/work.
 #
-# The emulator loses a boot now and then (README.md): a stock guest that hangs or resets itself before
-# it is up is started once more, and finish says how many were. Where it loses the whole host, another
-# one goes on with what was not finished (in_lanes).
+# The emulator may lose a boot (README.md): a stock guest that hangs or resets itself before it is up is
+# started once more, with a report of where each CPU and vCPU was, and finish says how many were. Where it
+# loses the whole host, another one goes on with what was not finished (in_lanes).
 set -uo pipefail
 
 if [ -z "${LAB-}" ]; then
@@ -128,6 +128,7 @@ boot() {
 			echo "$name: up after $((SECONDS - begun)) s"
 			return 0
 		fi
+		[ -z "$pid" ] || where-cpus "$pid" | sed 's/^/  # /'
 		ended 0.1
 		echo "$name: attempt $attempt came to nothing after $((SECONDS - begun)) s, status $status"
 		show "$name"
