@@ -141,6 +141,12 @@ int mb_topology_read(struct mb_topology *topo, int sysfs_fd, struct mb_error *er
 	return 0;
 }
 
+void mb_topology_restrict(struct mb_topology *topo, const cpu_set_t *allowed)
+{
+	for (unsigned i = 0; i < topo->n_nodes; i++)
+		CPU_AND(&topo->node[i].cpus, &topo->node[i].cpus, allowed);
+}
+
 void mb_topology_group(const struct mb_topology *topo, unsigned n_views, cpu_set_t *view_cpus)
 {
 	unsigned order[MB_MAX_NODES], n = 0, cpus = 0, view = 0, taken = 0;

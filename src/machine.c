@@ -62,12 +62,9 @@ static bool cpus_of_views(const struct mb_machine *machine, cpu_set_t *view_cpus
 	sysfs_fd = open("/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	topo = malloc(sizeof(*topo));
 	if (sysfs_fd >= 0 && topo && !mb_topology_read(topo, sysfs_fd, NULL)) {
+		mb_topology_restrict(topo, &allowed);
 		mb_topology_group(topo, machine->n_views, view_cpus);
-		good = true;
-		for (unsigned k = 0; k < machine->n_views; k++) {
-			CPU_AND(&view_cpus[k], &view_cpus[k], &allowed);
-			good = good && CPU_COUNT(&view_cpus[k]);
-		}
+		good = CPU_COUNT(&view_cpus[0]);
 	}
 	free(topo);
 	if (sysfs_fd >= 0)

@@ -175,6 +175,42 @@ START_TEST(test_eight_nodes)
 }
 END_TEST
 
+/* Groups are of what a cpuset allows, also where it allows nothing of a node, or nothing at all. */
+START_TEST(test_cpuset)
+{
+	cpu_set_t group[2], allowed;
+
+	put("devices/system/node/online", "0-3\n");
+	put_node(0, "0-3\n", 1024, "10 12 32 32\n");
+	put_node(1, "4-7\n", 1024, "12 10 32 32\n");
+	put_node(2, "8-11\n", 1024, "32 32 10 12\n");
+	put_node(3, "12-15\n", 1024, "32 32 12 10\n");
+	ck_assert_int_eq(mb_topology_read(&topo, root_fd, NULL), 0);
+	CPU_ZERO(&allowed);
+	for (unsigned cpu = 2; cpu < 8; cpu++)
+		CPU_SET(cpu, &allowed);
+	CPU_SET(99, &allowed); /* of no node */
+	mb_topology_restrict(&topo, &allowed);
+	ck_assert_uint_eq(topo.n_nodes, 4);
+	mb_topology_group(&topo, 2, group);
+	ck_assert(CPU_EQUAL(&group[0], &topo.node[0].cpus));
+	ck_assert(CPU_EQUAL(&group[1], &topo.node[1].cpus));
+	ck_assert_int_eq(CPU_COUNT(&group[0]), 2);
+	ck_assert_int_eq(CPU_COUNT(&group[1]), 4);
+	/* One node left: both groups are it. */
+	CPU_CLR(2, &allowed);
+	CPU_CLR(3, &allowed);
+	mb_topology_restrict(&topo, &allowed);
+	mb_topology_group(&topo, 2, group);
+	ck_assert_int_eq(CPU_COUNT(&group[0]), 4);
+	ck_assert(CPU_EQUAL(&group[0], &group[1]));
+	CPU_ZERO(&allowed);
+	mb_topology_restrict(&topo, &allowed);
+	mb_topology_group(&topo, 2, group);
+	ck_assert_int_eq(CPU_COUNT(&group[0]) + CPU_COUNT(&group[1]), 0);
+}
+END_TEST
+
 START_TEST(test_odd_files)
 {
 	put("devices/system/node/online", "0-1,garbage\n");
@@ -209,6 +245,7 @@ int main(void)
 	tcase_add_test(tc, test_groups_near_nodes);
 	tcase_add_test(tc, test_more_views_than_nodes);
 	tcase_add_test(tc, test_eight_nodes);
+	tcase_add_test(tc, test_cpuset);
 	tcase_add_test(tc, test_odd_files);
 	tcase_add_test(tc, test_unreadable);
 	suite_add_tcase(s, tc);

@@ -31,6 +31,9 @@ struct mb_topology {
  */
 int mb_topology_read(struct mb_topology *topo, int sysfs_fd, struct mb_error *err);
 
+/* Takes away the CPUs that are not in `allowed` (a cpuset's, sched_getaffinity(2)); every node stays. */
+void mb_topology_restrict(struct mb_topology *topo, const cpu_set_t *allowed);
+
 /*
  * Divides the nodes that have CPUs into n_views groups of nearby nodes with about as many CPUs each;
  * view_cpus[k] receives the CPUs of group k. With fewer such nodes than views, the last group is
