@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <linux/userfaultfd.h>
+#include <mirrorball/pagemap.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/ram_file.h>
 #include <stdlib.h>
@@ -15,8 +16,7 @@
 #include <unistd.h>
 
 /*
- * Debian 12's headers are Linux 6.1's; these numbers are ABI (uapi/linux/userfaultfd.h,
- * uapi/linux/fs.h).
+ * Debian 12's headers are Linux 6.1's; these numbers are ABI (uapi/linux/userfaultfd.h).
  */
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
@@ -30,17 +30,6 @@
 #ifndef UFFD_FEATURE_WP_ASYNC
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
 #endif
-
-struct scan_arg { /* struct pm_scan_arg */
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define SCAN_IOCTL   _IOWR('f', 16, struct scan_arg)
-#define PAGE_PRESENT (1u << 3)
-
-struct scan_region { /* struct page_region */
-	uint64_t start, end, categories;
-};
 
 /* The features that a userfaultfd offers, or -errno. Closes fd. */
 static int read_features(int fd, uint64_t *features)
@@ -119,32 +108,13 @@ static void probe_features(struct doctor_report *report)
 
 static int try_pagemap_scan(void)
 {
-	size_t page = (size_t)sysconf(_SC_PAGESIZE);
-	struct scan_region region = {0};
-	struct scan_arg arg = {.size = sizeof(arg),
-		.vec_len = 1,
-		.category_mask = PAGE_PRESENT,
-		.return_mask = PAGE_PRESENT};
-	int fd, n, rc;
-	char *p;
+	struct mb_pagemap *pm;
+	int rc = mb_pagemap_open(MB_PAGEMAP_SCAN, &pm, NULL);
 
-	p = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p == MAP_FAILED)
-		return -errno;
-	*p = 1;
-	fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	if (fd < 0) {
-		rc = -errno;
-		goto err_map;
+	if (!rc) {
+		rc = mb_pagemap_features(pm) & MB_PAGEMAP_SCAN ? 0 : -ENOTTY;
+		mb_pagemap_close(pm);
 	}
-	arg.start = (uintptr_t)p;
-	arg.end = arg.start + page;
-	arg.vec = (uintptr_t)&region;
-	n = ioctl(fd, SCAN_IOCTL, &arg);
-	rc = n < 0 ? -errno : n == 1 && region.start == arg.start ? 0 : -EPROTO;
-	close(fd);
-err_map:
-	munmap(p, page);
 	return rc;
 }
 
