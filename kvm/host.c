@@ -59,6 +59,10 @@ const struct mb_cap_info mb_cap_infos[MB_N_CAPS] = {
 	[MB_CAP_XSAVE2] = {"KVM_CAP_XSAVE2", KVM_CAP_XSAVE2, "5.17",
 		MB_CAP_WANTED, "reset of vCPUs with large register state (AMX)",
 		"large registers keep their content over a guest reboot; use kernel 5.17 or later"},
+	[MB_CAP_X86_MSR_FILTER] = {"KVM_CAP_X86_MSR_FILTER", KVM_CAP_X86_MSR_FILTER, "5.10",
+		MB_CAP_WANTED, "seeing that a guest takes a vCPU offline",
+		"a vCPU of the second view that its guest takes offline does not come back; use kernel 5.10"
+		" or later"},
 };
 /* clang-format on */
 

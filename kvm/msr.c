@@ -15,7 +15,7 @@
 #define MTRR_ENABLE	      (1ull << 11)
 #define MTRR_TYPE_WRITE_BACK  6ull
 
-static int set_one(const struct mb_host *host, int vcpu_fd, uint32_t index, uint64_t value)
+int mb_msr_set(const struct mb_host *host, int vcpu_fd, uint32_t index, uint64_t value)
 {
 	struct kvm_msr_entry entry = {.index = index, .data = value};
 	_Alignas(struct kvm_msrs) char batch[sizeof(struct kvm_msrs) + sizeof(entry)] = {0};
@@ -32,11 +32,11 @@ static int set_one(const struct mb_host *host, int vcpu_fd, uint32_t index, uint
 
 int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd)
 {
-	int rc = set_one(host, vcpu_fd, MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_TYPE_WRITE_BACK);
+	int rc = mb_msr_set(host, vcpu_fd, MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_TYPE_WRITE_BACK);
 
 	/* Not there on AMD, and not needed there. */
 	if (!rc)
-		set_one(host, vcpu_fd, MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STR);
+		mb_msr_set(host, vcpu_fd, MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STR);
 	return rc;
 }
 
@@ -45,7 +45,7 @@ int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd)
 
 void mb_msrs_hide_smram(const struct mb_host *host, int vcpu_fd)
 {
-	set_one(host, vcpu_fd, MSR_IA32_SMBASE, SMBASE_NOWHERE);
+	mb_msr_set(host, vcpu_fd, MSR_IA32_SMBASE, SMBASE_NOWHERE);
 }
 
 static int get_list(const struct mb_host *host, struct kvm_msr_list **out)

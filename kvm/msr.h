@@ -11,6 +11,12 @@ struct mb_msrs {
 	struct kvm_msr_entry *entry;
 };
 
+/* Where a guest says where its clock is, with bit 0 set, or that it gives it up (msr.rst). */
+#define MB_MSR_KVM_SYSTEM_TIME_NEW 0x4b564d01u
+
+/* As the host may: also what a guest may not write. -EINVAL where KVM does not take it. */
+int mb_msr_set(const struct mb_host *host, int vcpu_fd, uint32_t index, uint64_t value);
+
 /* Values after power-on that firmware would have set: memory type write-back, fast strings. */
 int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd);
 

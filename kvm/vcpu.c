@@ -11,10 +11,8 @@
 
 #include "vcpu_internal.h"
 
-#define STACK_BYTES	 (256u << 10)
-#define KICK_SIGNAL	 SIGRTMIN
-#define SIPI_WAIT_MIN_NS 10000
-#define SIPI_WAIT_MAX_NS 1000000
+#define STACK_BYTES (256u << 10)
+#define KICK_SIGNAL SIGRTMIN
 
 static uint64_t now_ns(void)
 {
@@ -86,31 +84,6 @@ static int set_up(struct mb_vcpu *vcpu, const char **step)
 
 /* ---- the thread ---- */
 
-/*
- * INIT ends KVM_RUN (EAGAIN), the SIPI after it does not: from INIT_RECEIVED a vCPU would go straight
- * into the guest, in view 0. So it waits out here for the SIPI, which KVM_GET_MP_STATE takes when it
- * is pending. 0 where KVM_RUN may come next, -EINTR on a request.
- */
-static int enter_view_after_sipi(struct mb_vcpu *vcpu)
-{
-	struct timespec wait = {.tv_nsec = SIPI_WAIT_MIN_NS};
-	struct kvm_mp_state mp;
-
-	for (;;) {
-		int rc = mb_vcpu_ioctl(vcpu, KVM_GET_MP_STATE, &mp);
-
-		if (rc || mp.mp_state == KVM_MP_STATE_UNINITIALIZED)
-			return rc;
-		if (mp.mp_state == KVM_MP_STATE_RUNNABLE)
-			return mb_vcpu_enter_view(vcpu);
-		if (__atomic_load_n(&vcpu->set->request, __ATOMIC_ACQUIRE))
-			return -EINTR;
-		nanosleep(&wait, NULL);
-		if (wait.tv_nsec < SIPI_WAIT_MAX_NS)
-			wait.tv_nsec *= 2;
-	}
-}
-
 static void run_until_request(struct mb_vcpu *vcpu)
 {
 	struct mb_vcpus *set = vcpu->set;
@@ -118,8 +91,8 @@ static void run_until_request(struct mb_vcpu *vcpu)
 	for (;;) {
 		int rc = 0;
 
-		if (vcpu->current_view != vcpu->view)
-			rc = enter_view_after_sipi(vcpu);
+		if (mb_vcpu_is_astray(vcpu))
+			rc = mb_vcpu_find_view(vcpu);
 		if (!rc)
 			rc = mb_vcpu_ioctl(vcpu, KVM_RUN, NULL);
 		if (rc == -EINTR) {

@@ -47,8 +47,23 @@ static bool on_nothing(struct mb_vcpu *vcpu)
 	return true;
 }
 
+static bool on_wrmsr(struct mb_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+
+	if (run->msr.index != MB_MSR_KVM_SYSTEM_TIME_NEW)
+		return stop_with(vcpu, MB_VCPU_FAILED, "a write to MSR %#x, which was not asked for",
+			run->msr.index);
+	run->msr.error =
+		mb_msr_set(mb_vm_host(vcpu->set->vm), vcpu->fd, run->msr.index, run->msr.data) != 0;
+	mb_vcpu_clock_written(vcpu, run->msr.data);
+	return true;
+}
+
 static bool on_shutdown(struct mb_vcpu *vcpu)
 {
+	if (mb_vcpu_forgive_rsm(vcpu))
+		return true;
 	return stop_with(vcpu, MB_VCPU_TRIPLE_FAULT, "triple fault");
 }
 
@@ -122,7 +137,7 @@ static const struct {
 	[KVM_EXIT_IOAPIC_EOI] = {"KVM_EXIT_IOAPIC_EOI", on_ioapic_eoi},
 	[KVM_EXIT_HYPERV] = {"KVM_EXIT_HYPERV", NULL},
 	[KVM_EXIT_X86_RDMSR] = {"KVM_EXIT_X86_RDMSR", NULL},
-	[KVM_EXIT_X86_WRMSR] = {"KVM_EXIT_X86_WRMSR", NULL},
+	[KVM_EXIT_X86_WRMSR] = {"KVM_EXIT_X86_WRMSR", on_wrmsr},
 	[KVM_EXIT_DIRTY_RING_FULL] = {"KVM_EXIT_DIRTY_RING_FULL", NULL},
 	[KVM_EXIT_X86_BUS_LOCK] = {"KVM_EXIT_X86_BUS_LOCK", on_nothing},
 	[KVM_EXIT_XEN] = {"KVM_EXIT_XEN", NULL},

@@ -29,6 +29,8 @@ struct mb_vcpu {
 	bool has_thread;
 	uint8_t view;	      /* assigned */
 	uint8_t current_view; /* atomic; written by the thread, or while paused */
+	bool away;	      /* the guest is taking it offline: in view 0 for now. Likewise */
+	bool exit_pending;    /* its last exit ends with the next KVM_RUN. Likewise */
 	uint64_t n_exits;     /* atomic; written by the thread */
 	char said[256];	      /* what KVM said when the vCPU stopped by itself; the thread's */
 
@@ -77,8 +79,23 @@ int mb_vcpu_start_in_x2apic(struct mb_vcpu *vcpu);
 int mb_vcpu_save_power_on(struct mb_vcpu *vcpu, struct vcpu_power_on *po);
 int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po);
 void mb_vcpu_power_on_finish(struct vcpu_power_on *po);
+
+/* kvm/vcpu_view.c; on the vCPU's thread or while paused. */
 /* The vCPU translates through the memslots of its own view from now on. */
 int mb_vcpu_enter_view(struct mb_vcpu *vcpu);
+/* It is in view 0, as after power-on. */
+void mb_vcpu_view_reset(struct mb_vcpu *vcpu);
+/* Whether it is not in the view where it should be. */
+bool mb_vcpu_is_astray(const struct mb_vcpu *vcpu);
+/* On its thread: gets it there. 0 where KVM_RUN may come next, -EINTR on a request. */
+int mb_vcpu_find_view(struct mb_vcpu *vcpu);
+/* The guest has written where its clock is, or 0: on its way out, or in. */
+void mb_vcpu_clock_written(struct mb_vcpu *vcpu, uint64_t value);
+/*
+ * What KVM calls a triple fault may be a process of the guest that executed RSM, which only a vCPU in a second
+ * view may. True: it has an invalid opcode now, as on a processor, and goes on.
+ */
+bool mb_vcpu_forgive_rsm(struct mb_vcpu *vcpu);
 
 /* kvm/vcpu_exit.c; on the vCPU's thread. False: the vCPU stopped by itself. */
 bool mb_vcpu_handle_exit(struct mb_vcpu *vcpu);

@@ -117,34 +117,7 @@ int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po)
 	if (!rc)
 		rc = mb_vcpu_ioctl(vcpu, KVM_SET_MP_STATE, &mp_state);
 	if (!rc)
-		__atomic_store_n(&vcpu->current_view, 0, __ATOMIC_RELAXED);
-	return rc;
-}
-
-int mb_vcpu_enter_view(struct mb_vcpu *vcpu)
-{
-	struct kvm_vcpu_events events;
-	int rc;
-
-	if (!vcpu->view)
-		return 0;
-	/*
-	 * A vCPU in System Management Mode translates through address space 1 (design, section 2). The
-	 * rest of the events goes back as it came, but for what must not be restored twice.
-	 *
-	 * In that mode KVM lets RSM through from any ring, and restores every register from guest memory.
-	 * No process of a guest shall choose what: there is nothing to restore, and the guest gets a triple
-	 * fault or an invalid opcode instead.
-	 */
-	mb_msrs_hide_smram(mb_vm_host(vcpu->set->vm), vcpu->fd);
-	rc = mb_vcpu_ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events);
-	if (rc)
-		return rc;
-	events.flags |= KVM_VCPUEVENT_VALID_SMM;
-	events.smi.smm = 1;
-	rc = mb_vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events);
-	if (!rc)
-		__atomic_store_n(&vcpu->current_view, vcpu->view, __ATOMIC_RELAXED);
+		mb_vcpu_view_reset(vcpu);
 	return rc;
 }
 

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "msr.h"
+
 #define N_GSIS 4096u /* KVM_MAX_IRQ_ROUTES */
 
 /* Three pages for Intel's real-mode TSS and one for its identity map: above all RAM below 4 GiB. */
@@ -49,6 +51,26 @@ static int enable_cap(struct mb_vm *vm, uint32_t cap, uint64_t arg0)
 	struct kvm_enable_cap enable = {.cap = cap, .args = {arg0}};
 
 	return vm_ioctl(vm, KVM_ENABLE_CAP, &enable);
+}
+
+/*
+ * A guest's write to this MSR leaves the kernel: it tells that a vCPU is about to go offline, or is back
+ * (kvm/vcpu_view.c). Without a second view nobody needs to know.
+ */
+static int watch_clocks(struct mb_vm *vm)
+{
+	uint64_t none = 0; /* a bit for each MSR of the range that is allowed */
+	struct kvm_msr_filter filter = {
+		.flags = KVM_MSR_FILTER_DEFAULT_ALLOW,
+		.ranges = {{.flags = KVM_MSR_FILTER_WRITE, .nmsrs = 1, .base = MB_MSR_KVM_SYSTEM_TIME_NEW,
+			.bitmap = (uint8_t *)&none}},
+	};
+	int rc;
+
+	if (vm->n_views == 1 || !vm->host->cap[MB_CAP_X86_MSR_FILTER])
+		return 0;
+	rc = enable_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER);
+	return rc ? rc : vm_ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter);
 }
 
 int mb_vm_create(const struct mb_host *host, const struct mb_vm_config *config, struct mb_vm **out,
@@ -100,6 +122,11 @@ int mb_vm_create(const struct mb_host *host, const struct mb_vm_config *config, 
 			rc = mb_error_set(err, -rc, "KVM: no 32-bit APIC ids: %s", strerror(-rc));
 			goto err_fd;
 		}
+	}
+	rc = watch_clocks(vm);
+	if (rc) {
+		rc = mb_error_set(err, -rc, "KVM: cannot watch an MSR: %s", strerror(-rc));
+		goto err_fd;
 	}
 	*out = vm;
 	return 0;

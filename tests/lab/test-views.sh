@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Stock kernels with half of their vCPUs in view 1: the same boots, a reboot, a vCPU that goes and
-# comes back, traffic through a tap, and verified load on all of them.
+# Stock kernels with half of their vCPUs in view 1: the same boots, a reboot, a kexec, vCPUs that go and
+# come back, traffic through a tap, verified load on all of them; and where the page tables of views are.
 . "$(dirname "$0")/guests.sh"
 
 # A vCPU is in view 1 while KVM has it in System Management Mode, and KVM tells when that changes.
@@ -149,11 +149,18 @@ reboots() {
 		check "32 MiB of traffic" same "$(sha256sum <down.bin)" \
 			"\$(socat -u TCP:10.0.0.1:5002 STDOUT | sha256sum)"
 		echo "UP \$(sha256sum </tmp/up)"
-		online=/sys/devices/system/cpu/cpu1/online
-		check "vCPU 1, of view 0, leaves" bash -c "echo 0 >\$online"
-		sleep 1
-		check "and comes back" bash -c "echo 1 >\$online"
+		for cpu in 1 3; do
+			online=/sys/devices/system/cpu/cpu\$cpu/online
+			check "vCPU \$cpu, of view \$((cpu / 2)), leaves" bash -c "echo 0 >\$online"
+			echo "GONE \$cpu"
+			sleep 5
+			check "vCPU \$cpu comes back" bash -c "echo 1 >\$online"
+			# And at once
+			check "vCPU \$cpu leaves and comes back" bash -c "echo 0 >\$online; echo 1 >\$online"
+		done
 		check "all vCPUs are back" same 4 "\$(nproc)"
+		echo BACK
+		load 10
 	END
 	expect "reboots: what the guest sent" "$(tr -d '\r' <reboots.out | sed -n 's/^UP //p')" \
 		"$(sha256sum <up.bin)"
@@ -161,9 +168,113 @@ reboots() {
 
 after_reboot() {
 	look "$1, first boot"
-	if await "$1.out" '^AGAIN' "$boot_seconds"; then look "$1, second boot"; fi
+	if ! await "$1.out" '^AGAIN' "$boot_seconds"; then return; fi
+	look "$1, second boot"
+	if await "$1.out" '^GONE 3' "$run_seconds"; then
+		expect "$1: the vCPU that left is in view 0" "2 " "$(in_view_1 "$pid")"
+	fi
+	if await "$1.out" '^BACK' "$run_seconds"; then look "$1, vCPUs back"; fi
 }
 
-in_lanes reboots "boots cloud-6.1 4" \
+# padded FILE: a copy that can be a disk
+padded() {
+	cp "$1" "$work/disk.${1##*/}" && truncate -s %512 "$work/disk.${1##*/}" && echo "$work/disk.${1##*/}"
+}
+
+# Another kernel takes over without a reset: INIT and SIPI to vCPUs that have been in view 1.
+kexecs() {
+	local cpus=4 kernel=/lab/guest/vmlinuz-cloud-6.1 initrd=/lab/guest/initrd-cloud-6.1
+	when_up=after_kexec guest kexecs cloud-6.1 --views 2 --cpus 4 --disk "/lab/guest/root$lane.img" \
+		--disk "$(padded $kernel),ro" --disk "$(padded $initrd),ro" <<-END
+		head -c $(stat -c %s $kernel) /dev/vdb >/run/vmlinuz
+		head -c $(stat -c %s $initrd) /dev/vdc >/run/initrd
+		{
+			echo 'failed=0'
+			declare -f check same quiet_kernel
+			cat <<'SECOND'
+		$load
+		echo SECOND
+		check "all vCPUs are there" same 4 "\$(nproc)"
+		sleep 5
+		load 20
+		quiet_kernel
+		exit \$failed
+		SECOND
+		} >/root/second.sh
+		sync
+		check "loads the next kernel" python3 -c '
+		import ctypes
+		files = [open("/run/" + name) for name in ("vmlinuz", "initrd")]
+		line = b"console=ttyS0 quiet loglevel=1 labtest=/root/second.sh"
+		assert ctypes.CDLL(None).syscall(320, *(f.fileno() for f in files), len(line) + 1, line, 0) == 0'
+		[ "\$failed" = 1 ] || { systemctl --no-block kexec; sleep 1000; }
+	END
+}
+
+after_kexec() {
+	look "$1, first kernel"
+	if await "$1.out" '^SECOND' "$boot_seconds"; then look "$1, second kernel"; fi
+}
+
+# tables VIEWS: the most KiB of second-level page tables that a guest of 4 KiB pages had on each node
+tables() {
+	local before now most=(0 0) node pid
+	mapfile -t before < <(table_kib)
+	mirrorball run --name tables --quiet --views "$1" --cpus 4 --memory 512M splash \
+		readshare size=256M ms=20000 </dev/null >tables.out 2>&1 &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		mapfile -t now < <(table_kib)
+		for node in 0 1; do
+			[ $((now[node] - before[node])) -le "${most[node]}" ] || most[node]=$((now[node] - before[node]))
+		done
+		sleep 1
+	done
+	echo "${most[@]}"
+}
+table_kib() { sed -n 's/.*SecPageTables: *\([0-9]*\).*/\1/p' /sys/devices/system/node/node*/meminfo; }
+
+# A view's tables are on the node of its vCPUs: 512 KiB for 256 MiB each. With one view all vCPUs walk the same.
+page_tables() {
+	local setting=/sys/kernel/mm/transparent_hugepage/shmem_enabled before one two
+	before=$(sed 's/.*\[\(.*\)\].*/\1/' "$setting")
+	echo deny >"$setting"
+	one=$(tables 1)
+	two=$(tables 2)
+	echo "$before" >"$setting"
+	echo "KiB of page tables on nodes 0 and 1: one view: $one; two: $two"
+	read -r a b <<<"$two"
+	expect "page tables of view 0 on its node" 1 $((a >= 450 && a < 900))
+	expect "page tables of view 1 on its node" 1 $((b >= 450 && b < 900))
+	read -r a b <<<"$one"
+	expect "page tables of one view" 1 $((a + b >= 450 && a + b < 900))
+}
+
+# A machine stays within the CPUs and the nodes' memory that it was given.
+limited() {
+	local pid task comm
+	mkdir -p /sys/fs/cgroup/limited
+	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
+	cat /sys/devices/system/node/node1/cpulist >/sys/fs/cgroup/limited/cpuset.cpus
+	echo 1 >/sys/fs/cgroup/limited/cpuset.mems
+	# shellcheck disable=SC2016 # of the inner shell
+	sh -c 'echo $$ >/sys/fs/cgroup/limited/cgroup.procs
+		exec mirrorball run --name limited --quiet --views 2 --cpus 4 --memory 256M splash readshare size=64M ms=15000' \
+		</dev/null >limited.out 2>&1 &
+	pid=$!
+	sleep 10
+	for task in /proc/"$pid"/task/*; do
+		read -r comm <"$task/comm"
+		expect "limited: CPUs of $comm" 2-3 "$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "$task/status")"
+	done
+	expect "limited: memory on node 1 only" "N1" \
+		"$(grep mirrorball-ram "/proc/$pid/numa_maps" | grep -o 'N[0-9]*=' | tr -d = | sort -u | xargs)"
+	wait "$pid"
+	expect "limited: status" 0 $?
+}
+
+in_lanes page_tables
+in_lanes limited
+in_lanes reboots kexecs "boots cloud-6.1 4" \
 	"boots full-6.1 4" "boots cloud-6.12 4" "boots cloud-6.1 2" "boots cloud-6.12 1"
 finish

@@ -106,6 +106,18 @@ static int set_memslot(struct fake_vm *vm, const struct kvm_userspace_memory_reg
 	return 0;
 }
 
+/* One range of one MSR whose writes are denied is all that is understood. */
+static int set_msr_filter(struct fake_vm *vm, const struct kvm_msr_filter *filter)
+{
+	const struct kvm_msr_filter_range *range = &filter->ranges[0];
+
+	if (filter->flags != KVM_MSR_FILTER_DEFAULT_ALLOW || range->flags != KVM_MSR_FILTER_WRITE ||
+		range->nmsrs != 1 || range->bitmap[0] & 1)
+		return -EINVAL;
+	vm->watched_msr = range->base;
+	return 0;
+}
+
 static int create_vcpu(struct fake_vm *vm, unsigned id)
 {
 	struct fake_vcpu *vcpu;
@@ -146,6 +158,8 @@ static int vm_ioctl(struct fake_kvm *fake, struct fake_vm *vm, unsigned long req
 		return 1;
 	case KVM_SET_USER_MEMORY_REGION:
 		return set_memslot(vm, arg);
+	case KVM_X86_SET_MSR_FILTER:
+		return set_msr_filter(vm, arg);
 	case KVM_CREATE_VCPU:
 		return create_vcpu(vm, (unsigned)(unsigned long)arg);
 	case KVM_ENABLE_CAP:
@@ -205,6 +219,8 @@ static int vcpu_state(struct fake_vcpu *vcpu, unsigned long request, void *arg, 
 static int set_msrs(struct fake_kvm *fake, struct fake_vcpu *vcpu, const struct kvm_msrs *msrs)
 {
 	for (unsigned i = 0; i < msrs->nmsrs; i++) {
+		if (msrs->entries[i].index == 0x4b564d01)
+			vcpu->clock = msrs->entries[i].data;
 		if (msrs->entries[i].index != 0x9e)
 			continue;
 		if (fake->no_smbase)
@@ -232,9 +248,13 @@ static int vcpu_ioctl(
 		return (int)((const struct kvm_msrs *)arg)->nmsrs;
 	case KVM_GET_TSC_KHZ:
 		return 2000000;
-	case KVM_TRANSLATE:
-		((struct kvm_translation *)arg)->valid = 0;
+	case KVM_TRANSLATE: {
+		struct kvm_translation *tr = arg;
+
+		tr->valid = fake->flat;
+		tr->physical_address = tr->linear_address;
 		return 0;
+	}
 	case KVM_SET_SIGNAL_MASK:
 	case KVM_KVMCLOCK_CTRL:
 	case KVM_ENABLE_CAP:

@@ -33,6 +33,7 @@ struct fake_vcpu {
 	struct kvm_debugregs debugregs;
 	uint64_t smbase;     /* MSR_IA32_SMBASE, set by the host */
 	uint64_t smm_smbase; /* what it was when the vCPU was put into System Management Mode */
+	uint64_t clock;	     /* MSR_KVM_SYSTEM_TIME_NEW, set by the host */
 	unsigned n_cpuid; /* entries of the last KVM_SET_CPUID2 */
 	unsigned n_runs;
 };
@@ -56,6 +57,7 @@ struct fake_vm {
 	} ioeventfd[FAKE_MAX_FDS];
 	unsigned n_msis;
 	struct kvm_msi msi[FAKE_MAX_FDS]; /* KVM_SIGNAL_MSI, those not taken yet */
+	uint32_t watched_msr; /* whose writes leave the kernel, by KVM_X86_SET_MSR_FILTER; 0: none */
 	unsigned n_memslots;
 	struct kvm_userspace_memory_region memslot[FAKE_MAX_MEMSLOTS];
 	unsigned n_vcpus;
@@ -78,6 +80,7 @@ struct fake_kvm {
 	int fail_rc[256];	  /* not 0: what that ioctl returns ... */
 	unsigned fail_after[256]; /* ... after so many good calls */
 	bool no_smbase;	   /* KVM_SET_MSRS refuses MSR_IA32_SMBASE */
+	bool flat;	   /* KVM_TRANSLATE: linear addresses are physical ones; otherwise it knows none */
 	unsigned n_errors; /* requests that KVM itself would refuse, or that the fake does not know
 			    */
 	unsigned n_vms;

@@ -25,6 +25,12 @@ static struct mb_vcpus *vcpus;
  */
 static unsigned n_init;
 
+/* What the guest does next, once: a vCPU writes its clock's MSR, or has what KVM calls a triple fault. */
+#define NOTHING UINT64_MAX
+static uint64_t clock_written[N_VCPUS];
+static bool triple_fault[N_VCPUS];
+static unsigned n_fatal; /* triple faults that the monitor was told of */
+
 /* A vCPU's state is under the fake's lock, as KVM has it under the vCPU's. */
 static uint32_t state_of(const struct fake_vcpu *vcpu)
 {
@@ -51,8 +57,22 @@ static bool changes(struct fake_vcpu *vcpu, uint32_t from, uint32_t to)
 static int run_guest(void *ctx, struct fake_vcpu *vcpu)
 {
 	for (;;) {
+		uint64_t clock;
+
 		if (__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST))
 			return -EINTR;
+		clock = __atomic_exchange_n(&clock_written[vcpu->id], NOTHING, __ATOMIC_SEQ_CST);
+		if (clock != NOTHING) {
+			vcpu->run->exit_reason = KVM_EXIT_X86_WRMSR;
+			vcpu->run->msr.index = 0x4b564d01;
+			vcpu->run->msr.data = clock;
+			vcpu->run->msr.error = 1;
+			return 0;
+		}
+		if (__atomic_exchange_n(&triple_fault[vcpu->id], false, __ATOMIC_SEQ_CST)) {
+			vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
+			return 0;
+		}
 		if (vcpu->id < __atomic_load_n(&n_init, __ATOMIC_SEQ_CST) &&
 			changes(vcpu, KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED))
 			return -EAGAIN;
@@ -93,7 +113,9 @@ static void on_eoi(void *ctx, uint8_t vector)
 
 static void on_event(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, const char *text)
 {
-	ck_abort_msg("vCPU %u: %s", mb_vcpu_index(vcpu), text);
+	if (event != MB_VCPU_TRIPLE_FAULT)
+		ck_abort_msg("vCPU %u: %s", mb_vcpu_index(vcpu), text);
+	__atomic_add_fetch(&n_fatal, 1, __ATOMIC_SEQ_CST);
 }
 
 static const struct mb_vcpu_ops ops = {
@@ -111,7 +133,9 @@ static void make(unsigned n_views, bool x2apic_ids)
 	fake_kvm_init(&fake);
 	fake.cap[KVM_CAP_MULTI_ADDRESS_SPACE] = (int)n_views;
 	fake.run = run_guest;
-	n_init = 0;
+	n_init = n_fatal = 0;
+	for (unsigned i = 0; i < N_VCPUS; i++)
+		clock_written[i] = NOTHING;
 	fake_kvm_host(&fake, &host);
 	ck_assert_uint_eq(host.n_views, n_views);
 	ck_assert_msg(!mb_vm_create(&host, &vc, &vm, &err), "%s", err.text);
@@ -149,6 +173,11 @@ static bool in_smm(unsigned i)
 	smm = vcpu->events.smi.smm;
 	pthread_mutex_unlock(&fake.lock);
 	return smm;
+}
+
+static void write_clock(unsigned i, uint64_t value)
+{
+	__atomic_store_n(&clock_written[i], value, __ATOMIC_SEQ_CST);
 }
 
 static void wait_for_view(unsigned i, unsigned view)
@@ -290,6 +319,98 @@ START_TEST(test_nothing_for_rsm)
 		ck_assert_uint_gt(*smbase + 0xfe00, MB_RAM_LOW_MAX);
 		ck_assert_ptr_null(mb_vm_translate(vm, 1, *smbase + 0xfe00, 1));
 		ck_assert_ptr_null(mb_vm_translate(vm, 1, *smbase + 0xffff, 1));
+	}
+	finish();
+}
+END_TEST
+
+/* A vCPU that its guest takes offline is in view 0 until it is back: with INIT and SIPI, or without (kexec). */
+START_TEST(test_leaves_its_view_to_go_offline)
+{
+	unsigned n_views = view_counts[_i], last = N_VCPUS - 1, view = last * n_views / N_VCPUS;
+	struct mb_vcpu *vcpu;
+
+	make(n_views, false);
+	vcpu = mb_vcpus_at(vcpus, last);
+	ck_assert_uint_eq(fake_kvm_vm(&fake)->watched_msr, n_views > 1 ? 0x4b564d01 : 0);
+	mb_vcpus_resume(vcpus);
+	wake_below(N_VCPUS, 0);
+	wait_for_view(last, view);
+	for (unsigned round = 0; round < 20 && view; round++) {
+		bool pause = round % 3 == 2;
+
+		write_clock(last, 0x1235);
+		while (__atomic_load_n(&clock_written[last], __ATOMIC_SEQ_CST) != NOTHING)
+			usleep(100);
+		wait_for_view(last, view);
+		write_clock(last, 0);
+		wait_for_view(last, 0);
+		ck_assert(!in_smm(last));
+		if (pause) {
+			/* What the write was is completed, and KVM has the value that the guest wrote. */
+			mb_vcpus_pause(vcpus);
+			ck_assert_uint_eq(fake_vcpu(last)->clock, 0);
+			ck_assert_uint_eq(fake_vcpu(last)->run->msr.error, 0);
+			mb_vcpus_resume(vcpus);
+			usleep(1000);
+			ck_assert_uint_eq(mb_vcpu_current_view(vcpu), 0);
+		}
+		if (round & 1) {
+			changes(fake_vcpu(last), KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_INIT_RECEIVED);
+			usleep(1000);
+			changes(fake_vcpu(last), KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE);
+		}
+		write_clock(last, 0x2001);
+		wait_for_view(last, view);
+		ck_assert(in_smm(last));
+	}
+	/* A reset in between forgets that it was away. */
+	write_clock(last, 0);
+	wait_for_view(last, 0);
+	mb_vcpus_pause(vcpus);
+	__atomic_store_n(&n_init, 0, __ATOMIC_SEQ_CST);
+	ck_assert_int_eq(mb_vcpus_reset(vcpus), 0);
+	mb_vcpus_resume(vcpus);
+	wake_below(N_VCPUS, 1000);
+	wait_for_view(last, view);
+	finish();
+}
+END_TEST
+
+/* RSM in a second view is an invalid opcode, as it is elsewhere; other triple faults stay what they are. */
+START_TEST(test_rsm_is_no_triple_fault)
+{
+	static const uint8_t code[] = {0x90, 0x90, 0x0f, 0xaa, 0x90, 0x90};
+	struct mb_vcpu_start start = {.rip = 0x3000, .long_mode = true};
+	const unsigned behind = N_VCPUS - 1, at = N_VCPUS - 2, elsewhere = N_VCPUS - 3, view_0 = 0;
+
+	make(2, false);
+	fake.flat = true;
+	ck_assert_int_eq(mb_dma_write(mb_ram_dma(ram), 0x3000, code, sizeof(code)), 0);
+	for (unsigned i = 0; i < N_VCPUS; i++)
+		ck_assert_int_eq(mb_vcpu_set_start(mb_vcpus_at(vcpus, i), &start), 0);
+	fake_vcpu(behind)->regs.rip = 0x3004;
+	fake_vcpu(at)->regs.rip = 0x3002;
+	fake_vcpu(elsewhere)->regs.rip = 0x3001;
+	fake_vcpu(view_0)->regs.rip = 0x3004;
+	for (unsigned i = 0; i < N_VCPUS; i++)
+		fake_vcpu(i)->sregs.cs.base = 0;
+	triple_fault[behind] = triple_fault[at] = triple_fault[elsewhere] = triple_fault[view_0] = true;
+	mb_vcpus_resume(vcpus);
+	for (unsigned n = 0; n < 5000 && __atomic_load_n(&n_fatal, __ATOMIC_SEQ_CST) < 2; n++)
+		usleep(1000);
+	usleep(20000);
+	mb_vcpus_pause(vcpus);
+	ck_assert_uint_eq(n_fatal, 2);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		bool forgiven = i == behind || i == at;
+
+		ck_assert_uint_eq(fake_vcpu(i)->events.exception.injected, forgiven);
+		if (!forgiven)
+			continue;
+		ck_assert_uint_eq(fake_vcpu(i)->events.exception.nr, 6);
+		ck_assert_uint_eq(fake_vcpu(i)->regs.rip, 0x3002);
+		ck_assert(in_smm(i));
 	}
 	finish();
 }
@@ -438,6 +559,8 @@ int main(void)
 	tcase_add_loop_test(tc, test_enters_its_view_after_sipi, 0, 3);
 	tcase_add_test(tc, test_enters_its_view_at_a_direct_start);
 	tcase_add_test(tc, test_nothing_for_rsm);
+	tcase_add_loop_test(tc, test_leaves_its_view_to_go_offline, 0, 3);
+	tcase_add_test(tc, test_rsm_is_no_triple_fault);
 	tcase_add_test(tc, test_no_second_view);
 	tcase_add_test(tc, test_missing_capability);
 	tcase_add_test(tc, test_routes);

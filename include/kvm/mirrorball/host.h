@@ -39,6 +39,7 @@ enum mb_cap {
 	MB_CAP_X86_SMM,
 	MB_CAP_SYNC_MMU,
 	MB_CAP_XSAVE2,
+	MB_CAP_X86_MSR_FILTER,
 	MB_N_CAPS,
 };
 
