@@ -56,7 +56,8 @@ static bool on_wrmsr(struct mb_vcpu *vcpu)
 			run->msr.index);
 	run->msr.error =
 		mb_msr_set(mb_vm_host(vcpu->set->vm), vcpu->fd, run->msr.index, run->msr.data) != 0;
-	mb_vcpu_clock_written(vcpu, run->msr.data);
+	if (!run->msr.error)
+		mb_vcpu_clock_written(vcpu, run->msr.data);
 	return true;
 }
 

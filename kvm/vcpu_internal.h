@@ -30,7 +30,9 @@ struct mb_vcpu {
 	uint8_t view;	      /* assigned */
 	uint8_t current_view; /* atomic; written by the thread, or while paused */
 	bool away;	      /* the guest is taking it offline: in view 0 for now. Likewise */
-	bool exit_pending;    /* its last exit ends with the next KVM_RUN. Likewise */
+	bool exit_pending;    /* it wrote its clock's MSR, and may have to go on first. Likewise */
+	bool forgiven;	      /* it was given an exception for RSM, at forgiven_rip. The thread's */
+	uint64_t forgiven_rip;
 	uint64_t n_exits;     /* atomic; written by the thread */
 	char said[256];	      /* what KVM said when the vCPU stopped by itself; the thread's */
 
@@ -92,8 +94,8 @@ int mb_vcpu_find_view(struct mb_vcpu *vcpu);
 /* The guest has written where its clock is, or 0: on its way out, or in. */
 void mb_vcpu_clock_written(struct mb_vcpu *vcpu, uint64_t value);
 /*
- * What KVM calls a triple fault may be a process of the guest that executed RSM, which only a vCPU in a second
- * view may. True: it has an invalid opcode now, as on a processor, and goes on.
+ * What KVM calls a triple fault may be a process of the guest that executed RSM, as it can in
+ * a second view. True: it has an invalid opcode now, as on a processor, and goes on.
  */
 bool mb_vcpu_forgive_rsm(struct mb_vcpu *vcpu);
 

@@ -6,25 +6,25 @@
 #include "vcpu_internal.h"
 
 /*
- * Which view a vCPU is in. A second view is System Management Mode (design, section 2), which hides INIT and
- * loses the SIPI after it. So a vCPU enters its view when its SIPI is there, and must be out of it before its
- * guest starts it anew: when it has been offline, or another kernel takes over (kexec).
+ * Which view a vCPU is in. A second view is System Management Mode (design, section 2), which hides
+ * INIT and loses the SIPI after it. So a vCPU enters its view when its SIPI is there, and must be
+ * out of it before its guest starts it anew: when it has been offline, or another kernel takes over
+ * (kexec).
  *
  *            SIPI, or its clock is set              its clock is given up
  *   view 0  --------------------------->  its view  ---------------------->  view 0 ("away")
  *
- * A Linux guest gives up the clock that KVM keeps for a vCPU on that vCPU, before it goes offline and before a
- * kexec, and sets it early on its way up; the write is seen (kvm/vm.c). All views have the same memory: to be
- * in view 0 for longer than needed is never wrong.
+ * A Linux guest gives up the clock that KVM keeps for a vCPU on that vCPU, before it goes offline
+ * and before a kexec, and sets it early on its way up; the write is seen (kvm/vm.c). All views have
+ * the same memory: to be in view 0 for longer than needed is never wrong.
  */
 
 #define SIPI_WAIT_MIN_NS 10000
 #define SIPI_WAIT_MAX_NS 1000000
 
-#define CLOCK_SET    1ull /* bit 0 of MSR_KVM_SYSTEM_TIME_NEW, msr.rst */
-#define UD_VECTOR    6
-#define RSM_BYTES    2u
-static const uint8_t rsm[RSM_BYTES] = {0x0f, 0xaa};
+#define CLOCK_SET	 1ull /* bit 0 of MSR_KVM_SYSTEM_TIME_NEW, msr.rst */
+#define UD_VECTOR	 6
+#define RSM_BYTES	 2u
 
 static int set_smm(struct mb_vcpu *vcpu, bool smm)
 {
@@ -33,7 +33,11 @@ static int set_smm(struct mb_vcpu *vcpu, bool smm)
 
 	if (rc)
 		return rc;
-	/* What may have come since, an NMI or a SIPI, is not overwritten: only this is said to be valid. */
+	/*
+	 * Only this is said to be valid: an NMI or a SIPI that has come since is not overwritten.
+	 * An INIT would be; a guest that sends one so close to the write that moves the vCPU has
+	 * not waited for its answer.
+	 */
 	events.flags = KVM_VCPUEVENT_VALID_SMM;
 	events.smi.smm = smm;
 	return mb_vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events);
@@ -46,8 +50,9 @@ int mb_vcpu_enter_view(struct mb_vcpu *vcpu)
 	if (!vcpu->view)
 		return 0;
 	/*
-	 * In that mode KVM lets RSM through from any ring, and restores every register from guest memory.
-	 * No process of a guest shall choose what: there is nothing to restore (mb_vcpu_forgive_rsm).
+	 * In that mode KVM lets RSM through from any ring, and restores every register from guest
+	 * memory. No process of a guest shall choose what: there is nothing to restore
+	 * (mb_vcpu_forgive_rsm).
 	 */
 	mb_msrs_hide_smram(mb_vm_host(vcpu->set->vm), vcpu->fd);
 	rc = set_smm(vcpu, true);
@@ -67,8 +72,7 @@ static int leave_view(struct mb_vcpu *vcpu)
 
 void mb_vcpu_view_reset(struct mb_vcpu *vcpu)
 {
-	vcpu->away = false;
-	vcpu->exit_pending = false;
+	vcpu->away = vcpu->exit_pending = vcpu->forgiven = false;
 	__atomic_store_n(&vcpu->current_view, 0, __ATOMIC_RELAXED);
 }
 
@@ -83,7 +87,8 @@ void mb_vcpu_clock_written(struct mb_vcpu *vcpu, uint64_t value)
 	vcpu->exit_pending = true;
 }
 
-/* The instruction that left the guest is completed before the mode changes under it (api.rst, KVM_RUN). */
+/* The instruction that left the guest is completed before the mode changes under it (api.rst,
+ * KVM_RUN). */
 static int complete_exit(struct mb_vcpu *vcpu)
 {
 	int rc;
@@ -93,15 +98,15 @@ static int complete_exit(struct mb_vcpu *vcpu)
 	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 	vcpu->exit_pending = false;
 	if (rc != -EINTR)
-		return rc ? rc : -EAGAIN;
+		return rc ? rc : -EIO; /* a write of an MSR has no second exit */
 	/* With the pair in kick_all: what was stored over had its reason stored before. */
 	return __atomic_load_n(&vcpu->set->request, __ATOMIC_SEQ_CST) ? -EINTR : 0;
 }
 
 /*
- * INIT ends KVM_RUN (EAGAIN), the SIPI after it does not: from INIT_RECEIVED a vCPU would go straight
- * into the guest, in view 0. So it waits out here for the SIPI, which KVM_GET_MP_STATE takes when it
- * is pending.
+ * INIT ends KVM_RUN (EAGAIN), the SIPI after it does not: from INIT_RECEIVED a vCPU would go
+ * straight into the guest, in view 0. So it waits out here for the SIPI, which KVM_GET_MP_STATE
+ * takes when it is pending.
  */
 static int enter_view_after_sipi(struct mb_vcpu *vcpu)
 {
@@ -134,21 +139,6 @@ int mb_vcpu_find_view(struct mb_vcpu *vcpu)
 	return vcpu->away ? leave_view(vcpu) : enter_view_after_sipi(vcpu);
 }
 
-static bool is_rsm_at(struct mb_vcpu *vcpu, uint64_t linear)
-{
-	for (unsigned i = 0; i < RSM_BYTES; i++) {
-		struct kvm_translation tr = {.linear_address = linear + i};
-		const uint8_t *byte = NULL;
-
-		if (!mb_vcpu_ioctl(vcpu, KVM_TRANSLATE, &tr) && tr.valid)
-			byte = mb_vm_translate(
-				vcpu->set->vm, vcpu->current_view, tr.physical_address, 1);
-		if (!byte || *byte != rsm[i])
-			return false;
-	}
-	return true;
-}
-
 bool mb_vcpu_forgive_rsm(struct mb_vcpu *vcpu)
 {
 	struct kvm_vcpu_events events;
@@ -159,15 +149,23 @@ bool mb_vcpu_forgive_rsm(struct mb_vcpu *vcpu)
 		mb_vcpu_ioctl(vcpu, KVM_GET_SREGS, &sregs) ||
 		mb_vcpu_ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events))
 		return false;
-	/* KVM has gone on behind it, or not. */
-	if (is_rsm_at(vcpu, sregs.cs.base + regs.rip - RSM_BYTES))
-		regs.rip -= RSM_BYTES;
-	else if (!is_rsm_at(vcpu, sregs.cs.base + regs.rip))
+	/*
+	 * AMD's shutdown takes the vCPU through INIT and so out of the mode: that one was real.
+	 * Intel's leaves everything as it was: if the vCPU could not even take the exception that
+	 * it was given, it is still where it was put. What a kernel does to itself is its own
+	 * affair.
+	 */
+	if (!events.smi.smm || !sregs.ss.dpl || (vcpu->forgiven && regs.rip == vcpu->forgiven_rip))
 		return false;
+	/* KVM has gone on behind the instruction. Which one it was cannot be read: it may be gone
+	 * by now. */
+	regs.rip -= RSM_BYTES;
+	vcpu->forgiven = true;
+	vcpu->forgiven_rip = regs.rip;
 	events.flags = 0;
 	events.exception.injected = 1;
 	events.exception.nr = UD_VECTOR;
 	events.exception.has_error_code = 0;
 	return !mb_vcpu_ioctl(vcpu, KVM_SET_REGS, &regs) &&
-		!mb_vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events);
+	       !mb_vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events);
 }

@@ -28,14 +28,16 @@ struct scan_region { /* struct page_region */
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
-#define FEATURE_WP_SHMEM       (1u << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 5.19 */
-#define FEATURE_WP_UNPOPULATED (1u << 13) /* 6.4: a page that is not there yet can be protected, too */
-#define FEATURE_WP_ASYNC       (1u << 15) /* 6.7 */
+#define FEATURE_WP_SHMEM (1u << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 5.19 */
+#define FEATURE_WP_UNPOPULATED                                                                     \
+	(1u << 13)		    /* 6.4: a page that is not there yet can be protected, too */
+#define FEATURE_WP_ASYNC (1u << 15) /* 6.7 */
 
-#define ENTRY_PRESENT (1ull << 63) /* of /proc/PID/pagemap, Documentation/admin-guide/mm/pagemap.rst */
-#define N_REGIONS     256u
-#define N_ENTRIES     512u
-#define MAX_WATCHED   8u
+#define ENTRY_PRESENT                                                                              \
+	(1ull << 63) /* of /proc/PID/pagemap, Documentation/admin-guide/mm/pagemap.rst */
+#define N_REGIONS   256u
+#define N_ENTRIES   512u
+#define MAX_WATCHED 8u
 
 struct mb_pagemap {
 	int fd;
@@ -75,8 +77,8 @@ static bool has_scan(const struct mb_pagemap *pm)
 }
 
 /*
- * A userfaultfd that is never armed but for asynchronous protection: no fault of anybody waits for us. So
- * it is enough that it is for user mode, which needs no privilege.
+ * A userfaultfd that is never armed but for asynchronous protection: no fault of anybody waits for
+ * us. So it is enough that it is for user mode, which needs no privilege.
  */
 static int open_uffd(unsigned *features)
 {
@@ -98,7 +100,8 @@ static int open_uffd(unsigned *features)
 	if (fd < 0)
 		return -1;
 	api = (struct uffdio_api){.api = UFFD_API,
-		.features = FEATURE_WP_SHMEM | (async ? FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED : 0)};
+		.features =
+			FEATURE_WP_SHMEM | (async ? FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED : 0)};
 	if (ioctl(fd, UFFDIO_API, &api))
 		goto err;
 	*features = MB_PAGEMAP_EXACT | (async ? MB_PAGEMAP_WRITES : 0);
@@ -121,8 +124,10 @@ int mb_pagemap_open(unsigned want, struct mb_pagemap **out, struct mb_error *err
 	if (pm->fd < 0) {
 		rc = errno;
 		free(pm);
-		return mb_error_set(err, rc, "/proc/self/pagemap: %s; is /proc mounted, and the kernel built"
-			" with CONFIG_PROC_PAGE_MONITOR=y?", strerror(rc));
+		return mb_error_set(err, rc,
+			"/proc/self/pagemap: %s; is /proc mounted, and the kernel built"
+			" with CONFIG_PROC_PAGE_MONITOR=y?",
+			strerror(rc));
 	}
 	if (want & MB_PAGEMAP_SCAN && has_scan(pm))
 		pm->features |= MB_PAGEMAP_SCAN;
@@ -153,7 +158,8 @@ unsigned mb_pagemap_features(const struct mb_pagemap *pm)
 
 /* ---- watching ---- */
 
-/* Whether shared mappings cover [start, end): lines of /proc/self/maps, in order, "START-END rwxs ...". */
+/* Whether shared mappings cover [start, end): lines of /proc/self/maps, in order, "START-END rwxs
+ * ...". */
 static int is_shared(uint64_t start, uint64_t end)
 {
 	FILE *maps = fopen("/proc/self/maps", "re");
@@ -177,7 +183,8 @@ static int is_shared(uint64_t start, uint64_t end)
 static bool is_watched(const struct mb_pagemap *pm, uint64_t at, uint64_t len)
 {
 	for (unsigned i = 0; i < pm->n_watched; i++) {
-		if (at >= pm->watched[i].start && len <= pm->watched[i].end - at && at <= pm->watched[i].end)
+		if (at >= pm->watched[i].start && len <= pm->watched[i].end - at &&
+			at <= pm->watched[i].end)
 			return true;
 	}
 	return false;
@@ -186,7 +193,8 @@ static bool is_watched(const struct mb_pagemap *pm, uint64_t at, uint64_t len)
 int mb_pagemap_watch(struct mb_pagemap *pm, void *base, uint64_t len)
 {
 	uint64_t start = (uintptr_t)base;
-	struct uffdio_register reg = {.range = {.start = start, .len = len}, .mode = UFFDIO_REGISTER_MODE_WP};
+	struct uffdio_register reg = {
+		.range = {.start = start, .len = len}, .mode = UFFDIO_REGISTER_MODE_WP};
 	int rc;
 
 	if (!len || (start | len) % MB_PAGE_BYTES || start + len < start)
@@ -285,7 +293,8 @@ static int look_by_read(const struct mb_pagemap *pm, uint64_t start, uint64_t en
 		if (n > N_ENTRIES)
 			n = N_ENTRIES;
 		do {
-			got = pread(pm->fd, entry, n * sizeof(entry[0]), (off_t)(at / MB_PAGE_BYTES * sizeof(entry[0])));
+			got = pread(pm->fd, entry, n * sizeof(entry[0]),
+				(off_t)(at / MB_PAGE_BYTES * sizeof(entry[0])));
 		} while (got < 0 && errno == EINTR);
 		if (got < (ssize_t)sizeof(entry[0]))
 			return got < 0 ? -errno : -EIO;

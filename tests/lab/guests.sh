@@ -264,7 +264,7 @@ in_lanes() {
 		) &
 		lanes+=($!)
 	done
-	wait "${lanes[@]}"
+	for lane in "${lanes[@]}"; do wait "$lane" || bad "a lane ended before its time"; done
 }
 
 # What every stock guest must find, as part of its script, which sets cpus, memory_mib and release.

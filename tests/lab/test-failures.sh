@@ -46,4 +46,9 @@ expect "panic of the host" 125 $?
 expect "output before it" before "$(cat "$tmp/out")"
 expect_match "says so" "^lab: the emulated host ended before COMMAND did" "$tmp/err"
 expect_match "with its console" "^  \| .*sysrq_handle_crash" "$tmp/err"
+
+# A CPU that says nothing any more: its beat is stopped.
+LAB_BEAT_SECONDS=25 "$lab" -- sh -c 'echo before; pkill -STOP -f "echo .beat.* 1$" && sleep 1000' >"$tmp/out" 2>"$tmp/err"
+expect "a silent CPU" 125 $?
+expect_match "which one" "^lab: CPU 1 of the emulated host was not heard of for 25 s" "$tmp/err"
 finish

@@ -32,6 +32,35 @@ wait "$second"
 expect "status of a signal" 139 $?
 expect "arguments" "[two  words][][it's][new"$'\n'"line][*]" "$(cat "$tmp/arguments")"
 
+# A person's terminal: what is typed there arrives, its size is known, and the escape key ends it.
+cat >"$tmp/type.py" <<'END'
+import os, pty, select, struct, sys, termios, fcntl, time
+wait_for, keys, *command = sys.argv[1:]
+pid, fd = pty.fork()
+if not pid:
+    os.execvp(command[0], command)
+fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 37, 91, 0, 0))
+said, typed, end = b"", False, time.monotonic() + 150
+while time.monotonic() < end:
+    try:
+        if select.select([fd], [], [], 1)[0]:
+            data = os.read(fd, 4096)
+            said += data
+    except OSError:
+        break
+    if not typed and wait_for.encode() in said:
+        os.write(fd, keys.encode().decode("unicode_escape").encode())
+        typed = True
+os.write(1, said.replace(b"\r", b""))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if said else 99)
+END
+python3 "$tmp/type.py" '# ' 'stty size; tty; exit 7\n' "$lab" --shell >"$tmp/out"
+expect "a shell: status" 7 $?
+expect_match "its terminal" '^/dev/hvc0$' "$tmp/out"
+expect_match "as large as ours" '^37 91$' "$tmp/out"
+python3 "$tmp/type.py" 'waiting' '\x1d' "$lab" --shell -- sh -c 'echo waiting; sleep 1000' >"$tmp/out"
+expect "the escape key: status" 130 $?
+
 # The first line has to arrive long before the command ends.
 coproc "$lab" -- bash -c 'echo first; sleep 30; echo late' 2>/dev/null
 # shellcheck disable=SC2153 # bash sets it

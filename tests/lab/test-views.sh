@@ -168,12 +168,12 @@ reboots() {
 
 after_reboot() {
 	look "$1, first boot"
-	if ! await "$1.out" '^AGAIN' "$boot_seconds"; then return; fi
+	await "$1.out" '^AGAIN' "$boot_seconds" || { bad "$1: boots again"; return; }
 	look "$1, second boot"
-	if await "$1.out" '^GONE 3' "$run_seconds"; then
-		expect "$1: the vCPU that left is in view 0" "2 " "$(in_view_1 "$pid")"
-	fi
-	if await "$1.out" '^BACK' "$run_seconds"; then look "$1, vCPUs back"; fi
+	await "$1.out" '^GONE 3' "$run_seconds" || { bad "$1: vCPU 3 leaves"; return; }
+	expect "$1: the vCPU that left is in view 0" "2 " "$(in_view_1 "$pid")"
+	await "$1.out" '^BACK' "$run_seconds" || { bad "$1: vCPU 3 comes back"; return; }
+	look "$1, vCPUs back"
 }
 
 # padded FILE: a copy that can be a disk
@@ -213,7 +213,8 @@ kexecs() {
 
 after_kexec() {
 	look "$1, first kernel"
-	if await "$1.out" '^SECOND' "$boot_seconds"; then look "$1, second kernel"; fi
+	await "$1.out" '^SECOND' "$boot_seconds" || { bad "$1: the second kernel"; return; }
+	look "$1, second kernel"
 }
 
 # tables VIEWS: the most KiB of second-level page tables that a guest of 4 KiB pages had on each node
@@ -236,7 +237,7 @@ table_kib() { sed -n 's/.*SecPageTables: *\([0-9]*\).*/\1/p' /sys/devices/system
 
 # A view's tables are on the node of its vCPUs: 512 KiB for 256 MiB each. With one view all vCPUs walk the same.
 page_tables() {
-	local setting=/sys/kernel/mm/transparent_hugepage/shmem_enabled before one two
+	local setting=/sys/kernel/mm/transparent_hugepage/shmem_enabled before one two a b
 	before=$(sed 's/.*\[\(.*\)\].*/\1/' "$setting")
 	echo deny >"$setting"
 	one=$(tables 1)
@@ -252,7 +253,7 @@ page_tables() {
 
 # A machine stays within the CPUs and the nodes' memory that it was given.
 limited() {
-	local pid task comm
+	local pid task comm=
 	mkdir -p /sys/fs/cgroup/limited
 	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
 	cat /sys/devices/system/node/node1/cpulist >/sys/fs/cgroup/limited/cpuset.cpus

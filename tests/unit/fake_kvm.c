@@ -182,7 +182,8 @@ struct state {
 	size_t bytes;
 };
 
-static int vcpu_state(struct fake_vcpu *vcpu, unsigned long request, void *arg, bool *found)
+static int vcpu_state(
+	struct fake_kvm *fake, struct fake_vcpu *vcpu, unsigned long request, void *arg, bool *found)
 {
 	const struct state states[] = {
 		{KVM_GET_REGS, KVM_SET_REGS, &vcpu->regs, sizeof(vcpu->regs)},
@@ -207,6 +208,9 @@ static int vcpu_state(struct fake_vcpu *vcpu, unsigned long request, void *arg, 
 		if (request == states[i].set) {
 			if (request == KVM_SET_VCPU_EVENTS && !vcpu->events.smi.smm)
 				vcpu->smm_smbase = vcpu->smbase;
+			if (request == KVM_SET_VCPU_EVENTS && vcpu->completing &&
+				((const struct kvm_vcpu_events *)arg)->smi.smm != vcpu->events.smi.smm)
+				fake->n_errors++;
 			memcpy(states[i].at, arg, states[i].bytes);
 			return 0;
 		}
@@ -234,7 +238,7 @@ static int vcpu_ioctl(
 	struct fake_kvm *fake, struct fake_vcpu *vcpu, unsigned long request, void *arg)
 {
 	bool found;
-	int rc = vcpu_state(vcpu, request, arg, &found);
+	int rc = vcpu_state(fake, vcpu, request, arg, &found);
 
 	if (found)
 		return rc;
@@ -248,13 +252,9 @@ static int vcpu_ioctl(
 		return (int)((const struct kvm_msrs *)arg)->nmsrs;
 	case KVM_GET_TSC_KHZ:
 		return 2000000;
-	case KVM_TRANSLATE: {
-		struct kvm_translation *tr = arg;
-
-		tr->valid = fake->flat;
-		tr->physical_address = tr->linear_address;
+	case KVM_TRANSLATE:
+		((struct kvm_translation *)arg)->valid = 0;
 		return 0;
-	}
 	case KVM_SET_SIGNAL_MASK:
 	case KVM_KVMCLOCK_CTRL:
 	case KVM_ENABLE_CAP:
@@ -358,6 +358,7 @@ static int locked_ioctl(
 			if (request != KVM_RUN)
 				return vcpu_ioctl(fake, vm->vcpu[j], request, arg);
 			vm->vcpu[j]->n_runs++;
+			vm->vcpu[j]->completing = false;
 			*runs = vm->vcpu[j];
 			return 0;
 		}

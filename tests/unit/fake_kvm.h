@@ -34,6 +34,7 @@ struct fake_vcpu {
 	uint64_t smbase;     /* MSR_IA32_SMBASE, set by the host */
 	uint64_t smm_smbase; /* what it was when the vCPU was put into System Management Mode */
 	uint64_t clock;	     /* MSR_KVM_SYSTEM_TIME_NEW, set by the host */
+	bool completing;     /* an exit that the next KVM_RUN completes: the mode must not change before */
 	unsigned n_cpuid; /* entries of the last KVM_SET_CPUID2 */
 	unsigned n_runs;
 };
@@ -80,7 +81,6 @@ struct fake_kvm {
 	int fail_rc[256];	  /* not 0: what that ioctl returns ... */
 	unsigned fail_after[256]; /* ... after so many good calls */
 	bool no_smbase;	   /* KVM_SET_MSRS refuses MSR_IA32_SMBASE */
-	bool flat;	   /* KVM_TRANSLATE: linear addresses are physical ones; otherwise it knows none */
 	unsigned n_errors; /* requests that KVM itself would refuse, or that the fake does not know
 			    */
 	unsigned n_vms;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Pages of mappings of a real file in memory, on the kernel that runs the test, with and without each of its features. */
+/* Pages of mappings of a real file in memory, on the kernel that runs the test, with and without
+ * each of its features. */
 #include "run.h"
 
 #include <errno.h>
@@ -61,7 +62,8 @@ static int see(void *ctx, const struct mb_page_run *run)
 	ck_assert_uint_gt(run->len, 0);
 	ck_assert_uint_ge(run->offset, seen->end);
 	ck_assert_uint_le(run->offset + run->len, BYTES);
-	for (uint64_t i = run->offset / MB_PAGE_BYTES; i < (run->offset + run->len) / MB_PAGE_BYTES; i++) {
+	for (uint64_t i = run->offset / MB_PAGE_BYTES; i < (run->offset + run->len) / MB_PAGE_BYTES;
+		i++) {
 		seen->mapped[i] = true;
 		seen->written[i] = run->written;
 	}
@@ -122,7 +124,8 @@ START_TEST(test_touched_pages)
 
 				/* A fault maps the pages around it, too, unless that is off. */
 				if (touched || mb_pagemap_features(pm) & MB_PAGEMAP_EXACT)
-					ck_assert_msg(seen.mapped[i] == touched, "view %u, page %u", k, i);
+					ck_assert_msg(seen.mapped[i] == touched, "view %u, page %u",
+						k, i);
 			}
 		}
 	}
@@ -168,7 +171,8 @@ START_TEST(test_written_pages)
 }
 END_TEST
 
-/* What is zapped by turns with what is written by another thread's mapping loses nothing: checked in the end. */
+/* What is zapped by turns with what is written by another thread's mapping loses nothing: checked
+ * in the end. */
 START_TEST(test_zap_while_written)
 {
 	pid_t child;
@@ -179,10 +183,12 @@ START_TEST(test_zap_while_written)
 	child = fork();
 	ck_assert_int_ge(child, 0);
 	if (!child) {
-		/* The file is shared with the parent; each word counts up, and must be what was left there. */
+		/* The file is shared with the parent; each word counts up, and must be what was
+		 * left there. */
 		for (uint64_t n = 0; n < 200; n++) {
 			for (unsigned i = 0; i < N_PAGES; i += 3) {
-				uint64_t *word = (uint64_t *)(view[n % N_VIEWS] + i * MB_PAGE_BYTES);
+				uint64_t *word =
+					(uint64_t *)(view[n % N_VIEWS] + i * MB_PAGE_BYTES);
 
 				if (*word != n)
 					_exit(1);
@@ -204,7 +210,9 @@ START_TEST(test_zap_while_written)
 	ck_assert_int_eq(waitpid(child, &status, 0), child);
 	ck_assert_int_eq(status, 0);
 	for (unsigned i = 0; i < N_PAGES; i++)
-		ck_assert_uint_eq(*(uint64_t *)(view[0] + i * MB_PAGE_BYTES), i % 3 == 0 ? 200 : i % 3 == 1 ? 400 : 0);
+		ck_assert_uint_eq(*(uint64_t *)(view[0] + i * MB_PAGE_BYTES), i % 3 == 0   ? 200
+									      : i % 3 == 1 ? 400
+											   : 0);
 	finish();
 }
 END_TEST
@@ -223,7 +231,8 @@ START_TEST(test_only_shared_mappings)
 	/* Shared but for one page of it, or with a hole */
 	fd = memfd_create("test", MFD_CLOEXEC);
 	ck_assert_int_eq(ftruncate(fd, BYTES), 0);
-	high = mmap(own, BYTES - MB_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	high = mmap(
+		own, BYTES - MB_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
 	ck_assert_ptr_eq(high, own);
 	ck_assert_int_eq(mb_pagemap_watch(pm, own, BYTES), -EINVAL);
 	munmap(own + 8 * MB_PAGE_BYTES, MB_PAGE_BYTES);

@@ -77,8 +77,8 @@ enum mb_splash_arg {
 		"ms=TIME of each program (100) seed=N (random)")                                   \
 	X(hello, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(RSM),                                       \
 		"every vCPU says that it reached ring 3, and counts its exits",                    \
-		"ms=TIME (0: 16 exits) rsm=0|1 the last vCPU executes RSM, which crashes the "     \
-		"guest (0)")                                                                       \
+		"ms=TIME (0: 16 exits) rsm=0|1|2 the last vCPU executes RSM (2: prefixed), which "   \
+		"crashes the guest (0)")                                                           \
 	X(touch, MB_SPLASH_TAKES(SIZE), "first touch of memory by all vCPUs, a part each",         \
 		"size=BYTES (all memory, at most 64M)")                                            \
 	X(radix, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(KEYS),              \

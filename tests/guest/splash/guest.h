@@ -135,7 +135,7 @@ void end(unsigned status) __attribute__((noreturn));
 extern bool pvh_started; /* by another monitor, whose firmware may have used memory */
 
 /* ---- rsm.c ---- */
-void rsm(void) __attribute__((noreturn));
+void rsm(bool prefixed) __attribute__((noreturn)); /* with one more byte in front */
 
 /* ---- args.c ---- */
 const struct program *args_parse(const char *cmdline);

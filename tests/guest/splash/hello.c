@@ -27,7 +27,7 @@ static void run(struct cpu *self)
 		self->ops += EXITS;
 	} while (!timer_over(&t));
 	if (arg_or(MB_SPLASH_ARG_RSM, 0) && self->index == guest.n - 1)
-		rsm();
+		rsm(guest.args.value[MB_SPLASH_ARG_RSM] == 2);
 	self->cycles = rdtsc() - began;
 	__atomic_fetch_add(&arrived, 1, __ATOMIC_RELAXED);
 }

@@ -43,7 +43,7 @@ static void put(unsigned offset, uint64_t v)
 	*(volatile uint64_t *)(SMBASE + 0xfe00 + offset) = v;
 }
 
-void rsm(void)
+void rsm(bool prefixed)
 {
 	memset((void *)(SMBASE + 0xfe00), 0, STATE_BYTES);
 	for (unsigned i = 0; i < 6; i++)
@@ -60,6 +60,9 @@ void rsm(void)
 	put(STATE_DR6, 0xffff0ff0);
 	put(STATE_RFLAGS, USER_FLAGS);
 	put(STATE_RIP, (uint64_t)taken);
-	__asm__ volatile("rsm");
+	if (prefixed)
+		__asm__ volatile(".byte 0x66\n\trsm");
+	else
+		__asm__ volatile("rsm");
 	fail("RSM did nothing");
 }
