@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <mirrorball/pagemap.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/ram_file.h>
 #include <sched.h>
@@ -187,12 +188,94 @@ START_TEST(of_sandbox)
 }
 END_TEST
 
+/* ---- what the tracker does to it: huge pages stay huge ---- */
+
+struct huge_seen {
+	uint64_t mapped, huge, written;
+};
+
+static int see_huge(void *ctx, const struct mb_page_run *run)
+{
+	struct huge_seen *seen = ctx;
+
+	seen->mapped += run->len;
+	seen->huge += run->huge ? run->len : 0;
+	seen->written += run->written ? run->len : 0;
+	return 0;
+}
+
+static struct huge_seen look(struct mb_pagemap *pm, const struct mb_ram_mapping *map)
+{
+	struct huge_seen seen = {0};
+
+	ck_assert_int_eq(mb_pagemap_look(pm, map->base, BYTES, see_huge, &seen), 0);
+	return seen;
+}
+
+/*
+ * Design, section 3: zap and touch keep a 2 MiB mapping, and so do cleaning and the write that follows, which
+ * counts for all of it; a zapped one counts as written when it is back.
+ */
+START_TEST(huge_pages_stay_huge)
+{
+	struct mb_ram_mapping view[2];
+	struct mb_pagemap *pm;
+	volatile char sink;
+	int fd;
+
+	if (!may_mount() || !huge_pages_possible()) {
+		skip("may not mount, or no huge pages for shared memory");
+		return;
+	}
+	fd = mb_ram_file_open(BYTES);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(mb_pagemap_open(MB_PAGEMAP_ALL, &pm, NULL), 0);
+	for (unsigned k = 0; k < 2; k++) {
+		ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &view[k]), 0);
+		ck_assert_int_eq(mb_pagemap_watch(pm, view[k].base, BYTES), 0);
+	}
+	if ((mb_pagemap_features(pm) & (MB_PAGEMAP_SCAN | MB_PAGEMAP_WRITES)) !=
+		(MB_PAGEMAP_SCAN | MB_PAGEMAP_WRITES)) {
+		skip("huge and written pages: needs PAGEMAP_SCAN and asynchronous write protection");
+		return;
+	}
+	memset(view[0].base, 1, BYTES);
+	ck_assert_uint_eq(look(pm, &view[0]).huge, BYTES);
+	ck_assert_uint_eq(look(pm, &view[1]).mapped, 0);
+	for (unsigned round = 0; round < 3; round++) {
+		for (unsigned k = 0; k < 2; k++)
+			ck_assert_int_eq(mb_pagemap_zap(pm, view[k].base, BYTES), 0);
+		ck_assert_uint_eq(look(pm, &view[0]).mapped, 0);
+		sink = view[1].base[MB_RAM_ALIGN + 5];
+		ck_assert_uint_eq(look(pm, &view[0]).mapped, 0);
+		ck_assert_uint_eq(look(pm, &view[1]).mapped, MB_RAM_ALIGN);
+		ck_assert_uint_eq(look(pm, &view[1]).huge, MB_RAM_ALIGN);
+		ck_assert_uint_eq(look(pm, &view[1]).written, MB_RAM_ALIGN);
+		ck_assert_int_eq(mb_pagemap_clean(pm, view[1].base, BYTES), 0);
+		sink = view[1].base[MB_RAM_ALIGN + 6];
+		ck_assert_uint_eq(look(pm, &view[1]).written, 0);
+		ck_assert_uint_eq(look(pm, &view[1]).huge, MB_RAM_ALIGN);
+		view[1].base[MB_RAM_ALIGN + 7] = 1;
+		ck_assert_uint_eq(look(pm, &view[1]).written, MB_RAM_ALIGN);
+		ck_assert_uint_eq(look(pm, &view[1]).huge, MB_RAM_ALIGN);
+	}
+	(void)sink;
+	for (uint64_t i = 0; i < BYTES; i += 4096)
+		ck_assert_int_eq(view[0].base[i], 1);
+	mb_pagemap_close(pm);
+	for (unsigned k = 0; k < 2; k++)
+		mb_ram_file_unmap(&view[k], BYTES);
+	close(fd);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("ram_file");
 	TCase *tc = tcase_create("ram_file");
 
 	tcase_add_test(tc, of_root);
+	tcase_add_test(tc, huge_pages_stay_huge);
 	tcase_add_loop_test(tc, of_user, 0, 2);
 	tcase_add_loop_test(tc, of_container, 0, sizeof(steps) / sizeof(steps[0]));
 	tcase_add_test(tc, of_sandbox);
