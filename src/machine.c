@@ -235,6 +235,12 @@ static void on_asked(struct mb_watch *watch, uint32_t events)
 		end_with(machine, MB_END_KVM_ERROR);
 	} else if (asked & MB_ASK_QUIT) {
 		machine->outcome.signal = __atomic_load_n(&machine->signal, __ATOMIC_ACQUIRE);
+		/* Somebody wants to know where it hangs. */
+		if (machine->outcome.signal == SIGQUIT) {
+			mb_vcpus_pause(machine->vcpus);
+			for (unsigned i = 0; i < machine->config.n_vcpus; i++)
+				mb_machine_dump_vcpu(mb_vcpus_at(machine->vcpus, i));
+		}
 		end_with(machine, MB_END_QUIT);
 	} else if (asked & MB_ASK_GUEST_STATUS) {
 		machine->outcome.status = __atomic_load_n(&machine->splash_status, __ATOMIC_ACQUIRE);

@@ -47,7 +47,7 @@ static void on_ioapic_eoi(void *ctx, uint8_t vector)
 	mb_ioapic_eoi(machine->ioapic, vector);
 }
 
-static void dump(struct mb_vcpu *vcpu)
+void mb_machine_dump_vcpu(struct mb_vcpu *vcpu)
 {
 	char *text = NULL;
 	size_t len = 0;
@@ -68,12 +68,12 @@ static void on_event(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, 
 	switch (event) {
 	case MB_VCPU_FAILED:
 		mb_log("%s: vCPU %u cannot go on: %s", machine->config.name, mb_vcpu_index(vcpu), text);
-		dump(vcpu);
+		mb_machine_dump_vcpu(vcpu);
 		mb_machine_ask(machine, MB_ASK_KVM_ERROR);
 		break;
 	case MB_VCPU_TRIPLE_FAULT:
 		mb_log("%s: vCPU %u: %s", machine->config.name, mb_vcpu_index(vcpu), text);
-		dump(vcpu);
+		mb_machine_dump_vcpu(vcpu);
 		mb_machine_ask(machine, MB_ASK_CRASH);
 		break;
 	case MB_VCPU_SYSTEM_CRASH:

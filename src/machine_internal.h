@@ -107,6 +107,8 @@ int mb_machine_signalled(const struct mb_machine *machine);
 
 /* src/machine_guest.c: what vCPUs call, and the ports of the thin guest. */
 extern const struct mb_vcpu_ops mb_machine_vcpu_ops;
+/* Its registers, in the log. On its thread, or vCPUs paused. */
+void mb_machine_dump_vcpu(struct mb_vcpu *vcpu);
 int mb_machine_add_splash_ports(struct mb_machine *machine);
 /* Loads the guest and sets where its vCPUs start. vCPUs paused and fresh. */
 int mb_machine_load_guest(struct mb_machine *machine, struct mb_error *err);
