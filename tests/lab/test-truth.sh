@@ -37,8 +37,9 @@ expect "the host is not counted unless asked for" "0" \
 	"$(python3 -c 'import json, sys
 print(sum(map(sum, json.load(open(sys.argv[1]))["sections"]["1"]["host"]["loads"])))' "$tmp/nodes.json")"
 
-# The model: 128 KiB stay in a cache of 256 KiB, 512 KiB never do. The pages add up to the whole.
-"$lab" --nodes 1 --cpus-per-node 2 --truth "$tmp/model.json,cache=256K,ways=8,host,pages" \
+# The model: 128 KiB stay in a cache of 256 KiB, 512 KiB never do. The pages add up to the whole. Without the
+# host, whose ticks would displace some of the guest's lines.
+"$lab" --nodes 1 --cpus-per-node 2 --truth "$tmp/model.json,cache=256K,ways=8,pages" \
 	--in "$tmp/walks.sh" -- ./walks.sh 0 0 128K 100 0 0 512K 20 >"$tmp/out"
 expect "two walks" "0 2" "$? $(grep -c '^splash: walk: ok' "$tmp/out")"
 counted loads "$tmp/model.json" $((2048 * 100 + 8192 * 20))
@@ -53,12 +54,11 @@ for at, what in enumerate(("loads", "stores")):
     whole = sum(section[level][what][0][0] for level in ("host", "guest"))
     pages = sum(page[2 + at] for page in found["pages"])
     assert whole == pages, (what, whole, pages)
-assert section["host"]["loads"][0][0] > 0
 # Each of the 128 pages of the long walk is read 64 times a round.
 assert sum(1 for page in found["pages"] if page[2] >= 64 * 20) >= 128, "pages of the walk"
 END
 python3 "$tmp/pages.py" "$tmp/model.json"
-expect "pages add up, and the host is counted" 0 $?
+expect "pages add up" 0 $?
 
 # Without the model nothing is a miss.
 "$lab" --nodes 1 --cpus-per-node 1 --truth "$tmp/off.json,cache=off" --in "$tmp/walks.sh" -- ./walks.sh \
@@ -71,8 +71,9 @@ print(guest["load_misses"][0][0], guest["store_misses"][0][0])' "$tmp/off.json")
 # A program of the host marks, too; and without a mark there is nothing, which is said.
 "$lab" --nodes 1 --cpus-per-node 1 --truth "$tmp/mark.json,host" -- \
 	sh -c 'truth-mark 3; true; truth-mark 0' 2>"$tmp/err"
-expect "marks of the host" "3" "$(python3 -c 'import json, sys
-print(*json.load(open(sys.argv[1]))["sections"])' "$tmp/mark.json")"
+expect "marks of the host, and its accesses" "3 True" "$(python3 -c 'import json, sys
+sections = json.load(open(sys.argv[1]))["sections"]
+print(*sections, sections["3"]["host"]["loads"][0][0] > 1000)' "$tmp/mark.json")"
 "$lab" --nodes 1 --cpus-per-node 1 --truth "$tmp/none.json" -- true 2>"$tmp/err"
 expect "no mark: status" 0 $?
 expect_match "no mark: says so" '^lab: warning: --truth: no mark was seen' "$tmp/err"
