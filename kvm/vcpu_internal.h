@@ -31,8 +31,6 @@ struct mb_vcpu {
 	uint8_t current_view; /* atomic; written by the thread, or while paused */
 	bool away;	      /* the guest is taking it offline: in view 0 for now. Likewise */
 	bool exit_pending;    /* it wrote its clock's MSR, and may have to go on first. Likewise */
-	bool forgiven;	      /* it was given an exception for RSM, at forgiven_rip. The thread's */
-	uint64_t forgiven_rip;
 	uint64_t n_exits;     /* atomic; written by the thread */
 	char said[256];	      /* what KVM said when the vCPU stopped by itself; the thread's */
 

@@ -72,7 +72,7 @@ static int leave_view(struct mb_vcpu *vcpu)
 
 void mb_vcpu_view_reset(struct mb_vcpu *vcpu)
 {
-	vcpu->away = vcpu->exit_pending = vcpu->forgiven = false;
+	vcpu->away = vcpu->exit_pending = false;
 	__atomic_store_n(&vcpu->current_view, 0, __ATOMIC_RELAXED);
 }
 
@@ -151,17 +151,15 @@ bool mb_vcpu_forgive_rsm(struct mb_vcpu *vcpu)
 		return false;
 	/*
 	 * AMD's shutdown takes the vCPU through INIT and so out of the mode: that one was real.
-	 * Intel's leaves everything as it was: if the vCPU could not even take the exception that
-	 * it was given, it is still where it was put. What a kernel does to itself is its own
-	 * affair.
+	 * Intel's leaves everything as it was, and a process cannot be told from one that executed
+	 * RSM: where its kernel has no handler for the exception either, the guest comes here again
+	 * and again instead of crashing. What a kernel does to itself is its own affair.
 	 */
-	if (!events.smi.smm || !sregs.ss.dpl || (vcpu->forgiven && regs.rip == vcpu->forgiven_rip))
+	if (!events.smi.smm || !sregs.ss.dpl)
 		return false;
 	/* KVM has gone on behind the instruction. Which one it was cannot be read: it may be gone
 	 * by now. */
 	regs.rip -= RSM_BYTES;
-	vcpu->forgiven = true;
-	vcpu->forgiven_rip = regs.rip;
 	events.flags = 0;
 	events.exception.injected = 1;
 	events.exception.nr = UD_VECTOR;

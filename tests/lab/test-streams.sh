@@ -57,7 +57,7 @@ END
 python3 "$tmp/type.py" '# ' 'stty size; tty; exit 7\n' "$lab" --shell >"$tmp/out"
 expect "a shell: status" 7 $?
 expect_match "its terminal" '^/dev/hvc0$' "$tmp/out"
-expect_match "as large as ours" '^37 91$' "$tmp/out"
+expect_match "as large as ours" '(^|2004l)37 91$' "$tmp/out"
 python3 "$tmp/type.py" 'waiting' '\x1d' "$lab" --shell -- sh -c 'echo waiting; sleep 1000' >"$tmp/out"
 expect "the escape key: status" 130 $?
 
