@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_CLI_CLIENT_H
+#define MIRRORBALL_CLI_CLIENT_H
+
+#include <jansson.h>
+#include <mirrorball/error.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+/* How a command talks to a running machine: its control socket (mirrorball/control.h). */
+struct cli_client;
+
+/*
+ * Connects to the machine with this name or process ID, of this user (root: of root's machines).
+ * -ENOENT where none runs, -ENOTUNIQ where several have that name; err says what to do.
+ */
+int cli_client_open(const char *who, struct cli_client **out, struct mb_error *err);
+void cli_client_close(struct cli_client *client); /* takes NULL */
+
+/*
+ * Sends {"request": request} and waits for the answer, which the caller gives back with
+ * json_decref. -EPIPE when the machine has ended, -EPROTO when it refuses or answers nonsense; err
+ * has what it said.
+ */
+int cli_client_ask(struct cli_client *client, const char *request, json_t **answer, struct mb_error *err);
+
+const char *cli_client_name(const struct cli_client *client);
+pid_t cli_client_pid(const struct cli_client *client);
+
+#endif
