@@ -195,17 +195,21 @@ int mb_pagemap_watch(struct mb_pagemap *pm, void *base, uint64_t len)
 	uint64_t start = (uintptr_t)base;
 	struct uffdio_register reg = {
 		.range = {.start = start, .len = len}, .mode = UFFDIO_REGISTER_MODE_WP};
+	bool again;
 	int rc;
 
 	if (!len || (start | len) % MB_PAGE_BYTES || start + len < start)
 		return -EINVAL;
-	if (pm->n_watched == MAX_WATCHED)
+	again = is_watched(pm, start, len);
+	if (!again && pm->n_watched == MAX_WATCHED)
 		return -ENOSPC;
 	rc = is_shared(start, start + len);
 	if (rc)
 		return rc;
 	if (pm->uffd >= 0 && ioctl(pm->uffd, UFFDIO_REGISTER, &reg))
 		pm->features &= ~(unsigned)(MB_PAGEMAP_WRITES | MB_PAGEMAP_EXACT);
+	if (again)
+		return 0;
 	pm->watched[pm->n_watched].start = start;
 	pm->watched[pm->n_watched++].end = start + len;
 	return 0;
@@ -216,6 +220,30 @@ int mb_pagemap_zap(struct mb_pagemap *pm, void *at, uint64_t len)
 	if (!is_watched(pm, (uintptr_t)at, len))
 		return -EINVAL;
 	return madvise(at, len, MADV_DONTNEED) ? -errno : 0;
+}
+
+/*
+ * To protect a page that is not there leaves a mark in the page table, which has to be one of small
+ * pages from then on, and asking for nothing back takes that path (fs/proc/task_mmu.c). A fault
+ * does not replace a table by a huge page. The protection is asynchronous: nobody waits for it.
+ */
+int mb_pagemap_split(struct mb_pagemap *pm, void *at)
+{
+	struct scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = SCAN_PROTECT | SCAN_CHECK_ASYNC,
+		.start = (uintptr_t)at,
+		.end = (uintptr_t)at + MB_PAGE_BYTES,
+		.category_mask = PAGE_WRITTEN,
+	};
+	int rc;
+
+	if (!(pm->features & MB_PAGEMAP_WRITES))
+		return -ENOTSUP;
+	rc = mb_pagemap_zap(pm, at, MB_HUGE_BYTES);
+	if (!rc)
+		rc = scan(pm, &arg);
+	return rc < 0 ? rc : 0;
 }
 
 int mb_pagemap_clean(struct mb_pagemap *pm, void *at, uint64_t len)

@@ -142,6 +142,13 @@ int mb_ram_file_open(uint64_t bytes)
 	return fd;
 }
 
+/* Both are wishes: huge pages may be off, and a dump without guest memory is smaller. */
+static void advise(void *at, uint64_t len)
+{
+	madvise(at, len, MADV_HUGEPAGE);
+	madvise(at, len, MADV_DONTDUMP);
+}
+
 int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
 {
 	void *base;
@@ -157,9 +164,18 @@ int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
 	if (base == MAP_FAILED)
 		return -errno;
 	m->base = base;
-	/* Both are wishes: huge pages may be off, and a dump without guest memory is smaller. */
-	madvise(base, bytes, MADV_HUGEPAGE);
-	madvise(base, bytes, MADV_DONTDUMP);
+	advise(base, bytes);
+	return 0;
+}
+
+int mb_ram_file_remap(int fd, const struct mb_ram_mapping *m, uint64_t offset, uint64_t len)
+{
+	char *at = (char *)m->base + offset;
+
+	if (mmap(at, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, (off_t)offset) ==
+		MAP_FAILED)
+		return -errno;
+	advise(at, len);
 	return 0;
 }
 

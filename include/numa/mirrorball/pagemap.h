@@ -38,7 +38,7 @@ void mb_pagemap_close(struct mb_pagemap *pm);		   /* takes NULL */
 unsigned mb_pagemap_features(const struct mb_pagemap *pm); /* of enum mb_pagemap_feature */
 
 /*
- * Watches [base, base + len) until the pagemap is closed, which must come before it is unmapped.
+ * Watches [base, base + len) (again, where a watched part was mapped anew) until the pagemap is closed, which must come before it is unmapped.
  * -EINVAL unless all of it is mapped shared: taking pages out of a private mapping would lose what
  * is in them. A userfaultfd that the kernel does not give for it takes MB_PAGEMAP_WRITES and
  * MB_PAGEMAP_EXACT from the features; that is no error.
@@ -51,6 +51,13 @@ int mb_pagemap_watch(struct mb_pagemap *pm, void *base, uint64_t len);
  * as written when it is mapped again.
  */
 int mb_pagemap_zap(struct mb_pagemap *pm, void *at, uint64_t len);
+
+/*
+ * As mb_pagemap_zap for the huge page at `at`; its pages are then mapped one by one as they are
+ * touched, until the 2 MiB are mapped anew (mmap(2)) and watched again. -ENOTSUP without
+ * MB_PAGEMAP_WRITES.
+ */
+int mb_pagemap_split(struct mb_pagemap *pm, void *at);
 
 /* Pages that are mapped now count as not written until a write. Does nothing without
  * MB_PAGEMAP_WRITES. */

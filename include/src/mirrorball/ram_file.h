@@ -24,6 +24,11 @@ struct mb_ram_mapping {
 
 /* Maps all `bytes` of the file, for reads and writes. 0 or -errno; m is filled in either case. */
 int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m);
+/*
+ * Maps a part anew, as it was at first: small page tables in there become huge ones again with the next
+ * touch. Whoever touches it meanwhile waits. -errno: it is as it was.
+ */
+int mb_ram_file_remap(int fd, const struct mb_ram_mapping *m, uint64_t offset, uint64_t len);
 /* `bytes` as when it was mapped. Takes a mapping that failed, and one that is all zero. */
 void mb_ram_file_unmap(struct mb_ram_mapping *m, uint64_t bytes);
 

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/tracker.h>
+#include <mirrorball/vcpu.h>
+#include <mirrorball/vm.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+/*
+ * A machine of one vCPU, in 32-bit mode without paging, that touches N_PAGES pages and writes a
+ * port, again and again. The handler of the port takes the pages out before every other round: the
+ * difference is what the faults cost the guest, exits and the host's part included.
+ */
+#define RAM_BYTES  0x200000ull
+#define CODE_GPA   0x1000ull
+#define GDT_GPA	   0x2000ull
+#define PAGES_GPA  0x100000ull
+#define N_PAGES	   64u
+#define N_ROUNDS   16u
+#define PORT	   0x10
+#define TIMEOUT_NS 2000000000ull
+
+static const uint8_t code[] = {
+	0xbe, 0x00, 0x00, 0x10, 0x00,	 /* again: mov $PAGES_GPA, %esi */
+	0xb9, N_PAGES, 0x00, 0x00, 0x00, /* mov $N_PAGES, %ecx */
+	0x89, 0x06, /* next: mov %eax, (%esi): a read might map neighbours, too */
+	0x81, 0xc6, 0x00, 0x10, 0x00, 0x00, /* add $4096, %esi */
+	0x49,				    /* dec %ecx */
+	0x75, 0xf5,			    /* jnz next */
+	0xe6, PORT,			    /* out %al, $PORT */
+	0xeb, 0xe7,			    /* jmp again */
+};
+
+static const uint64_t gdt[] = {0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
+
+struct measure {
+	char *ram;
+	unsigned n_rounds;		/* atomic: how many are over */
+	uint64_t begin_ns, least_ns[2]; /* of a round with its pages there, and taken out */
+};
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static void on_pio(void *ctx, struct mb_vcpu *vcpu, uint16_t port, bool write, void *data,
+	unsigned size, unsigned count)
+{
+	struct measure *m = ctx;
+	uint64_t took_ns = now_ns() - m->begin_ns;
+	unsigned n = m->n_rounds;
+
+	/* The first round is the way here. */
+	if (n && took_ns < m->least_ns[n & 1])
+		m->least_ns[n & 1] = took_ns;
+	if (!(n & 1))
+		madvise(m->ram + PAGES_GPA, N_PAGES * 4096, MADV_DONTNEED);
+	__atomic_store_n(&m->n_rounds, n + 1, __ATOMIC_RELEASE);
+	m->begin_ns = now_ns();
+}
+
+static void on_mmio(
+	void *ctx, struct mb_vcpu *vcpu, uint64_t gpa, bool write, void *data, unsigned len)
+{
+}
+
+static void on_eoi(void *ctx, uint8_t vector)
+{
+}
+
+static void on_event(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, const char *text)
+{
+}
+
+static const struct mb_vcpu_ops ops = {
+	.pio = on_pio, .mmio = on_mmio, .ioapic_eoi = on_eoi, .event = on_event};
+
+static int run(struct mb_vm *vm, struct measure *m)
+{
+	struct mb_vcpus_config config = {.n_vcpus = 1, .ops = &ops, .ops_ctx = m};
+	struct mb_vcpu_start start = {
+		.rip = CODE_GPA, .gdt_gpa = GDT_GPA, .gdt_limit = sizeof(gdt) - 1};
+	struct timespec wait = {.tv_nsec = 200000};
+	uint64_t begin_ns = now_ns();
+	struct mb_vcpus *vcpus;
+	int rc = mb_vcpus_create(vm, &config, &vcpus, NULL);
+
+	if (rc)
+		return rc;
+	rc = mb_vcpu_set_start(mb_vcpus_at(vcpus, 0), &start);
+	if (!rc)
+		mb_vcpus_resume(vcpus);
+	while (!rc && __atomic_load_n(&m->n_rounds, __ATOMIC_ACQUIRE) < N_ROUNDS) {
+		nanosleep(&wait, NULL);
+		if (now_ns() - begin_ns > TIMEOUT_NS)
+			rc = -ETIMEDOUT;
+	}
+	mb_vcpus_destroy(vcpus);
+	return rc;
+}
+
+int mb_fault_cost_ns(const struct mb_host *host, uint64_t *ns)
+{
+	struct measure m = {.least_ns = {UINT64_MAX, UINT64_MAX}};
+	struct mb_vm_config config = {.n_views = 1};
+	struct mb_memslot slot = {.len_bytes = RAM_BYTES};
+	struct mb_vm *vm;
+	int rc = mb_vm_create(host, &config, &vm, NULL);
+
+	if (rc)
+		return rc;
+	/* Shared, as a guest's memory, but in small pages. */
+	m.ram = mmap(NULL, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (m.ram == MAP_FAILED) {
+		rc = -errno;
+		goto out;
+	}
+	madvise(m.ram, RAM_BYTES, MADV_NOHUGEPAGE);
+	memset(m.ram + PAGES_GPA, 1, N_PAGES * 4096);
+	memcpy(m.ram + CODE_GPA, code, sizeof(code));
+	memcpy(m.ram + GDT_GPA, gdt, sizeof(gdt));
+	slot.hva = m.ram;
+	rc = mb_vm_set_memslot(vm, 0, 0, &slot);
+	if (!rc)
+		rc = run(vm, &m);
+	if (!rc)
+		*ns = m.least_ns[1] > m.least_ns[0] ? (m.least_ns[1] - m.least_ns[0]) / N_PAGES + 1
+						    : 1;
+	mb_vm_destroy(vm);
+	munmap(m.ram, RAM_BYTES);
+	return rc;
+out:
+	mb_vm_destroy(vm);
+	return rc;
+}

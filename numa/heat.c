@@ -1,0 +1,657 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "heat_internal.h"
+
+#define MAX_REGIONS    4096u
+#define MAX_DETAILS    256u
+#define FIRST_REGIONS  64u /* how many there are to begin with, at least */
+
+#define NEW_SHARE      0.5f /* of a new sample in what is known: two of them change a mind */
+#define NEW_SHARE_PART 0.3f /* of one that saw a part of the region only */
+#define HOT	       0.8f /* above: a shorter window tells more */
+#define COLD	       0.2f /* below: a longer one */
+#define NEVER	       0.01f
+#define CHANGED	       0.5f  /* so far from what was known is news */
+#define DIFFERENT      0.35f /* halves that are to be apart */
+#define ALIKE	       0.2f  /* buddies that may be one */
+#define ALIKE_CROWDED  0.4f  /* when regions run short */
+#define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
+#define USED	       0.3f  /* a view that uses a block, for a zoom */
+
+/* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
+#define PERIOD	       8u
+#define PERIOD_SOON    2u
+#define PERIOD_MIN_NS  100000000ull
+#define SOON_MIN_NS    20000000ull
+#define PART_NS	       1000000000ull /* a region of which a run is a part: as often as that, at least */
+#define UNEVEN_NS      60000000000ull
+#define UNUSED_NS      4000000000ull
+#define BACKOFF_MIN_NS 10000000000ull
+#define BACKOFF_MAX_NS 600000000000ull
+
+#define SAMPLES_DECAY  0.8f
+#define GUESS	       0.5f /* worth so much of a sample */
+#define AGE_HALF_NS    30e9f
+
+const uint64_t mb_heat_window_ns[MB_HEAT_WINDOWS] = {
+	MB_HEAT_WINDOW_MIN_NS, 30000000, 100000000, 300000000, MB_HEAT_WINDOW_MAX_NS};
+
+/* ---- what is known of something: chances that a page is touched, written in a window ---- */
+
+/* The same rate seen through another window. */
+static float through_window(float p, unsigned from, unsigned to)
+{
+	float scale = (float)mb_heat_window_ns[to] / (float)mb_heat_window_ns[from];
+
+	return from == to || p <= 0 ? p : 1 - powf(1 - fminf(p, 0.99f), scale);
+}
+
+static void know_through(struct known *known, unsigned n_views, unsigned from, unsigned to)
+{
+	for (unsigned v = 0; v < n_views; v++) {
+		known->touch[v] = through_window(known->touch[v], from, to);
+		known->write[v] = through_window(known->write[v], from, to);
+	}
+}
+
+static float max_touch(const struct known *known, unsigned n_views)
+{
+	float most = 0;
+
+	for (unsigned v = 0; v < n_views; v++)
+		most = fmaxf(most, known->touch[v]);
+	return most;
+}
+
+static float difference(const struct known *a, const struct known *b, unsigned n_views)
+{
+	float most = 0;
+
+	for (unsigned v = 0; v < n_views; v++) {
+		most = fmaxf(most, fabsf(a->touch[v] - b->touch[v]));
+		most = fmaxf(most, fabsf(a->write[v] - b->write[v]));
+	}
+	return most;
+}
+
+/* Of both halves of a region; a single block has one. */
+struct known mb_heat_known(const struct mb_heat_map *map, const struct region *r)
+{
+	struct known both = r->half[0];
+
+	if (r->n == 1 || !r->half[1].samples)
+		return both;
+	if (!r->half[0].samples)
+		return r->half[1];
+	for (unsigned v = 0; v < map->n_views; v++) {
+		both.touch[v] = (r->half[0].touch[v] + r->half[1].touch[v]) / 2;
+		both.write[v] = (r->half[0].write[v] + r->half[1].write[v]) / 2;
+	}
+	both.samples = fminf(r->half[0].samples, r->half[1].samples);
+	return both;
+}
+
+float mb_heat_confidence(float samples, uint64_t age_ns)
+{
+	return samples / (samples + 1) * exp2f(-(float)age_ns / AGE_HALF_NS);
+}
+
+/* ---- the map ---- */
+
+static struct region *new_region(uint64_t first, uint64_t n)
+{
+	struct region *r = calloc(1, sizeof(*r));
+
+	if (r) {
+		r->first = first;
+		r->n = n;
+		r->in_use = true; /* until somebody says that it is not */
+		r->window = MB_HEAT_WINDOWS / 2;
+		r->split_wait_ns = r->zoom_wait_ns = BACKOFF_MIN_NS;
+	}
+	return r;
+}
+
+static void drop_detail(struct mb_heat_map *map, struct region *r)
+{
+	if (r->detail)
+		map->n_details--;
+	free(r->detail);
+	r->detail = NULL;
+}
+
+static void free_region(struct mb_heat_map *map, struct region *r)
+{
+	drop_detail(map, r);
+	free(r);
+}
+
+int mb_heat_create(const struct mb_heat_config *config, struct mb_heat_map **out)
+{
+	struct mb_heat_map *map;
+	uint64_t size = 1;
+
+	if (!config->n_blocks || !config->n_views || config->n_views > MB_HEAT_VIEWS)
+		return -EINVAL;
+	map = calloc(1, sizeof(*map));
+	if (!map)
+		return -ENOMEM;
+	map->n_views = config->n_views;
+	map->n_blocks = config->n_blocks;
+	map->max_regions = config->max_regions ? config->max_regions : MAX_REGIONS;
+	if (map->max_regions < 2 * FIRST_REGIONS)
+		map->max_regions = 2 * FIRST_REGIONS;
+	map->max_details = config->max_details ? config->max_details : MAX_DETAILS;
+	map->region = calloc(map->max_regions, sizeof(struct region *));
+	if (!map->region)
+		goto err;
+	while (size * FIRST_REGIONS * 2 <= config->n_blocks)
+		size *= 2;
+	map->max_blocks = size > MB_HEAT_RUN_BLOCKS ? size : MB_HEAT_RUN_BLOCKS;
+	/* The end of memory that is not a whole region: halves, quarters, ... */
+	for (uint64_t at = 0; at < config->n_blocks;) {
+		while (at + size > config->n_blocks)
+			size /= 2;
+		map->region[map->n_regions] = new_region(at, size);
+		if (!map->region[map->n_regions])
+			goto err;
+		map->n_regions++;
+		at += size;
+	}
+	*out = map;
+	return 0;
+err:
+	mb_heat_destroy(map);
+	return -ENOMEM;
+}
+
+void mb_heat_destroy(struct mb_heat_map *map)
+{
+	if (!map)
+		return;
+	for (unsigned i = 0; i < map->n_regions; i++)
+		free_region(map, map->region[i]);
+	free(map->region);
+	free(map);
+}
+
+unsigned mb_heat_n_regions(const struct mb_heat_map *map)
+{
+	return map->n_regions;
+}
+
+uint64_t mb_heat_n_covered(const struct mb_heat_map *map)
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < map->n_regions; i++)
+		if (map->region[i]->in_use && mb_heat_known(map, map->region[i]).samples > 0)
+			n += map->region[i]->n;
+	return n;
+}
+
+uint64_t mb_heat_n_huge(const struct mb_heat_map *map)
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < map->n_regions; i++)
+		if (map->region[i]->in_use && map->region[i]->huge)
+			n += map->region[i]->n;
+	return n;
+}
+
+/* The region that has this block: they are in order and leave no gap. */
+static struct region *find_region(const struct mb_heat_map *map, uint64_t block)
+{
+	unsigned low = 0, high = map->n_regions;
+
+	while (high - low > 1) {
+		unsigned middle = (low + high) / 2;
+
+		if (map->region[middle]->first <= block)
+			low = middle;
+		else
+			high = middle;
+	}
+	return map->region[low];
+}
+
+/* ---- sampling ---- */
+
+static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
+{
+	unsigned users = 0;
+
+	if (r->n > 1 || !r->huge || r->detail || now_ns < r->no_zoom_before_ns ||
+		map->n_details >= map->max_details)
+		return false;
+	for (unsigned v = 0; v < map->n_views; v++)
+		users += r->half[0].touch[v] > USED;
+	return users > 1;
+}
+
+/* All bits of the seed count (the finalizer of MurmurHash3, as a formula). */
+static uint32_t mix(uint32_t x)
+{
+	x = (x ^ x >> 16) * 0x85ebca6bu;
+	x = (x ^ x >> 13) * 0xc2b2ae35u;
+	return x ^ x >> 16;
+}
+
+bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_ns,
+	uint64_t max_window_ns, uint32_t seed, struct mb_heat_pick *pick, uint64_t *due_ns)
+{
+	struct region *r = NULL;
+
+	*due_ns = UINT64_MAX;
+	for (unsigned i = 0; i < map->n_regions; i++) {
+		struct region *other = map->region[i];
+
+		uint64_t window_ns = mb_heat_window_ns[other->window];
+
+		if (!other->picked && window_ns >= min_window_ns && window_ns <= max_window_ns &&
+			(!r || other->due_ns < r->due_ns))
+			r = other;
+	}
+	if (!r)
+		return false;
+	*due_ns = r->due_ns;
+	if (r->due_ns > now_ns)
+		return false;
+	*pick = (struct mb_heat_pick){
+		.first_block = r->first,
+		.n_blocks = (unsigned)r->n,
+		.region_first = r->first,
+		.region_blocks = r->n,
+		.window_ns = mb_heat_window_ns[r->window],
+		.zoom = wants_zoom(map, r, now_ns),
+	};
+	if (r->n > MB_HEAT_RUN_BLOCKS) {
+		/* A run of one half, then of the other. Both are powers of two. */
+		uint64_t half = r->n / 2, runs = half / MB_HEAT_RUN_BLOCKS;
+
+		pick->n_blocks = half < MB_HEAT_RUN_BLOCKS ? (unsigned)half : MB_HEAT_RUN_BLOCKS;
+		pick->first_block += (r->turn++ & 1) * half;
+		pick->first_block += runs ? mix(seed) % runs * MB_HEAT_RUN_BLOCKS : 0;
+	}
+	r->picked = true;
+	return true;
+}
+
+void mb_heat_skip(
+	struct mb_heat_map *map, const struct mb_heat_pick *pick, bool in_use, uint64_t now_ns)
+{
+	struct region *r = find_region(map, pick->first_block);
+
+	r->picked = false;
+	r->in_use = in_use;
+	r->due_ns = now_ns + (in_use ? PERIOD_MIN_NS : UNUSED_NS);
+}
+
+static unsigned count_bits(const uint64_t *bits)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
+		n += (unsigned)__builtin_popcountll(bits[i]);
+	return n;
+}
+
+/*
+ * How much of a block was touched or written: what was mapped as one page counts as one. So does
+ * a block that was zoomed into, or what is known would change with the size of its pages.
+ */
+static float share_of_block(const struct mb_heat_seen *seen, unsigned block, const uint64_t *bits)
+{
+	unsigned n = count_bits(bits);
+
+	if ((seen->huge | seen->zoomed) >> block & 1)
+		return n > 0;
+	return (float)n / (float)seen->n_pages;
+}
+
+static void know_more(
+	struct known *known, float share, const struct known *x, bool writes, unsigned n_views)
+{
+	if (!known->samples)
+		share = 1;
+	for (unsigned v = 0; v < n_views; v++) {
+		known->touch[v] += share * (x->touch[v] - known->touch[v]);
+		/* What cannot be told from a read is not said to be one. */
+		if (writes)
+			known->write[v] += share * (x->write[v] - known->write[v]);
+	}
+	known->samples = known->samples * SAMPLES_DECAY + 1;
+}
+
+/* A value of a page: chances of 0..1 as 0..255. */
+static uint8_t nearer(uint8_t value, bool bit, bool first)
+{
+	unsigned x = bit ? 255 : 0;
+
+	return first ? (uint8_t)x : (uint8_t)((value + x + (bit ? 1 : 0)) / 2);
+}
+
+static bool get_bit(const uint64_t *bits, unsigned i)
+{
+	return bits[i / 64] >> i % 64 & 1;
+}
+
+/* Pages of the block that was seen differ: some were used in another way than others. */
+static bool pages_differ(const struct mb_heat_map *map, const struct mb_heat_seen *seen)
+{
+	for (unsigned v = 0; v < map->n_views; v++) {
+		unsigned touched = count_bits(seen->view[v].touched[0]);
+		unsigned written = count_bits(seen->view[v].written[0]);
+
+		if ((touched && touched < seen->n_pages) ||
+			(seen->knows_writes && written && written < touched))
+			return true;
+	}
+	return false;
+}
+
+static void learn_pages(
+	struct mb_heat_map *map, struct region *r, const struct mb_heat_seen *seen, uint64_t now_ns)
+{
+	struct detail *d = r->detail;
+
+	if (!d) {
+		if (!pages_differ(map, seen) || map->n_details >= map->max_details)
+			return;
+		d = r->detail = calloc(1, sizeof(*d));
+		if (!d)
+			return;
+		map->n_details++;
+	}
+	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
+		bool first = !get_bit(d->seen, i);
+
+		for (unsigned v = 0; v < map->n_views; v++) {
+			const struct mb_heat_seen_view *sv = &seen->view[v];
+
+			d->touch[v][i] = nearer(d->touch[v][i], get_bit(sv->touched[0], i), first);
+			if (seen->knows_writes)
+				d->write[v][i] =
+					nearer(d->write[v][i], get_bit(sv->written[0], i), first);
+		}
+		d->seen[i / 64] |= 1ull << i % 64;
+	}
+	d->seen_ns = now_ns;
+	d->samples = d->samples * SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;
+}
+
+/* The detail is of old, and the block is used by others now. */
+static bool detail_is_wrong(const struct mb_heat_map *map, const struct region *r)
+{
+	for (unsigned v = 0; v < map->n_views; v++) {
+		uint8_t most = 0;
+
+		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+			if (r->detail->touch[v][i] > most)
+				most = r->detail->touch[v][i];
+		if (fabsf((float)most / 255 - r->half[0].touch[v]) > 0.7f)
+			return true;
+	}
+	return false;
+}
+
+static void change_window(struct mb_heat_map *map, struct region *r, unsigned window)
+{
+	for (unsigned h = 0; h < 2; h++)
+		know_through(&r->half[h], map->n_views, r->window, window);
+	if (r->detail) {
+		for (unsigned v = 0; v < map->n_views; v++) {
+			for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+				uint8_t *p[] = {&r->detail->touch[v][i], &r->detail->write[v][i]};
+
+				for (unsigned k = 0; k < 2; k++)
+					*p[k] = (uint8_t)(255 * through_window((float)*p[k] / 255,
+									r->window, window));
+			}
+		}
+	}
+	r->window = window;
+}
+
+static void choose_window(struct mb_heat_map *map, struct region *r)
+{
+	struct known known = mb_heat_known(map, r);
+	float most = max_touch(&known, map->n_views);
+
+	if (known.samples < 1.5f)
+		return;
+	if (most > HOT && r->window > 0)
+		change_window(map, r, r->window - 1);
+	/* The longest one is for what is touched now and then; it keeps pages out for long. */
+	else if (most < COLD && r->window + (most > NEVER ? 1 : 2) < MB_HEAT_WINDOWS)
+		change_window(map, r, r->window + 1);
+}
+
+/* What the blocks [from, to) of the run say together. *variance: how much they differ. */
+static struct known average(const struct mb_heat_map *map, const struct mb_heat_seen *seen,
+	unsigned from, unsigned to, float *variance)
+{
+	struct known x = {.samples = 1};
+	float n = (float)(to - from);
+
+	for (unsigned v = 0; v < map->n_views; v++) {
+		float squares[2] = {0, 0};
+
+		for (unsigned b = from; b < to; b++) {
+			float touched = share_of_block(seen, b, seen->view[v].touched[b]);
+			float written = share_of_block(seen, b, seen->view[v].written[b]);
+
+			x.touch[v] += touched / n;
+			squares[0] += touched * touched / n;
+			if (seen->knows_writes) {
+				x.write[v] += written / n;
+				squares[1] += written * written / n;
+			}
+		}
+		*variance = fmaxf(*variance, squares[0] - x.touch[v] * x.touch[v]);
+		*variance = fmaxf(*variance, squares[1] - x.write[v] * x.write[v]);
+	}
+	return x;
+}
+
+void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uint64_t now_ns)
+{
+	const struct mb_heat_pick *pick = &seen->pick;
+	struct region *r = find_region(map, pick->first_block);
+	uint64_t from = pick->first_block - r->first, half = r->n / 2, period;
+	bool whole = pick->n_blocks == r->n, part = seen->n_pages < MB_HEAT_BLOCK_PAGES;
+	float variance = 0;
+	struct known old = mb_heat_known(map, r), now;
+
+	r->picked = false;
+	r->in_use = true;
+	r->huge = seen->huge || seen->zoomed;
+	/* A part of a zoomed block says nothing of the whole. */
+	if (part && seen->zoomed) {
+		learn_pages(map, r, seen, now_ns);
+		r->due_ns = now_ns + PERIOD_SOON * pick->window_ns;
+		return;
+	}
+	for (unsigned h = 0; h < 2; h++) {
+		/* The part of the run in this half. */
+		uint64_t begin = h ? (from > half ? from : half) : from;
+		uint64_t end = from + pick->n_blocks;
+		struct known x;
+
+		if (r->n > 1 && !h && end > half)
+			end = half;
+		if (begin >= end || (r->n == 1 && h))
+			continue;
+		x = average(map, seen, (unsigned)(begin - from), (unsigned)(end - from), &variance);
+		know_more(&r->half[h], whole ? NEW_SHARE : NEW_SHARE_PART, &x, seen->knows_writes,
+			map->n_views);
+	}
+	if (variance > UNEVEN)
+		r->uneven_before_ns = now_ns + UNEVEN_NS;
+	r->seen_ns = now_ns;
+	if (r->n == 1 && !(seen->huge & 1))
+		learn_pages(map, r, seen, now_ns);
+	else if (r->detail && detail_is_wrong(map, r)) {
+		drop_detail(map, r);
+		r->no_zoom_before_ns = 0;
+	}
+	now = mb_heat_known(map, r);
+	period = PERIOD * pick->window_ns;
+	if (!whole && period > PART_NS)
+		period = PART_NS;
+	if (period < PERIOD_MIN_NS)
+		period = PERIOD_MIN_NS;
+	if (seen->zoomed ||
+		(old.samples > 0 && difference(&old, &now, map->n_views) > CHANGED * NEW_SHARE))
+		period = PERIOD_SOON * pick->window_ns > SOON_MIN_NS ? PERIOD_SOON * pick->window_ns
+								     : SOON_MIN_NS;
+	r->due_ns = now_ns + period;
+	choose_window(map, r);
+}
+
+/* ---- regions ---- */
+
+static bool split(struct mb_heat_map *map, unsigned at)
+{
+	struct region *r = map->region[at], *other;
+
+	if (map->n_regions >= map->max_regions)
+		return false;
+	other = new_region(r->first + r->n / 2, r->n / 2);
+	if (!other)
+		return false;
+	r->n /= 2;
+	other->window = r->window;
+	other->huge = r->huge;
+	other->in_use = r->in_use;
+	other->seen_ns = r->seen_ns;
+	other->due_ns = r->due_ns;
+	other->split_wait_ns = r->split_wait_ns;
+	other->no_split_before_ns = r->no_split_before_ns;
+	other->half[0] = other->half[1] = r->half[1];
+	r->half[1] = r->half[0];
+	r->uneven_before_ns = 0; /* which of them is has to be seen */
+	/* What is known is of the halves; of their halves it is a guess, until each was looked at
+	 * twice. */
+	for (unsigned h = 0; h < 2; h++) {
+		r->half[h].samples = fminf(r->half[h].samples, GUESS);
+		other->half[h].samples = fminf(other->half[h].samples, GUESS);
+	}
+	memmove(map->region + at + 2, map->region + at + 1,
+		(map->n_regions - at - 1) * sizeof(struct region *));
+	map->region[at + 1] = other;
+	map->n_regions++;
+	return true;
+}
+
+static bool may_join(const struct mb_heat_map *map, const struct region *a, const struct region *b,
+	uint64_t now_ns)
+{
+	float limit = map->n_regions > map->max_regions / 4 * 3 ? ALIKE_CROWDED : ALIKE;
+	unsigned window = a->window > b->window ? a->window : b->window;
+	struct known ka, kb;
+
+	if (a->n != b->n || a->first % (2 * a->n) || 2 * a->n > map->max_blocks || a->picked ||
+		b->picked || a->detail || b->detail)
+		return false;
+	if (!a->in_use && !b->in_use)
+		return true;
+	if (a->in_use != b->in_use || a->huge != b->huge || now_ns < a->uneven_before_ns ||
+		now_ns < b->uneven_before_ns)
+		return false;
+	ka = mb_heat_known(map, a);
+	kb = mb_heat_known(map, b);
+	if (ka.samples < 2 || kb.samples < 2)
+		return false;
+	know_through(&ka, map->n_views, a->window, window);
+	know_through(&kb, map->n_views, b->window, window);
+	return difference(&ka, &kb, map->n_views) < limit;
+}
+
+static void join(struct mb_heat_map *map, unsigned at, uint64_t now_ns)
+{
+	struct region *a = map->region[at], *b = map->region[at + 1];
+	unsigned window = a->window > b->window ? a->window : b->window;
+
+	change_window(map, a, window);
+	change_window(map, b, window);
+	a->half[0] = mb_heat_known(map, a);
+	a->half[1] = mb_heat_known(map, b);
+	a->n *= 2;
+	a->seen_ns = a->seen_ns < b->seen_ns ? a->seen_ns : b->seen_ns;
+	a->due_ns = a->due_ns < b->due_ns ? a->due_ns : b->due_ns;
+	if (a->split_wait_ns < b->split_wait_ns)
+		a->split_wait_ns = b->split_wait_ns;
+	/* A closer look showed no difference: not again at once. */
+	a->no_split_before_ns = now_ns + a->split_wait_ns;
+	if (a->split_wait_ns < BACKOFF_MAX_NS)
+		a->split_wait_ns *= 2;
+	free_region(map, b);
+	memmove(map->region + at + 1, map->region + at + 2,
+		(map->n_regions - at - 2) * sizeof(struct region *));
+	map->n_regions--;
+}
+
+static bool wants_split(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
+{
+	if (r->n == 1 || r->picked || !r->in_use)
+		return false;
+	if (r->half[0].samples > 1.5f && r->half[1].samples > 1.5f &&
+		difference(&r->half[0], &r->half[1], map->n_views) > DIFFERENT)
+		return true;
+	return now_ns < r->uneven_before_ns && now_ns >= r->no_split_before_ns;
+}
+
+/* All pages of the detail are alike after all: it is not worth its place, nor another zoom soon. */
+static bool detail_is_even(const struct mb_heat_map *map, const struct detail *d)
+{
+	const int even = 96;
+
+	if (d->samples < 2)
+		return false;
+	for (unsigned v = 0; v < map->n_views; v++) {
+		const uint8_t *values[] = {d->touch[v], d->write[v]};
+
+		for (unsigned k = 0; k < 2; k++) {
+			uint8_t least = 255, most = 0;
+
+			for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+				least = values[k][i] < least ? values[k][i] : least;
+				most = values[k][i] > most ? values[k][i] : most;
+			}
+			if (most - least > even)
+				return false;
+		}
+	}
+	return true;
+}
+
+void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
+{
+	struct region *r = find_region(map, block);
+
+	r->no_zoom_before_ns = now_ns + r->zoom_wait_ns;
+	if (!r->detail && r->zoom_wait_ns < BACKOFF_MAX_NS)
+		r->zoom_wait_ns *= 2;
+}
+
+void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
+{
+	for (unsigned i = 0; i < map->n_regions; i++) {
+		struct region *r = map->region[i];
+
+		if (r->detail && !r->picked && detail_is_even(map, r->detail))
+			drop_detail(map, r);
+		/* Both parts are new: they wait for their own samples. */
+		if (wants_split(map, r, now_ns) && split(map, i))
+			i++;
+	}
+	for (unsigned i = 0; i + 1 < map->n_regions; i++)
+		if (may_join(map, map->region[i], map->region[i + 1], now_ns))
+			join(map, i, now_ns);
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "heat_internal.h"
+
+#define DETAIL_LASTS                                                                               \
+	8	   /* times as long as what is known of a block; who uses which part changes less */
+#define MOST 0.99f /* a chance that counts as certain: 460 a second in the shortest window */
+
+/* A growing array of extents; the last one grows while what comes is like it. */
+struct list {
+	struct mb_extent *extent;
+	unsigned n, room;
+	unsigned n_views;
+};
+
+static float rate(float p, unsigned window)
+{
+	return p <= 0 ? 0 : -log1pf(-fminf(p, MOST)) / ((float)mb_heat_window_ns[window] / 1e9f);
+}
+
+static struct mb_heat heat(float touch, float write, unsigned window)
+{
+	/* Chances, and not rates: what is written in every window is not read in any. */
+	return (struct mb_heat){
+		.read = rate(touch - write, window),
+		.write = rate(write, window),
+	};
+}
+
+static bool alike(float a, float b)
+{
+	float least = fminf(a, b), most = fmaxf(a, b);
+
+	return most - least <= 0.25f * most;
+}
+
+static bool are_alike(const struct mb_extent *a, const struct mb_extent *b, unsigned n_views)
+{
+	if (a->huge != b->huge || a->offset + a->len_bytes != b->offset)
+		return false;
+	for (unsigned v = 0; v < n_views; v++)
+		if (!alike(a->view[v].read, b->view[v].read) ||
+			!alike(a->view[v].write, b->view[v].write))
+			return false;
+	return true;
+}
+
+static int append(struct list *list, const struct mb_extent *e)
+{
+	struct mb_extent *last = list->n ? &list->extent[list->n - 1] : NULL;
+
+	if (last && are_alike(last, e, list->n_views)) {
+		last->len_bytes += e->len_bytes;
+		last->confidence = fminf(last->confidence, e->confidence);
+		last->age_ms = last->age_ms > e->age_ms ? last->age_ms : e->age_ms;
+		return 0;
+	}
+	if (list->n == list->room) {
+		unsigned room = list->room ? 2 * list->room : 256;
+		struct mb_extent *more = reallocarray(list->extent, room, sizeof(*more));
+
+		if (!more)
+			return -ENOMEM;
+		list->extent = more;
+		list->room = room;
+	}
+	list->extent[list->n++] = *e;
+	return 0;
+}
+
+static uint32_t age_ms(uint64_t seen_ns, uint64_t now_ns)
+{
+	uint64_t ms = now_ns > seen_ns ? (now_ns - seen_ns) / 1000000 : 0;
+
+	return ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
+}
+
+static float scale_of(const uint8_t *value, float known, bool huge)
+{
+	uint8_t most = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && huge; i++)
+		most = value[i] > most ? value[i] : most;
+	return most ? known / (float)most : 1 / 255.0f;
+}
+
+/*
+ * What 1 in a detail stands for. A huge page was looked into for a moment: that told its pages
+ * apart, and how hot the hottest of them is, is seen of the whole since then.
+ */
+static struct known page_scale(
+	const struct list *list, const struct region *r, const struct known *known)
+{
+	struct known scale = {.samples = known->samples};
+
+	for (unsigned v = 0; v < list->n_views; v++) {
+		scale.touch[v] = scale_of(r->detail->touch[v], known->touch[v], r->huge);
+		scale.write[v] = scale_of(r->detail->write[v], known->write[v], r->huge);
+	}
+	return scale;
+}
+
+static int append_pages(
+	struct list *list, const struct region *r, const struct known *known, uint64_t now_ns)
+{
+	const struct detail *d = r->detail;
+	struct known scale = page_scale(list, r, known);
+	int rc = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && !rc; i++) {
+		bool seen = d->seen[i / 64] >> i % 64 & 1;
+		struct mb_extent e = {
+			.offset = r->first * MB_HEAT_BLOCK_BYTES + i * MB_HEAT_PAGE_BYTES,
+			.len_bytes = MB_HEAT_PAGE_BYTES,
+			.confidence = seen ? mb_heat_confidence(d->samples,
+						     (now_ns - d->seen_ns) / DETAIL_LASTS)
+					   : 0,
+			.age_ms = age_ms(d->seen_ns, now_ns),
+			.huge = r->huge,
+			.node = -1,
+		};
+
+		for (unsigned v = 0; v < list->n_views; v++)
+			e.view[v] = heat((float)d->touch[v][i] * scale.touch[v],
+				(float)d->write[v][i] * scale.write[v], r->window);
+		rc = append(list, &e);
+	}
+	return rc;
+}
+
+int mb_heat_extents(
+	const struct mb_heat_map *map, uint64_t now_ns, struct mb_extent **out, unsigned *n)
+{
+	struct list list = {.n_views = map->n_views};
+	int rc = 0;
+
+	for (unsigned i = 0; i < map->n_regions && !rc; i++) {
+		const struct region *r = map->region[i];
+		struct known known = mb_heat_known(map, r);
+		struct mb_extent e = {
+			.offset = r->first * MB_HEAT_BLOCK_BYTES,
+			.len_bytes = r->n * MB_HEAT_BLOCK_BYTES,
+			.confidence = known.samples > 0 ? mb_heat_confidence(known.samples,
+								  now_ns - r->seen_ns)
+							: 0,
+			.age_ms = known.samples > 0 ? age_ms(r->seen_ns, now_ns) : UINT32_MAX,
+			.huge = r->huge,
+			.node = -1,
+		};
+
+		if (!r->in_use)
+			continue;
+		if (r->detail) {
+			rc = append_pages(&list, r, &known, now_ns);
+			continue;
+		}
+		for (unsigned v = 0; v < map->n_views; v++)
+			e.view[v] = heat(known.touch[v], known.write[v], r->window);
+		rc = append(&list, &e);
+	}
+	if (rc) {
+		free(list.extent);
+		return rc;
+	}
+	*out = list.extent;
+	*n = list.n;
+	return 0;
+}

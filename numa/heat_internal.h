@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MB_NUMA_HEAT_INTERNAL_H
+#define MB_NUMA_HEAT_INTERNAL_H
+
+#include <mirrorball/heat.h>
+
+extern const uint64_t mb_heat_window_ns[MB_HEAT_WINDOWS];
+
+/* Chances that a page is touched, and written, by each view within the region's window. */
+struct known {
+	float touch[MB_HEAT_VIEWS], write[MB_HEAT_VIEWS];
+	float samples; /* how many are behind it; older ones count less */
+};
+
+/* The same for each page of a block, 255 for 1. */
+struct detail {
+	uint8_t touch[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
+	uint8_t write[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
+	uint64_t seen[MB_HEAT_BLOCK_WORDS]; /* bit a page: looked at, ever */
+	uint64_t seen_ns;
+	float samples;
+};
+
+struct region {
+	uint64_t first, n; /* blocks; n is a power of two, first a multiple of it */
+	unsigned window;   /* index into mb_heat_window_ns */
+	unsigned turn;	   /* which half is next, if a run does not cover it */
+	struct known half[2];
+	struct detail *detail; /* of a single block, or NULL */
+	bool picked, in_use, huge;
+	uint64_t seen_ns, due_ns;
+	uint64_t uneven_before_ns; /* blocks of a run differed, not long ago */
+	uint64_t no_split_before_ns, split_wait_ns;
+	uint64_t no_zoom_before_ns, zoom_wait_ns;
+};
+
+struct mb_heat_map {
+	unsigned n_views, n_regions, max_regions, n_details, max_details;
+	uint64_t n_blocks;
+	uint64_t max_blocks;	/* of a region */
+	struct region **region; /* in order, without gaps; room for max_regions */
+};
+
+struct known mb_heat_known(const struct mb_heat_map *map, const struct region *r);
+float mb_heat_confidence(float samples, uint64_t age_ns);
+
+#endif

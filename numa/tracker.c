@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/log.h>
+#include <mirrorball/thread.h>
+#include <numaif.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "tracker_internal.h"
+
+#define STACK_BYTES	    (256u << 10)
+#define SECOND_NS	    1000000000ull
+#define MIN_SLEEP_NS	    2000000ull
+#define MAX_SLEEP_NS	    200000000ull
+#define INVALIDATIONS_PER_S 200u /* of all views together, whatever the size of the guest */
+#define OUT_SHARE	    50u /* one in so many huge pages, for short windows and for long ones */
+#define CALL_NS		    1000000 /* what one of them is in its budget */
+#define BUSY_MIN	    0.05f   /* CPUs: an idle guest is looked at, too */
+#define FAULT_NS	    5000u   /* where it cannot be measured */
+#define NODE_PROBES	    4u	    /* pages of an extent that are asked for their node */
+
+static uint64_t clock_ns(clockid_t id)
+{
+	struct timespec ts;
+
+	clock_gettime(id, &ts);
+	return (uint64_t)ts.tv_sec * SECOND_NS + (uint64_t)ts.tv_nsec;
+}
+
+/* ---- budgets ---- */
+
+void mb_tracker_pay(struct mb_tracker *t, uint64_t faults, unsigned invalidations)
+{
+	/* To drop translations interrupts every vCPU that runs, which is about half of what a fault
+	 * is. */
+	uint64_t cost = faults * t->fault_ns +
+			(uint64_t)((float)(invalidations * t->fault_ns) * t->busy / 2);
+
+	t->guest.left_ns -= (int64_t)cost;
+	t->calls.left_ns -= (int64_t)invalidations * CALL_NS;
+	t->now.guest_ns += cost;
+	t->now.faults += (uint32_t)faults;
+	t->now.invalidations += invalidations;
+}
+
+static void fill(struct budget *b, int64_t add_ns, int64_t most_ns)
+{
+	b->left_ns += add_ns;
+	if (b->left_ns > most_ns)
+		b->left_ns = most_ns;
+}
+
+static uint64_t in_use_bytes(const struct mb_tracker *t)
+{
+	struct stat st;
+
+	return fstat(t->config.ram_fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+/* At least 95 % of what is mapped as huge pages shall stay so at any time. */
+static void set_max_out(struct mb_tracker *t)
+{
+	t->max_out = (unsigned)(in_use_bytes(t) / MB_HEAT_BLOCK_BYTES / OUT_SHARE);
+	if (!t->max_out)
+		t->max_out = 1;
+}
+
+static void account(struct mb_tracker *t, uint64_t now_ns)
+{
+	uint64_t cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID), all_ns;
+	float passed = (float)(now_ns - t->refilled_ns);
+
+	t->cpu.left_ns -= (int64_t)(cpu_ns - t->thread_cpu_ns);
+	t->now.cpu_ns += cpu_ns - t->thread_cpu_ns;
+	t->thread_cpu_ns = cpu_ns;
+	fill(&t->guest, (int64_t)(passed * (float)t->config.guest_ppm / 1e6f * t->busy),
+		(int64_t)((float)t->config.guest_ppm * 1000 * t->busy));
+	fill(&t->cpu, (int64_t)(passed * (float)t->config.cpu_ppm / 1e6f),
+		(int64_t)t->config.cpu_ppm * 200);
+	fill(&t->calls, (int64_t)(passed * INVALIDATIONS_PER_S * CALL_NS / SECOND_NS),
+		INVALIDATIONS_PER_S / 4 * (int64_t)CALL_NS);
+	t->refilled_ns = now_ns;
+	if (now_ns - t->second_ns < SECOND_NS)
+		return;
+	/* How much CPU the guest has: this process' but for us. */
+	all_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+	t->now.busy_ns = all_ns - t->process_cpu_ns > t->now.cpu_ns
+				 ? all_ns - t->process_cpu_ns - t->now.cpu_ns
+				 : 0;
+	t->busy = (float)t->now.busy_ns / (float)(now_ns - t->second_ns);
+	if (t->busy > (float)t->config.n_vcpus)
+		t->busy = (float)t->config.n_vcpus;
+	if (t->busy < BUSY_MIN)
+		t->busy = BUSY_MIN;
+	t->process_cpu_ns = all_ns;
+	set_max_out(t);
+	/* Rates: what is slept through counts. */
+	t->last = t->now;
+	t->last.busy_ns = (uint64_t)(t->busy * (float)(now_ns - t->second_ns));
+	t->now = (struct spending){0};
+	t->last.cpu_ns = t->last.cpu_ns * SECOND_NS / (now_ns - t->second_ns);
+	t->second_ns = now_ns;
+	mb_heat_adapt(t->heat, now_ns);
+}
+
+static bool may_spend(const struct mb_tracker *t)
+{
+	return t->guest.left_ns > 0 && t->cpu.left_ns > 0 && t->calls.left_ns > 0;
+}
+
+void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc)
+{
+	if (!t->said_error)
+		mb_log("%s: tracker: cannot %s: %s", t->config.name, what, strerror(-rc));
+	t->said_error = true;
+}
+
+/* ---- the thread ---- */
+
+static void begin(struct mb_tracker *t, uint64_t now_ns)
+{
+	t->thread_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	t->process_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+	t->second_ns = t->refilled_ns = now_ns;
+	t->now = t->last = (struct spending){0};
+	t->busy = BUSY_MIN; /* until it is known */
+	set_max_out(t);
+	t->guest.left_ns = t->cpu.left_ns = t->calls.left_ns = 1;
+}
+
+/* False: nothing is due, or too much is out. */
+static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, uint64_t *next_ns)
+{
+	bool short_ones = mb_windows_room(t, false), long_ones = mb_windows_room(t, true);
+	struct mb_heat_pick pick;
+	uint64_t due_ns;
+
+	if (!short_ones && !long_ones)
+		return false;
+	t->seed = t->seed * 1664525 + 1013904223; /* an LCG; any will do */
+	if (!mb_heat_pick(t->heat, now_ns, short_ones ? 0 : LONG_WINDOW_NS,
+		    long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, t->seed, &pick, &due_ns)) {
+		if (due_ns < *next_ns)
+			*next_ns = due_ns;
+		return false;
+	}
+	mb_window_open(t, w, &pick, now_ns);
+	return true;
+}
+
+/* Closes and opens windows; returns when the next one is due. */
+static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
+{
+	uint64_t next_ns = now_ns + MAX_SLEEP_NS;
+
+	account(t, now_ns);
+	for (unsigned i = 0; i < MAX_OPEN; i++) {
+		struct window *w = &t->window[i];
+
+		if (w->phase != CLOSED && w->due_ns <= now_ns)
+			mb_window_close(t, w, now_ns);
+	}
+	mb_zooms_end(t, false, now_ns);
+	for (unsigned i = 0; i < MAX_OPEN; i++) {
+		struct window *w = &t->window[i];
+		if (w->phase != CLOSED || !may_spend(t))
+			continue;
+		if (!open_next(t, w, now_ns, &next_ns))
+			break;
+	}
+	for (unsigned i = 0; i < MAX_OPEN; i++)
+		if (t->window[i].phase != CLOSED && t->window[i].due_ns < next_ns)
+			next_ns = t->window[i].due_ns;
+	return next_ns > now_ns + MIN_SLEEP_NS ? next_ns : now_ns + MIN_SLEEP_NS;
+}
+
+static void *thread_main(void *arg)
+{
+	struct mb_tracker *t = arg;
+
+	pthread_setname_np(pthread_self(), "tracker");
+	if (!t->fault_ns && (!t->config.host || mb_fault_cost_ns(t->config.host, &t->fault_ns)))
+		t->fault_ns = FAULT_NS;
+	pthread_mutex_lock(&t->lock);
+	begin(t, clock_ns(CLOCK_MONOTONIC));
+	while (!t->stop) {
+		uint64_t until_ns;
+		struct timespec ts;
+
+		if (t->n_holds) {
+			pthread_cond_wait(&t->wake, &t->lock);
+			continue;
+		}
+		until_ns = work(t, clock_ns(CLOCK_MONOTONIC));
+		ts = (struct timespec){.tv_sec = (time_t)(until_ns / SECOND_NS),
+			.tv_nsec = (long)(until_ns % SECOND_NS)};
+		pthread_cond_timedwait(&t->wake, &t->lock, &ts);
+	}
+	mb_windows_drop(t, clock_ns(CLOCK_MONOTONIC));
+	mb_zooms_end(t, true, clock_ns(CLOCK_MONOTONIC));
+	pthread_mutex_unlock(&t->lock);
+	return NULL;
+}
+
+/* ---- the interface ---- */
+
+int mb_tracker_create(
+	const struct mb_tracker_config *config, struct mb_tracker **out, struct mb_error *err)
+{
+	struct mb_heat_config heat = {
+		.n_blocks = config->ram_bytes / MB_HEAT_BLOCK_BYTES, .n_views = config->n_views};
+	struct mb_tracker *t = calloc(1, sizeof(*t));
+	pthread_condattr_t attr;
+	int rc;
+
+	if (!t)
+		return mb_error_set(err, ENOMEM, "tracker: out of memory");
+	t->config = *config;
+	if (!t->config.guest_ppm)
+		t->config.guest_ppm = MB_TRACKER_GUEST_PPM;
+	if (!t->config.cpu_ppm)
+		t->config.cpu_ppm = MB_TRACKER_CPU_PPM;
+	t->fault_ns = config->fault_ns;
+	pthread_mutex_init(&t->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&t->wake, &attr);
+	pthread_condattr_destroy(&attr);
+	rc = mb_heat_create(&heat, &t->heat);
+	if (rc) {
+		mb_tracker_destroy(t);
+		return mb_error_set(err, -rc, "tracker: %s", strerror(-rc));
+	}
+	*out = t;
+	return 0;
+}
+
+static void free_windows(struct mb_tracker *t)
+{
+	for (unsigned i = 0; i < MAX_OPEN; i++) {
+		free(t->window[i].seen.view);
+		t->window[i].seen.view = NULL;
+	}
+}
+
+void mb_tracker_destroy(struct mb_tracker *t)
+{
+	if (!t)
+		return;
+	while (t->n_starts)
+		mb_tracker_stop(t);
+	mb_heat_destroy(t->heat);
+	pthread_cond_destroy(&t->wake);
+	pthread_mutex_destroy(&t->lock);
+	free(t);
+}
+
+static void set_pagemap(struct mb_tracker *t, struct mb_pagemap *pm)
+{
+	pthread_mutex_lock(&t->lock);
+	if (!pm)
+		mb_pagemap_close(t->pm);
+	t->pm = pm;
+	if (pm)
+		t->features = mb_pagemap_features(pm);
+	t->stop = false;
+	pthread_mutex_unlock(&t->lock);
+}
+
+static int open_pagemap(struct mb_tracker *t, struct mb_error *err)
+{
+	struct mb_pagemap *pm = NULL;
+	int rc = mb_pagemap_open(t->config.features, &pm, err);
+
+	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
+		rc = mb_pagemap_watch(pm, t->config.view_base[v], t->config.ram_bytes);
+		if (rc)
+			mb_error_set(err, -rc, "guest memory: %s", strerror(-rc));
+	}
+	if (rc) {
+		mb_pagemap_close(pm);
+		return rc;
+	}
+	set_pagemap(t, pm);
+	if (!t->said_features && !(t->features & MB_PAGEMAP_WRITES))
+		mb_log("%s: tracker: this host does not tell written pages from read ones "
+		       "(mirrorball doctor says why)",
+			t->config.name);
+	if (!t->said_features && !(t->features & MB_PAGEMAP_EXACT))
+		mb_log("%s: tracker: userfaultfd is refused: touched pages are seen 64 KiB at a "
+		       "time",
+			t->config.name);
+	t->said_features = true;
+	return 0;
+}
+
+static int start_thread(struct mb_tracker *t)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int rc;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK_BYTES);
+	mb_signals_of_others(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	rc = pthread_create(&t->thread, &attr, thread_main, t);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	return -rc;
+}
+
+int mb_tracker_start(struct mb_tracker *t, struct mb_error *err)
+{
+	int rc;
+
+	if (t->n_starts) {
+		t->n_starts++;
+		return 0;
+	}
+	for (unsigned i = 0; i < MAX_OPEN; i++) {
+		t->window[i].seen.view =
+			calloc(t->config.n_views, sizeof(struct mb_heat_seen_view));
+		if (!t->window[i].seen.view) {
+			free_windows(t);
+			return mb_error_set(err, ENOMEM, "tracker: out of memory");
+		}
+	}
+	rc = open_pagemap(t, err);
+	if (!rc) {
+		rc = start_thread(t);
+		if (rc)
+			mb_error_set(err, -rc,
+				"thread tracker: %s; too many processes? (ulimit -u)",
+				strerror(-rc));
+	}
+	if (rc) {
+		set_pagemap(t, NULL);
+		free_windows(t);
+		return mb_error_prefix(err, rc, "tracker");
+	}
+	t->n_starts = 1;
+	return 0;
+}
+
+void mb_tracker_stop(struct mb_tracker *t)
+{
+	if (!t->n_starts || --t->n_starts)
+		return;
+	pthread_mutex_lock(&t->lock);
+	t->stop = true;
+	pthread_cond_signal(&t->wake);
+	pthread_mutex_unlock(&t->lock);
+	pthread_join(t->thread, NULL);
+	set_pagemap(t, NULL);
+	free_windows(t);
+}
+
+void mb_tracker_hold(struct mb_tracker *t)
+{
+	if (!t)
+		return;
+	pthread_mutex_lock(&t->lock);
+	if (!t->n_holds++ && t->pm)
+		mb_windows_drop(t, clock_ns(CLOCK_MONOTONIC));
+	pthread_mutex_unlock(&t->lock);
+}
+
+void mb_tracker_release(struct mb_tracker *t)
+{
+	if (!t)
+		return;
+	pthread_mutex_lock(&t->lock);
+	if (!--t->n_holds)
+		pthread_cond_signal(&t->wake);
+	pthread_mutex_unlock(&t->lock);
+}
+
+static uint32_t ppm(uint64_t part_ns, uint64_t whole_ns)
+{
+	return whole_ns ? (uint32_t)(part_ns * 1000000 / whole_ns) : 0;
+}
+
+void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
+{
+	pthread_mutex_lock(&t->lock);
+	*stats = (struct mb_tracker_stats){
+		.running = t->pm != NULL,
+		.features = t->features,
+		.n_regions = mb_heat_n_regions(t->heat),
+		.huge_bytes = mb_heat_n_huge(t->heat) * MB_HEAT_BLOCK_BYTES,
+		.covered_bytes = mb_heat_n_covered(t->heat) * MB_HEAT_BLOCK_BYTES,
+		.n_windows = t->n_windows,
+		.n_zooms = t->n_zooms,
+		.fault_ns = t->fault_ns,
+		.cpu_budget_ppm = t->config.cpu_ppm,
+		.guest_budget_ppm = t->config.guest_ppm,
+	};
+	if (t->pm) {
+		stats->cpu_ppm = ppm(t->last.cpu_ns, SECOND_NS);
+		stats->guest_ppm = ppm(t->last.guest_ns, t->last.busy_ns);
+		stats->invalidations = t->last.invalidations;
+		stats->faults = t->last.faults;
+	}
+	pthread_mutex_unlock(&t->lock);
+	stats->in_use_bytes = in_use_bytes(t);
+	if (stats->huge_bytes > stats->in_use_bytes)
+		stats->huge_bytes = stats->in_use_bytes;
+}
+
+/* ---- where pages live ---- */
+
+/*
+ * move_pages(2) without nodes tells where a mapped page is; one that no view has mapped just now is
+ * not asked for, since that would map it.
+ */
+static void find_nodes(const struct mb_tracker *t, struct mb_extent *extent, unsigned n)
+{
+	void *page[256];
+	int status[256];
+	unsigned per = sizeof(page) / sizeof(page[0]) / NODE_PROBES;
+
+	for (unsigned first = 0; first < n; first += per) {
+		unsigned some = n - first < per ? n - first : per;
+		int where[sizeof(page) / sizeof(page[0])];
+
+		memset(where, -1, sizeof(where));
+		for (unsigned v = 0; v < t->config.n_views; v++) {
+			for (unsigned i = 0; i < some * NODE_PROBES; i++) {
+				const struct mb_extent *e = &extent[first + i / NODE_PROBES];
+				uint64_t step =
+					e->len_bytes / NODE_PROBES & ~(MB_HEAT_PAGE_BYTES - 1);
+
+				page[i] = (char *)t->config.view_base[v] + e->offset +
+					  i % NODE_PROBES * step;
+				status[i] = -1;
+			}
+			if (move_pages(0, some * NODE_PROBES, page, NULL, status, 0))
+				return;
+			for (unsigned i = 0; i < some * NODE_PROBES; i++)
+				if (where[i] < 0)
+					where[i] = status[i];
+		}
+		for (unsigned i = 0; i < some; i++) {
+			const int *w = where + i * NODE_PROBES;
+			unsigned best = 0, known = 0;
+
+			for (unsigned a = 0; a < NODE_PROBES; a++) {
+				unsigned same = 0;
+
+				known += w[a] >= 0;
+				for (unsigned b = 0; b < NODE_PROBES && w[a] >= 0; b++)
+					same += w[b] == w[a];
+				if (same > best) {
+					best = same;
+					extent[first + i].node = w[a];
+				}
+			}
+			extent[first + i].node_share = known ? (float)best / (float)known : 0;
+		}
+	}
+}
+
+int mb_tracker_extents(struct mb_tracker *t, struct mb_extent **out, unsigned *n)
+{
+	int rc;
+
+	pthread_mutex_lock(&t->lock);
+	rc = mb_heat_extents(t->heat, clock_ns(CLOCK_MONOTONIC), out, n);
+	pthread_mutex_unlock(&t->lock);
+	if (!rc)
+		find_nodes(t, *out, *n);
+	return rc;
+}

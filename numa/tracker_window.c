@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/log.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "tracker_internal.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* 5.14 */
+#endif
+
+#define PART_PAGES 64u /* the least of a block that is worth a window */
+#define ZOOM_LOOKS 6u
+#define ZOOM_SHARE 25u /* at most one in so many of the blocks in huge pages is zoomed into */
+/* What one window may cost, as a share of what may be spent in a second; and a zoom in seconds. */
+#define WINDOW_SHARE 5
+#define ZOOM_SECONDS 5
+
+static unsigned count_bits(const uint64_t *bits)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
+		n += (unsigned)__builtin_popcountll(bits[i]);
+	return n;
+}
+
+static char *at(const struct mb_tracker *t, unsigned view, uint64_t offset)
+{
+	return (char *)t->config.view_base[view] + offset;
+}
+
+/* ---- looking ---- */
+
+/* Where a look leaves what it finds; any may be NULL. */
+struct finder {
+	uint64_t first_page; /* of what was looked at, counted from the first block */
+	block_bits *mapped, *written;
+	uint32_t huge;	  /* bit a block */
+	uint64_t entries; /* of page tables: a huge page is one */
+};
+
+static void set_bits(block_bits *blocks, uint64_t from, uint64_t to)
+{
+	while (from < to) {
+		uint64_t word = from / 64 % MB_HEAT_BLOCK_WORDS, first = from % 64;
+		uint64_t n = 64 - first < to - from ? 64 - first : to - from;
+
+		blocks[from / MB_HEAT_BLOCK_PAGES][word] |= (n == 64 ? ~0ull : (1ull << n) - 1)
+							    << first;
+		from += n;
+	}
+}
+
+static int found(void *ctx, const struct mb_page_run *run)
+{
+	struct finder *f = ctx;
+	uint64_t from = f->first_page + run->offset / MB_PAGE_BYTES,
+		 to = from + run->len / MB_PAGE_BYTES;
+
+	if (f->mapped)
+		set_bits(f->mapped, from, to);
+	if (f->written && run->written)
+		set_bits(f->written, from, to);
+	if (!run->huge) {
+		f->entries += to - from;
+		return 0;
+	}
+	for (uint64_t b = from / MB_HEAT_BLOCK_PAGES; b < to / MB_HEAT_BLOCK_PAGES; b++)
+		f->huge |= 1u << b;
+	f->entries += (to - from) / MB_HEAT_BLOCK_PAGES;
+	return 0;
+}
+
+static int look(struct mb_tracker *t, const struct window *w, unsigned view, struct finder *f)
+{
+	f->first_page = w->offset / MB_PAGE_BYTES % MB_HEAT_BLOCK_PAGES;
+	return mb_pagemap_look(t->pm, at(t, view, w->offset), w->len, found, f);
+}
+
+/* ---- the end of a window ---- */
+
+static void end(struct mb_tracker *t, struct window *w)
+{
+	w->phase = CLOSED;
+	w->n_out = 0;
+	t->guest.left_ns += w->reserved_ns;
+	w->reserved_ns = 0;
+}
+
+static void learn(struct mb_tracker *t, struct window *w, uint64_t now_ns)
+{
+	mb_heat_learn(t->heat, &w->seen, now_ns);
+	end(t, w);
+	t->n_windows++;
+	for (unsigned i = 0; i < MAX_ZOOM; i++) {
+		struct zoom *z = &t->zoom[i];
+
+		if (z->used && z->block == w->seen.pick.first_block && z->looks_left)
+			z->looks_left--;
+	}
+}
+
+static void give_up(
+	struct mb_tracker *t, struct window *w, const char *what, int rc, uint64_t now_ns)
+{
+	mb_tracker_complain(t, what, rc);
+	mb_heat_skip(t->heat, &w->seen.pick, true, now_ns);
+	end(t, w);
+}
+
+/*
+ * What was mapped as a huge page and was not touched is mapped again by us, so that the guest's
+ * next access finds it, and so that an idle guest keeps its huge pages. They are in memory: nothing
+ * is read or made for that.
+ */
+static void map_again(struct mb_tracker *t, const struct window *w, unsigned view, uint32_t touched)
+{
+	uint32_t lost = w->was_huge[view] & ~touched & ~w->seen.zoomed;
+
+	for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
+		unsigned n = 0;
+
+		while (b + n < w->seen.pick.n_blocks && lost >> (b + n) & 1)
+			n++;
+		/* Before 5.14, and if it fails: the guest's next access does it. */
+		if (n)
+			madvise(at(t, view, w->offset + b * MB_HEAT_BLOCK_BYTES),
+				n * MB_HEAT_BLOCK_BYTES, MADV_POPULATE_READ);
+		b += n;
+	}
+}
+
+static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_ns)
+{
+	unsigned n_touched = 0, n_calls = 0;
+	int rc = 0;
+
+	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
+		struct finder f = {.mapped = w->seen.view[v].touched};
+		uint32_t touched = 0;
+
+		rc = look(t, w, v, &f);
+		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
+			unsigned n = count_bits(w->seen.view[v].touched[b]);
+
+			n_touched += n > 0;
+			if (n)
+				touched |= 1u << b;
+		}
+		w->seen.huge |= w->was_huge[v] | f.huge;
+		if (!rc)
+			map_again(t, w, v, touched);
+		/* Small pages were paid for when they were taken out. */
+		mb_tracker_pay(t, (unsigned)__builtin_popcount(f.huge), 0);
+	}
+	if (rc) {
+		give_up(t, w, "look at page tables", rc, now_ns);
+		return;
+	}
+	w->seen.huge &= ~w->seen.zoomed;
+	w->seen.knows_writes = t->features & MB_PAGEMAP_WRITES;
+	if (!n_touched || !w->seen.knows_writes) {
+		/* Nobody was there, so nobody wrote. */
+		learn(t, w, now_ns);
+		return;
+	}
+	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
+		rc = mb_pagemap_clean(t->pm, at(t, v, w->offset), w->len);
+		n_calls++;
+	}
+	mb_tracker_pay(t, 0, n_calls);
+	if (rc) {
+		give_up(t, w, "protect pages", rc, now_ns);
+		return;
+	}
+	w->phase = WRITES;
+	w->n_out = 0;
+	w->due_ns = now_ns + w->seen.pick.window_ns;
+}
+
+static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns)
+{
+	for (unsigned v = 0; v < t->config.n_views; v++) {
+		struct mb_heat_seen_view *view = &w->seen.view[v];
+		block_bits mapped[MB_HEAT_RUN_BLOCKS] = {0};
+		struct finder f = {.mapped = mapped, .written = view->written};
+		uint64_t faults = 0;
+		int rc = look(t, w, v, &f);
+
+		if (rc) {
+			give_up(t, w, "look at page tables", rc, now_ns);
+			return;
+		}
+		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
+			bool huge = w->seen.huge >> b & 1;
+			bool touched = count_bits(view->touched[b]);
+
+			/* A page that came only now was not protected, so that it does not count;
+			 * a huge one that nobody had touched was mapped again and protected. */
+			for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS && (!huge || touched); i++)
+				view->written[b][i] &= view->touched[b][i];
+			/* Translations went with the protection: the next access is a fault, and
+			 * so is the first write. */
+			if (huge)
+				faults += touched + (count_bits(view->written[b]) > 0);
+			else
+				faults +=
+					count_bits(view->touched[b]) + count_bits(view->written[b]);
+			/* Touched, then: it was in no window of its own. */
+			if (huge && !touched)
+				memcpy(view->touched[b], view->written[b], sizeof(block_bits));
+		}
+		mb_tracker_pay(t, faults, 0);
+	}
+	learn(t, w, now_ns);
+}
+
+void mb_window_close(struct mb_tracker *t, struct window *w, uint64_t now_ns)
+{
+	if (w->phase == TOUCHES)
+		close_touches(t, w, now_ns);
+	else
+		close_writes(t, w, now_ns);
+}
+
+void mb_windows_drop(struct mb_tracker *t, uint64_t now_ns)
+{
+	for (unsigned i = 0; i < MAX_OPEN; i++) {
+		struct window *w = &t->window[i];
+
+		if (w->phase == CLOSED)
+			continue;
+		mb_heat_skip(t->heat, &w->seen.pick, true, now_ns);
+		for (unsigned v = 0; v < t->config.n_views && w->phase == TOUCHES; v++)
+			map_again(t, w, v, 0);
+		end(t, w);
+	}
+}
+
+/* ---- zooms ---- */
+
+static struct zoom *find_zoom(struct mb_tracker *t, uint64_t block)
+{
+	for (unsigned i = 0; i < MAX_ZOOM; i++)
+		if (t->zoom[i].used && t->zoom[i].block == block)
+			return &t->zoom[i];
+	return NULL;
+}
+
+static void end_zoom(struct mb_tracker *t, struct zoom *z, uint64_t now_ns)
+{
+	uint64_t offset = z->block * MB_HEAT_BLOCK_BYTES;
+	int rc = 0;
+
+	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
+		rc = t->config.remap(t->config.ctx, v, offset, MB_HEAT_BLOCK_BYTES);
+		if (!rc)
+			rc = mb_pagemap_watch(t->pm, at(t, v, offset), MB_HEAT_BLOCK_BYTES);
+		if (!rc)
+			madvise(at(t, v, offset), MB_HEAT_BLOCK_BYTES, MADV_POPULATE_READ);
+	}
+	mb_tracker_pay(t, t->config.n_views, t->config.n_views);
+	if (rc)
+		mb_tracker_complain(t, "map huge pages again", rc);
+	mb_heat_zoomed(t->heat, z->block, now_ns);
+	z->used = false;
+	t->n_zoomed--;
+}
+
+void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns)
+{
+	for (unsigned i = 0; i < MAX_ZOOM; i++) {
+		struct zoom *z = &t->zoom[i];
+		bool open = false;
+
+		if (!z->used || (z->looks_left && !all))
+			continue;
+		for (unsigned k = 0; k < MAX_OPEN; k++)
+			open |= t->window[k].phase != CLOSED &&
+				t->window[k].seen.pick.first_block == z->block;
+		if (!open)
+			end_zoom(t, z, now_ns);
+	}
+}
+
+static int64_t second_ns(const struct mb_tracker *t)
+{
+	return (int64_t)((float)t->config.guest_ppm * 1000 * t->busy);
+}
+
+/* All views' translations of a huge page go; each small page that is touched is a fault from then
+ * on. */
+static bool may_zoom(const struct mb_tracker *t)
+{
+	uint64_t in_huge = mb_heat_n_covered(t->heat);
+	int64_t cost = (int64_t)(MB_HEAT_BLOCK_PAGES * t->config.n_views * t->fault_ns);
+
+	return t->config.remap && t->features & MB_PAGEMAP_WRITES && t->n_zoomed < MAX_ZOOM &&
+	       (!t->n_zoomed || (t->n_zoomed + 1) * ZOOM_SHARE <= in_huge) &&
+	       t->guest.left_ns > 0 && cost < ZOOM_SECONDS * second_ns(t);
+}
+
+static int begin_zoom(struct mb_tracker *t, uint64_t block)
+{
+	struct zoom *z = NULL;
+
+	for (unsigned i = 0; i < MAX_ZOOM && !z; i++)
+		if (!t->zoom[i].used)
+			z = &t->zoom[i];
+	*z = (struct zoom){.used = true, .block = block, .looks_left = ZOOM_LOOKS};
+	t->n_zoomed++;
+	t->n_zooms++;
+	for (unsigned v = 0; v < t->config.n_views; v++) {
+		int rc = mb_pagemap_split(t->pm, at(t, v, block * MB_HEAT_BLOCK_BYTES));
+
+		if (rc)
+			return rc; /* mb_zooms_end mends what was split */
+	}
+	mb_tracker_pay(t, MB_HEAT_BLOCK_PAGES, t->config.n_views);
+	return 0;
+}
+
+/* ---- the beginning of a window ---- */
+
+/* Whether there is memory behind [first, first + n) blocks: holes of a file in memory were never
+ * touched. */
+static bool has_memory(const struct mb_tracker *t, uint64_t first, uint64_t n)
+{
+	uint64_t start = first * MB_HEAT_BLOCK_BYTES;
+	off_t data = lseek(t->config.ram_fd, (off_t)start, SEEK_DATA);
+
+	if (data < 0)
+		return errno != ENXIO;
+	return (uint64_t)data < start + n * MB_HEAT_BLOCK_BYTES;
+}
+
+unsigned mb_windows_room(const struct mb_tracker *t, bool is_long)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < MAX_OPEN; i++)
+		if (is_long == (t->window[i].seen.pick.window_ns >= LONG_WINDOW_NS))
+			n += t->window[i].n_out;
+	return n < t->max_out ? t->max_out - n : 0;
+}
+
+/* How much would be taken out, in all views. */
+static int count_mapped(struct mb_tracker *t, struct window *w, uint64_t *entries)
+{
+	uint32_t huge = 0;
+
+	*entries = 0;
+	for (unsigned v = 0; v < t->config.n_views; v++) {
+		struct finder f = {0};
+		int rc = look(t, w, v, &f);
+
+		if (rc)
+			return rc;
+		w->was_huge[v] = f.huge;
+		huge |= f.huge;
+		*entries += f.entries;
+	}
+	w->n_out = (unsigned)__builtin_popcount(huge);
+	return 0;
+}
+
+static void set_range(struct window *w, unsigned n_blocks, unsigned first_page, unsigned n_pages)
+{
+	w->seen.pick.n_blocks = n_blocks;
+	w->seen.first_page = first_page;
+	w->seen.n_pages = n_pages;
+	w->offset =
+		w->seen.pick.first_block * MB_HEAT_BLOCK_BYTES + first_page * MB_HEAT_PAGE_BYTES;
+	w->len = n_blocks == 1 ? n_pages * MB_HEAT_PAGE_BYTES : n_blocks * MB_HEAT_BLOCK_BYTES;
+}
+
+/* Takes less where the whole would cost too much: fewer blocks, then a part of one in small pages.
+ */
+static int fit(struct mb_tracker *t, struct window *w, uint64_t *entries)
+{
+	uint64_t limit = (uint64_t)(second_ns(t) / WINDOW_SHARE) / (t->fault_ns ? t->fault_ns : 1);
+	unsigned n = MB_HEAT_BLOCK_PAGES,
+		 room = mb_windows_room(t, w->seen.pick.window_ns >= LONG_WINDOW_NS);
+	int rc = count_mapped(t, w, entries);
+
+	if (limit < PART_PAGES)
+		limit = PART_PAGES;
+	while (!rc && (*entries > limit || w->n_out > room) && w->seen.pick.n_blocks > 1) {
+		/* One half or the other: in the long run all of it. */
+		if (t->seed & w->seen.pick.n_blocks)
+			w->seen.pick.first_block += w->seen.pick.n_blocks / 2;
+		set_range(w, w->seen.pick.n_blocks / 2, 0, MB_HEAT_BLOCK_PAGES);
+		rc = count_mapped(t, w, entries);
+	}
+	while (!rc && *entries > limit && n > PART_PAGES) {
+		n /= 2;
+		set_range(w, 1, t->seed / n % (MB_HEAT_BLOCK_PAGES / n) * n, n);
+		rc = count_mapped(t, w, entries);
+	}
+	return rc;
+}
+
+void mb_window_open(
+	struct mb_tracker *t, struct window *w, const struct mb_heat_pick *pick, uint64_t now_ns)
+{
+	struct mb_heat_seen_view *views = w->seen.view;
+	uint64_t entries = 0;
+	bool zoom;
+	int rc;
+
+	memset(views, 0, t->config.n_views * sizeof(*views));
+	memset(w->was_huge, 0, sizeof(w->was_huge));
+	w->n_out = 0;
+	w->seen = (struct mb_heat_seen){.pick = *pick, .view = views};
+	set_range(w, pick->n_blocks, 0, MB_HEAT_BLOCK_PAGES);
+	if (!has_memory(t, pick->first_block, pick->n_blocks)) {
+		if (has_memory(t, pick->region_first, pick->region_blocks)) {
+			w->seen.knows_writes = true;
+			mb_heat_learn(t->heat, &w->seen, now_ns);
+		} else {
+			mb_heat_skip(t->heat, pick, false, now_ns);
+		}
+		return;
+	}
+	w->seen.zoomed = pick->n_blocks == 1 && find_zoom(t, pick->first_block);
+	zoom = pick->zoom && !w->seen.zoomed && may_zoom(t);
+	rc = zoom ? 0 : fit(t, w, &entries);
+	if (rc) {
+		give_up(t, w, "look at page tables", rc, now_ns);
+		return;
+	}
+	if (zoom) {
+		w->seen.zoomed = 1;
+		rc = begin_zoom(t, pick->first_block);
+	} else {
+		unsigned n_calls = 0, n_huge = 0;
+
+		for (unsigned v = 0; v < t->config.n_views && entries && !rc; v++) {
+			rc = mb_pagemap_zap(t->pm, at(t, v, w->offset), w->len);
+			n_calls++;
+			n_huge += (unsigned)__builtin_popcount(w->was_huge[v]);
+		}
+		/* Each small page is there because of a fault since it was last taken out. Huge
+		 * ones may have been mapped by us. */
+		mb_tracker_pay(t, entries - n_huge, n_calls);
+		/* The same again when it is protected, and written. */
+		w->reserved_ns = (int64_t)(2 * entries * t->fault_ns);
+		t->guest.left_ns -= w->reserved_ns;
+	}
+	if (rc) {
+		give_up(t, w, "take pages out of page tables", rc, now_ns);
+		return;
+	}
+	w->phase = TOUCHES;
+	w->due_ns = now_ns + pick->window_ns;
+}

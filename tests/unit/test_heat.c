@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <check.h>
+#include <math.h>
+#include <mirrorball/heat.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "run.h"
+
+/*
+ * A guest that is arithmetic: each page has a rate of reads and of writes from each view, and
+ * samples are drawn from them, in simulated time. Seeds are fixed: a failure repeats itself.
+ */
+#define SECOND 1000000000ull
+#define VIEWS  2u
+
+struct use {
+	float read[VIEWS], write[VIEWS]; /* a second, of each page */
+};
+
+static struct mb_heat_map *map;
+static struct mb_heat_seen_view view[MB_HEAT_VIEWS];
+static struct use (*use_of)(uint64_t page);
+static bool in_huge_pages;
+static uint64_t now, n_samples, n_zooms;
+static uint32_t seed;
+
+static float chance(void)
+{
+	seed = seed * 1664525 + 1013904223;
+	return (float)(seed >> 8) / (float)(1u << 24);
+}
+
+static void make(uint64_t n_blocks, bool huge, struct use (*use)(uint64_t page))
+{
+	struct mb_heat_config config = {.n_blocks = n_blocks, .n_views = VIEWS};
+
+	ck_assert_int_eq(mb_heat_create(&config, &map), 0);
+	use_of = use;
+	in_huge_pages = huge;
+	now = SECOND;
+	n_samples = n_zooms = 0;
+	seed = 1;
+}
+
+static void set(uint64_t *bits, unsigned page)
+{
+	bits[page / 64] |= 1ull << page % 64;
+}
+
+static void see_block(struct mb_heat_seen *seen, unsigned b)
+{
+	float seconds = (float)seen->pick.window_ns / 1e9f;
+
+	for (unsigned v = 0; v < VIEWS; v++) {
+		bool huge = in_huge_pages && !(seen->zoomed >> b & 1), touched = false,
+		     written = false;
+
+		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+			struct use use =
+				use_of((seen->pick.first_block + b) * MB_HEAT_BLOCK_PAGES + i);
+			bool t = chance() < 1 - expf(-(use.read[v] + use.write[v]) * seconds);
+			bool w = chance() < 1 - expf(-use.write[v] * seconds);
+
+			touched |= t || w;
+			written |= w;
+			if (!huge && t)
+				set(view[v].touched[b], i);
+			if (!huge && t && w)
+				set(view[v].written[b], i);
+		}
+		if (huge && touched)
+			memset(view[v].touched[b], 0xff, sizeof(view[v].touched[b]));
+		if (huge && written)
+			memset(view[v].written[b], 0xff, sizeof(view[v].written[b]));
+	}
+}
+
+/* One sample at a time, at most 50 a second. */
+static void run(double seconds)
+{
+	uint64_t end = now + (uint64_t)(seconds * 1e9), adapted = 0;
+
+	while (now < end) {
+		struct mb_heat_pick pick;
+		uint64_t due;
+
+		if (now - adapted >= SECOND) {
+			mb_heat_adapt(map, now);
+			adapted = now;
+		}
+		now += SECOND / 50;
+		if (!mb_heat_pick(map, now, 0, UINT64_MAX, seed >> 8, &pick, &due))
+			continue;
+		struct mb_heat_seen seen = {.pick = pick,
+			.n_pages = MB_HEAT_BLOCK_PAGES,
+			.knows_writes = true,
+			.view = view};
+
+		memset(view, 0, sizeof(view));
+		seen.zoomed = pick.zoom;
+		seen.huge = in_huge_pages && !pick.zoom ? (1u << pick.n_blocks) - 1 : 0;
+		for (unsigned b = 0; b < pick.n_blocks; b++)
+			see_block(&seen, b);
+		mb_heat_learn(map, &seen, now);
+		if (pick.zoom) {
+			mb_heat_zoomed(map, pick.first_block, now);
+			n_zooms++;
+		}
+		n_samples++;
+	}
+}
+
+static struct mb_extent *extents;
+static unsigned n_extents;
+
+static void take_extents(void)
+{
+	uint64_t at = 0;
+
+	free(extents);
+	ck_assert_int_eq(mb_heat_extents(map, now, &extents, &n_extents), 0);
+	for (unsigned i = 0; i < n_extents; i++) {
+		ck_assert_uint_ge(extents[i].offset, at);
+		ck_assert_uint_gt(extents[i].len_bytes, 0);
+		ck_assert_uint_eq(
+			(extents[i].offset | extents[i].len_bytes) % MB_HEAT_PAGE_BYTES, 0);
+		ck_assert(extents[i].confidence >= 0 && extents[i].confidence <= 1);
+		at = extents[i].offset + extents[i].len_bytes;
+	}
+}
+
+static const struct mb_extent *extent_of(uint64_t page)
+{
+	for (unsigned i = 0; i < n_extents; i++)
+		if (page * MB_HEAT_PAGE_BYTES - extents[i].offset < extents[i].len_bytes)
+			return &extents[i];
+	ck_abort_msg("page %lu is in no extent", (unsigned long)page);
+}
+
+static void finish(void)
+{
+	free(extents);
+	extents = NULL;
+	mb_heat_destroy(map);
+}
+
+/* ---- memory that is used in different ways ---- */
+
+static struct use quarters(uint64_t page)
+{
+	switch (page / MB_HEAT_BLOCK_PAGES / 32) {
+	case 0:
+		return (struct use){.read = {1000, 0}};
+	case 1:
+		return (struct use){.write = {0, 1000}};
+	case 2:
+		return (struct use){.read = {300, 300}};
+	default:
+		return (struct use){.read = {0}};
+	}
+}
+
+START_TEST(test_quarters)
+{
+	make(128, _i, quarters);
+	run(30);
+	take_extents();
+	for (uint64_t b = 0; b < 128; b++) {
+		const struct mb_extent *e = extent_of(b * MB_HEAT_BLOCK_PAGES + 7);
+		const struct mb_heat *h = e->view;
+
+		ck_assert_msg(
+			e->confidence > 0.5f, "block %lu: confidence %f", b, (double)e->confidence);
+		ck_assert_msg((h[0].read > 100) == (b < 32 || (b >= 64 && b < 96)), "block %lu", b);
+		ck_assert_msg((h[1].write > 100) == (b >= 32 && b < 64), "block %lu", b);
+		ck_assert_msg((h[1].read > 100) == (b >= 64 && b < 96), "block %lu", b);
+		ck_assert_msg(h[0].write < 1, "block %lu", b);
+	}
+	/* What is alike is one. */
+	ck_assert_uint_le(mb_heat_n_regions(map), 24);
+	ck_assert_uint_le(n_extents, 8);
+	ck_assert_uint_eq(mb_heat_n_covered(map), 128);
+	finish();
+}
+END_TEST
+
+static uint64_t moved_at_ns;
+
+static struct use moves(uint64_t page)
+{
+	bool other = (page / MB_HEAT_BLOCK_PAGES < 16) == (now < moved_at_ns);
+
+	return other ? (struct use){.read = {1000, 0}} : (struct use){.read = {0, 1000}};
+}
+
+/* A change is seen within three windows of the region. */
+START_TEST(test_phase)
+{
+	struct mb_heat_pick pick;
+	uint64_t due;
+
+	moved_at_ns = UINT64_MAX;
+	make(32, true, moves);
+	run(10);
+	moved_at_ns = now;
+	for (unsigned looks = 0; looks < 3;) {
+		struct mb_heat_seen seen = {
+			.n_pages = MB_HEAT_BLOCK_PAGES, .knows_writes = true, .view = view};
+
+		now += 5000000;
+		if (!mb_heat_pick(map, now, 0, UINT64_MAX, 0, &pick, &due))
+			continue;
+		seen.pick = pick;
+		seen.huge = (1u << pick.n_blocks) - 1;
+		memset(view, 0, sizeof(view));
+		for (unsigned b = 0; b < pick.n_blocks; b++)
+			see_block(&seen, b);
+		mb_heat_learn(map, &seen, now);
+		looks += pick.first_block <= 3 && 3 < pick.first_block + pick.n_blocks;
+	}
+	take_extents();
+	ck_assert(extent_of(3 * MB_HEAT_BLOCK_PAGES)->view[1].read >
+		  extent_of(3 * MB_HEAT_BLOCK_PAGES)->view[0].read);
+	finish();
+}
+END_TEST
+
+/* One block of many is hot. */
+static struct use needle(uint64_t page)
+{
+	return page / MB_HEAT_BLOCK_PAGES == 1234 ? (struct use){.write = {500, 0}}
+						  : (struct use){.read = {0}};
+}
+
+START_TEST(test_needle)
+{
+	make(4096, true, needle);
+	run(120);
+	take_extents();
+	ck_assert(extent_of(1234ull * MB_HEAT_BLOCK_PAGES)->view[0].write > 50);
+	ck_assert_uint_le(
+		extent_of(1234ull * MB_HEAT_BLOCK_PAGES)->len_bytes, 4 * MB_HEAT_BLOCK_BYTES);
+	/* 64 at least, and those that surround it. */
+	ck_assert_uint_le(mb_heat_n_regions(map), 100);
+	finish();
+}
+END_TEST
+
+/* Pages of a huge page that are used by different views: only a zoom tells. */
+static struct use halves_of_a_block(uint64_t page)
+{
+	if (page / MB_HEAT_BLOCK_PAGES != 5)
+		return (struct use){.read = {0}};
+	return page % MB_HEAT_BLOCK_PAGES < 200 ? (struct use){.write = {900, 0}}
+						: (struct use){.read = {0, 900}};
+}
+
+START_TEST(test_zoom)
+{
+	make(64, true, halves_of_a_block);
+	run(40);
+	ck_assert_uint_ge(n_zooms, 1);
+	ck_assert_uint_le(n_zooms, 6);
+	take_extents();
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[0].write > 50);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[1].read < 1);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[1].read > 50);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[0].write < 1);
+	finish();
+}
+END_TEST
+
+/* All pages alike: looking closely finds nothing, and is tried less and less. */
+static struct use shared_by_both(uint64_t page)
+{
+	return (struct use){.read = {900, 900}};
+}
+
+START_TEST(test_zoom_in_vain)
+{
+	make(1, true, shared_by_both);
+	run(300);
+	ck_assert_uint_ge(n_zooms, 1);
+	ck_assert_uint_le(n_zooms, 6);
+	take_extents();
+	ck_assert_uint_eq(n_extents, 1);
+	finish();
+}
+END_TEST
+
+/* Rates are told apart, over the whole range of windows. */
+static struct use staircase(uint64_t page)
+{
+	static const float rate[] = {0, 0.5f, 4, 30, 300};
+
+	return (struct use){.read = {rate[page / MB_HEAT_BLOCK_PAGES / 8 % 5], 0}};
+}
+
+START_TEST(test_rates)
+{
+	float before = -1;
+
+	make(40, false, staircase);
+	run(120);
+	take_extents();
+	for (unsigned k = 0; k < 5; k++) {
+		float sum = 0;
+
+		for (unsigned b = 0; b < 8; b++)
+			for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+				sum += extent_of((k * 8 + b) * MB_HEAT_BLOCK_PAGES + i)
+					       ->view[0]
+					       .read;
+		ck_assert_msg(sum > 2 * before, "%u: %f after %f", k, (double)sum, (double)before);
+		before = sum;
+	}
+	finish();
+}
+END_TEST
+
+/* 1 TiB, of which 2 MiB are in use: few regions, few samples. */
+START_TEST(test_sparse)
+{
+	struct mb_heat_config config = {.n_blocks = 1 << 19, .n_views = VIEWS};
+	struct mb_heat_pick pick;
+	uint64_t due, n = 0;
+
+	ck_assert_int_eq(mb_heat_create(&config, &map), 0);
+	now = SECOND;
+	while (mb_heat_pick(map, now, 0, UINT64_MAX, 0, &pick, &due)) {
+		mb_heat_skip(map, &pick, false, now);
+		n++;
+	}
+	ck_assert_uint_gt(due, now);
+	ck_assert_uint_le(n, 128);
+	mb_heat_adapt(map, now);
+	take_extents();
+	ck_assert_uint_eq(n_extents, 0);
+	ck_assert_uint_eq(mb_heat_n_covered(map), 0);
+	finish();
+}
+END_TEST
+
+/* Noise on all pages: the number of regions and details stays within its limits. */
+static struct use noise(uint64_t page)
+{
+	uint32_t x = (uint32_t)page * 2654435761u;
+
+	return (struct use){.read = {x >> 20 & 511, x >> 11 & 511}, .write = {x >> 4 & 63, x & 15}};
+}
+
+START_TEST(test_limits)
+{
+	struct mb_heat_config config = {
+		.n_blocks = 1000, .n_views = VIEWS, .max_regions = 128, .max_details = 10};
+
+	make(1, true, noise);
+	mb_heat_destroy(map);
+	ck_assert_int_eq(mb_heat_create(&config, &map), 0);
+	in_huge_pages = _i;
+	run(200);
+	ck_assert_uint_le(mb_heat_n_regions(map), 128);
+	take_extents();
+	ck_assert_uint_le(n_extents, 128 + 10 * 512);
+	/* Not a power of two: nothing before or behind it. */
+	ck_assert_uint_le(extents[n_extents - 1].offset + extents[n_extents - 1].len_bytes,
+		1000 * MB_HEAT_BLOCK_BYTES);
+	finish();
+}
+END_TEST
+
+START_TEST(test_bad_config)
+{
+	struct mb_heat_config none = {.n_blocks = 0, .n_views = 1},
+			      many = {.n_blocks = 1, .n_views = 9};
+
+	ck_assert_int_eq(mb_heat_create(&none, &map), -22);
+	ck_assert_int_eq(mb_heat_create(&many, &map), -22);
+	none = (struct mb_heat_config){.n_blocks = 1};
+	ck_assert_int_eq(mb_heat_create(&none, &map), -22);
+	mb_heat_destroy(NULL);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("heat");
+	TCase *cases = tcase_create("heat");
+
+	tcase_add_loop_test(cases, test_quarters, 0, 2);
+	tcase_add_test(cases, test_phase);
+	tcase_add_test(cases, test_needle);
+	tcase_add_test(cases, test_zoom);
+	tcase_add_test(cases, test_zoom_in_vain);
+	tcase_add_test(cases, test_rates);
+	tcase_add_test(cases, test_sparse);
+	tcase_add_loop_test(cases, test_limits, 0, 2);
+	tcase_add_test(cases, test_bad_config);
+	tcase_set_timeout(cases, 60);
+	suite_add_tcase(suite, cases);
+	return run_suite(suite);
+}
