@@ -380,6 +380,46 @@ static unsigned edit_distance(const char *a, const char *b)
 	return rows[len_a % 3][len_b];
 }
 
+int cli_parse_track(char *text, struct mb_machine_config *config, struct mb_error *err)
+{
+	static const char *const known[] = {"budget", NULL};
+	char *field[CLI_MAX_FIELDS], *end;
+	const char *value;
+	double percent;
+	unsigned n;
+	int rc = cli_split_fields(text, field, &n, err);
+
+	if (rc)
+		return rc;
+	if (!strcmp(field[0], "auto"))
+		config->track = MB_TRACK_AUTO;
+	else if (!strcmp(field[0], "on"))
+		config->track = MB_TRACK_ON;
+	else if (!strcmp(field[0], "off"))
+		config->track = MB_TRACK_OFF;
+	else
+		return mb_error_set(err, EINVAL, "'%s': auto, on or off", field[0]);
+	for (unsigned i = 1; i < n; i++) {
+		value = field_value(field[i], "budget");
+		if (!value)
+			return unknown_field(field[i], known, "budget=PERCENT", err);
+		if (config->track_guest_ppm)
+			return twice("budget=", err);
+		if (config->track == MB_TRACK_OFF)
+			return mb_error_set(err, EINVAL, "budget=: what is off costs nothing");
+		percent = isdigit((unsigned char)*value) ? strtod(value, &end) : -1;
+		if (percent < 0 || *end || strpbrk(value, "xXeE"))
+			return mb_error_set(err, EINVAL,
+				"budget=%s: not a number of percent, as 0.5", value);
+		if (percent < 0.1 || percent > 50)
+			return mb_error_set(
+				err, ERANGE, "budget=%s: 0.1 to 50 percent are possible", value);
+		config->track_guest_ppm = (uint32_t)(percent * 10000 + 0.5);
+		config->track_cpu_ppm = 2 * config->track_guest_ppm;
+	}
+	return 0;
+}
+
 const char *cli_nearest(const char *word, const char *const *candidates)
 {
 	const char *best = NULL;

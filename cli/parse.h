@@ -55,6 +55,12 @@ int cli_parse_net(
 	char *text, const char **passt_args, struct mb_nic_config *nic, struct mb_error *err);
 
 /*
+ * "auto", "on" or "off", with ",budget=PERCENT" (0.1 to 50, of the guest's time) behind the first two,
+ * changed in place. The CPU that it may use follows: twice as many percent of one CPU.
+ */
+int cli_parse_track(char *text, struct mb_machine_config *config, struct mb_error *err);
+
+/*
  * The candidate that a mistyped word most likely meant, or NULL: at most a third of its letters
  * differ. candidates ends with NULL.
  */

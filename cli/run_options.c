@@ -31,6 +31,7 @@ enum {
 	OPT_MEMORY,
 	OPT_OVERCOMMIT,
 	OPT_VIEWS,
+	OPT_TRACK,
 	OPT_NAME,
 	HEAD_DEVICES,
 	OPT_DISK,
@@ -60,8 +61,11 @@ const struct cli_option cli_run_options[] = {
 	[OPT_OVERCOMMIT] = {"memory-overcommit", NULL,
 		"allow more than the host has; the guest must not touch it all"},
 	[OPT_VIEWS] = {"views", "N|auto",
-		"views of guest memory; auto: 1 for now, since nothing makes use of a second one "
-		"by itself yet (default: auto)"},
+		"views of guest memory; auto: one for each NUMA node, as far as the host has them, "
+		"with --track on, and 1 without (default: auto)"},
+	[OPT_TRACK] = {"track", "auto|on|off[,budget=PERCENT]",
+		"count which view touches and writes which memory, for 'mirrorball heat'; auto: while "
+		"somebody watches. budget: of the guest's time (default: auto,budget=0.5)"},
 	[OPT_NAME] = {"name", "NAME",
 		"in messages and for MAC addresses (default: from the first writable disk)"},
 	[HEAD_DEVICES] = {NULL, NULL, "Devices"},
@@ -182,6 +186,16 @@ static int set_console(struct cli_run *run, const char *value, struct mb_error *
 	return 0;
 }
 
+static int set_track(struct cli_run *run, const char *value, struct mb_error *err)
+{
+	char copy[64];
+
+	if (strlen(value) >= sizeof(copy))
+		return mb_error_set(err, EINVAL, "'%.20s...': auto, on or off", value);
+	snprintf(copy, sizeof(copy), "%s", value);
+	return cli_parse_track(copy, &run->config, err);
+}
+
 static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 {
 	struct cli_run *run = ctx;
@@ -212,6 +226,8 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		return strcmp(value, "auto")
 			       ? cli_parse_unsigned(value, 1, 64, &config->n_views, err)
 			       : 0;
+	case OPT_TRACK:
+		return set_track(run, value, err);
 	case OPT_NAME:
 		config->name = value;
 		return cli_parse_name(value, err);

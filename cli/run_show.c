@@ -15,6 +15,17 @@ static const char *const console_names[] = {
 	[MB_CONSOLE_OFF] = "off",
 };
 
+static const char *const track_names[] = {
+	[MB_TRACK_AUTO] = "auto",
+	[MB_TRACK_ON] = "on",
+	[MB_TRACK_OFF] = "off",
+};
+static const char *const track_texts[] = {
+	[MB_TRACK_AUTO] = "while somebody watches",
+	[MB_TRACK_ON] = "always",
+	[MB_TRACK_OFF] = "never",
+};
+
 static uint64_t file_bytes(const char *path)
 {
 	struct stat st;
@@ -101,6 +112,7 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		printf("%-10s%u (the host has %u)\n", "views", c->n_views, host->n_views);
 	else
 		printf("%-10sauto (the host has %u)\n", "views", host->n_views);
+	printf("%-10s%s\n", "tracked", track_texts[c->track]);
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
 
@@ -214,6 +226,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	put(root, "memory_overcommit", json_boolean(run->overcommit), &rc);
 	put(root, "views", c->n_views ? json_integer(c->n_views) : json_string("auto"), &rc);
 	put(root, "host_views", json_integer(host->n_views), &rc);
+	put(root, "track", json_string(track_names[c->track]), &rc);
 	put(root, "disks", disks, &rc);
 	put(root, "nets", nets, &rc);
 	put(root, "console", json_string(console_names[c->console]), &rc);

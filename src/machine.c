@@ -46,42 +46,68 @@ static int make_host_side(struct mb_machine *machine, struct mb_error *err)
 	return rc;
 }
 
-/*
- * Host CPUs of each view: a group of near nodes, within what the process may use. False: leave the
- * threads where they are.
- */
-static bool cpus_of_views(const struct mb_machine *machine, cpu_set_t *view_cpus)
+const struct mb_topology *mb_machine_topology(struct mb_machine *machine)
 {
-	struct mb_topology *topo;
 	cpu_set_t allowed;
-	bool good = false;
 	int sysfs_fd;
 
-	if (machine->n_views == 1 || sched_getaffinity(0, sizeof(allowed), &allowed))
-		return false;
+	if (machine->topology)
+		return machine->topology;
 	sysfs_fd = open("/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	topo = malloc(sizeof(*topo));
-	if (sysfs_fd >= 0 && topo && !mb_topology_read(topo, sysfs_fd, NULL)) {
-		mb_topology_restrict(topo, &allowed);
-		mb_topology_group(topo, machine->n_views, view_cpus);
-		good = CPU_COUNT(&view_cpus[0]);
+	machine->topology = malloc(sizeof(*machine->topology));
+	if (sysfs_fd < 0 || !machine->topology || sched_getaffinity(0, sizeof(allowed), &allowed) ||
+		mb_topology_read(machine->topology, sysfs_fd, NULL)) {
+		free(machine->topology);
+		machine->topology = NULL;
+	} else {
+		mb_topology_restrict(machine->topology, &allowed);
 	}
-	free(topo);
 	if (sysfs_fd >= 0)
 		close(sysfs_fd);
-	return good;
+	return machine->topology;
+}
+
+/* As many views as are of use: with one for each node, the tracker tells nodes apart. */
+static unsigned choose_views(struct mb_machine *machine)
+{
+	const struct mb_topology *topo;
+	unsigned n = 0;
+
+	if (machine->config.n_views)
+		return machine->config.n_views;
+	if (machine->config.track != MB_TRACK_ON || machine->host->n_views == 1)
+		return 1;
+	topo = mb_machine_topology(machine);
+	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
+		n += CPU_COUNT(&topo->node[i].cpus) > 0;
+	if (n > machine->config.n_vcpus)
+		n = machine->config.n_vcpus;
+	if (n > machine->host->n_views)
+		n = machine->host->n_views;
+	return n ? n : 1;
+}
+
+/* Host CPUs of each view: a group of near nodes, within what the process may use. False: leave the
+ * threads where they are. */
+static bool cpus_of_views(struct mb_machine *machine)
+{
+	const struct mb_topology *topo = machine->n_views > 1 ? mb_machine_topology(machine) : NULL;
+
+	if (!topo)
+		return false;
+	mb_topology_group(topo, machine->n_views, machine->view_cpus);
+	return CPU_COUNT(&machine->view_cpus[0]);
 }
 
 static int make_threads(struct mb_machine *machine, struct mb_error *err)
 {
 	unsigned n = machine->config.n_vcpus;
 	uint8_t view[MB_MAX_VCPUS];
-	cpu_set_t view_cpus[MB_MAX_VIEWS];
-	bool bound = cpus_of_views(machine, view_cpus);
+	bool bound = cpus_of_views(machine);
 	struct mb_vcpus_config config = {
 		.n_vcpus = n,
 		.view = view,
-		.view_cpus = bound ? view_cpus : NULL,
+		.view_cpus = bound ? machine->view_cpus : NULL,
 		.ops = &mb_machine_vcpu_ops,
 		.ops_ctx = machine,
 	};
@@ -96,7 +122,7 @@ static int make_threads(struct mb_machine *machine, struct mb_error *err)
 		rc = mb_loop_create(&machine->io_loop[k], err);
 		if (!rc)
 			rc = mb_loop_start_thread(
-				machine->io_loop[k], name, bound ? &view_cpus[k] : NULL, err);
+				machine->io_loop[k], name, bound ? &machine->view_cpus[k] : NULL, err);
 	}
 	if (!rc)
 		rc = mb_vcpus_create(machine->vm, &config, &machine->vcpus, err);
@@ -151,10 +177,12 @@ static void user_pause(struct mb_machine *machine, bool pause)
 		return;
 	machine->paused = pause;
 	if (pause) {
+		mb_tracker_hold(machine->tracker);
 		mb_vcpus_pause(machine->vcpus);
 	} else {
 		mb_vcpus_tell_stopped(machine->vcpus);
 		mb_vcpus_resume(machine->vcpus);
+		mb_tracker_release(machine->tracker);
 	}
 }
 
@@ -165,6 +193,7 @@ static void restart(struct mb_machine *machine)
 
 	/* A vCPU may be waiting for the terminal with the text of a guest that is about to go. */
 	__atomic_store_n(&machine->restarting, true, __ATOMIC_RELEASE);
+	mb_tracker_hold(machine->tracker);
 	mb_vcpus_pause(machine->vcpus);
 	__atomic_store_n(&machine->restarting, false, __ATOMIC_RELEASE);
 	__atomic_and_fetch(&machine->asked, ~(unsigned)(MB_ASK_RESET | MB_ASK_CRASH), __ATOMIC_ACQ_REL);
@@ -188,6 +217,7 @@ static void restart(struct mb_machine *machine)
 		machine->outcome.n_resets++;
 		machine->started_ns = mb_now_ns();
 		mb_vcpus_resume(machine->vcpus);
+		mb_tracker_release(machine->tracker);
 	}
 }
 
@@ -334,6 +364,7 @@ static const struct {
 	{"setting up its terminal", make_terminal},
 	{"opening its disks and networks", mb_machine_add_devices},
 	{"loading its guest", mb_machine_load_guest},
+	{"starting its tracker", mb_machine_add_tracker},
 };
 
 int mb_machine_create(const struct mb_host *host, const struct mb_machine_config *config,
@@ -351,8 +382,7 @@ int mb_machine_create(const struct mb_host *host, const struct mb_machine_config
 	machine->host = host;
 	machine->config = *config;
 	machine->ask_fd = -1;
-	/* Nothing uses a second view yet but tests; it has to be asked for. */
-	machine->n_views = config->n_views ? config->n_views : 1;
+	machine->n_views = choose_views(machine);
 	if (machine->n_views > MB_MAX_VIEWS)
 		machine->n_views = MB_MAX_VIEWS;
 	mb_machine_signals(&set);
@@ -430,6 +460,8 @@ void mb_machine_destroy(struct mb_machine *machine)
 	__atomic_store_n(&machine->ending, true, __ATOMIC_RELEASE);
 	if (__atomic_load_n(&machine->doing, __ATOMIC_RELAXED))
 		__atomic_store_n(&machine->doing, "taking it down", __ATOMIC_RELEASE);
+	/* Before the page tables that it works on. */
+	mb_machine_remove_tracker(machine);
 	/* vCPUs first: nobody calls a device any more. The I/O loops last: devices stop on them. */
 	if (machine->vcpus)
 		mb_vcpus_pause(machine->vcpus);
@@ -446,6 +478,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 	mb_machine_stop_signals(machine);
 	if (machine->ask_fd >= 0)
 		close(machine->ask_fd);
+	free(machine->topology);
 	pthread_sigmask(SIG_SETMASK, &machine->old_mask, NULL);
 	free(machine);
 }

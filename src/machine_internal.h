@@ -17,6 +17,8 @@
 #include <mirrorball/rng.h>
 #include <mirrorball/serial.h>
 #include <mirrorball/terminal.h>
+#include <mirrorball/topology.h>
+#include <mirrorball/tracker.h>
 #include <mirrorball/vcpu.h>
 #include <mirrorball/vm.h>
 #include <pthread.h>
@@ -50,7 +52,10 @@ struct mb_machine {
 	struct mb_ram *ram;
 	struct mb_bus *bus;
 	struct mb_vcpus *vcpus;
+	struct mb_tracker *tracker; /* NULL: switched off */
 	unsigned n_views;
+	struct mb_topology *topology; /* mb_machine_topology */
+	cpu_set_t view_cpus[MB_MAX_VIEWS]; /* with more than one view: of each, a group of near nodes */
 	struct mb_loop *loop;
 	struct mb_loop *io_loop[MB_MAX_VIEWS]; /* of each view */
 
@@ -112,6 +117,13 @@ void mb_machine_dump_vcpu(struct mb_vcpu *vcpu);
 int mb_machine_add_splash_ports(struct mb_machine *machine);
 /* Loads the guest and sets where its vCPUs start. vCPUs paused and fresh. */
 int mb_machine_load_guest(struct mb_machine *machine, struct mb_error *err);
+
+/* The host's nodes with the CPUs that this process may use; read when first asked for. NULL: cannot be. */
+const struct mb_topology *mb_machine_topology(struct mb_machine *machine);
+
+/* src/machine_track.c */
+int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err);
+void mb_machine_remove_tracker(struct mb_machine *machine);
 
 /* src/machine_devices.c */
 int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err);

@@ -165,6 +165,26 @@ struct mb_dma *mb_ram_dma(struct mb_ram *ram)
 	return &ram->dma;
 }
 
+int mb_ram_fd(const struct mb_ram *ram)
+{
+	return ram->fd;
+}
+
+void *mb_ram_view_base(const struct mb_ram *ram, unsigned view)
+{
+	return ram->view[view].base;
+}
+
+uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset)
+{
+	return offset < ram->low_bytes ? offset : MB_RAM_HIGH_BASE + (offset - ram->low_bytes);
+}
+
+int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len)
+{
+	return mb_ram_file_remap(ram->fd, &ram->view[view], offset, len);
+}
+
 int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len)
 {
 	void *hva;

@@ -42,6 +42,12 @@ usage '1 to 1024' run --cpus 99999999999999999999
 usage 'whole number' run --cpus two
 usage 'whole number' run --cpus -1
 usage '1 to 64' run --views 0
+usage 'auto, on or off' run --track maybe
+usage "did you mean 'budget'" run --track on,budgt=1
+usage '0.1 to 50 percent' run --track on,budget=0.01
+usage 'not a number' run --track on,budget=1e1
+usage 'given twice' run --track auto,budget=1,budget=2
+usage 'costs nothing' run --track off,budget=1
 usage "'x' is not a console" run --console x
 usage 'name' run --name ../../etc
 usage 'unknown part' run --disk disk.img,rw

@@ -36,11 +36,20 @@ enum mb_console_kind {
 	MB_CONSOLE_OFF,
 };
 
+/* When it is counted who touches which memory. */
+enum mb_track {
+	MB_TRACK_AUTO, /* while somebody asks for it through the control socket */
+	MB_TRACK_ON,
+	MB_TRACK_OFF,
+};
+
 struct mb_machine_config {
 	const char *name; /* never NULL */
 	unsigned n_vcpus; /* 1..MB_MAX_VCPUS */
 	uint64_t memory_bytes; /* multiple of MB_RAM_ALIGN */
-	unsigned n_views; /* 0: what is best today, which is 1: nothing uses a second one by itself yet */
+	unsigned n_views; /* 0: as many as are of use: one for each node, if the guest is tracked */
+	enum mb_track track;
+	uint32_t track_guest_ppm, track_cpu_ppm; /* what tracking may cost (tracker.h); 0: its defaults */
 
 	/* Either a kernel ... */
 	const char *kernel_path;

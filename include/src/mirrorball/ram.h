@@ -29,6 +29,14 @@ uint64_t mb_ram_low_bytes(const struct mb_ram *ram);
 uint64_t mb_ram_high_bytes(const struct mb_ram *ram);
 struct mb_dma *mb_ram_dma(struct mb_ram *ram);
 
+/* For the tracker: the file, and where a view has all of it. */
+int mb_ram_fd(const struct mb_ram *ram);
+void *mb_ram_view_base(const struct mb_ram *ram, unsigned view);
+/* Where the guest has what is at `offset` of the file. */
+uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset);
+/* Maps a part of a view anew (mb_ram_file_remap). */
+int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len);
+
 /* Reads from fd at offset into guest memory. -EFAULT outside RAM, -EIO on a short file, -errno. */
 int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len);
 

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/pagemap.h>
+#include <mirrorball/tracker.h>
+#include <string.h>
+
+#include "machine_internal.h"
+
+static int remap(void *ctx, unsigned view, uint64_t offset, uint64_t len)
+{
+	struct mb_machine *machine = ctx;
+
+	return mb_ram_remap(machine->ram, view, offset, len);
+}
+
+int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
+{
+	struct mb_tracker_config config = {
+		.name = machine->config.name,
+		.host = machine->host,
+		.ram_fd = mb_ram_fd(machine->ram),
+		.ram_bytes = machine->config.memory_bytes,
+		.n_views = machine->n_views,
+		.n_vcpus = machine->config.n_vcpus,
+		.guest_ppm = machine->config.track_guest_ppm,
+		.cpu_ppm = machine->config.track_cpu_ppm,
+		.features = MB_PAGEMAP_ALL,
+		.remap = remap,
+		.ctx = machine,
+	};
+	int rc;
+
+	if (machine->config.track == MB_TRACK_OFF)
+		return 0;
+	for (unsigned v = 0; v < machine->n_views; v++)
+		config.view_base[v] = mb_ram_view_base(machine->ram, v);
+	rc = mb_tracker_create(&config, &machine->tracker, err);
+	if (!rc && machine->config.track == MB_TRACK_ON)
+		rc = mb_tracker_start(machine->tracker, err);
+	return rc;
+}
+
+void mb_machine_remove_tracker(struct mb_machine *machine)
+{
+	mb_tracker_destroy(machine->tracker);
+	machine->tracker = NULL;
+}
