@@ -365,6 +365,8 @@ static const struct {
 	{"opening its disks and networks", mb_machine_add_devices},
 	{"loading its guest", mb_machine_load_guest},
 	{"starting its tracker", mb_machine_add_tracker},
+	/* Last: a machine that others can see is one that runs. */
+	{"making its control socket", mb_machine_add_control},
 };
 
 int mb_machine_create(const struct mb_host *host, const struct mb_machine_config *config,
@@ -460,9 +462,11 @@ void mb_machine_destroy(struct mb_machine *machine)
 	__atomic_store_n(&machine->ending, true, __ATOMIC_RELEASE);
 	if (__atomic_load_n(&machine->doing, __ATOMIC_RELAXED))
 		__atomic_store_n(&machine->doing, "taking it down", __ATOMIC_RELEASE);
+	/* Who waits for an answer will get none: better now than when everything is down. */
+	mb_control_destroy(machine->control);
 	/* Before the page tables that it works on. */
 	mb_machine_remove_tracker(machine);
-	/* vCPUs first: nobody calls a device any more. The I/O loops last: devices stop on them. */
+	/* Then vCPUs: nobody calls a device any more. The I/O loops last: devices stop on them. */
 	if (machine->vcpus)
 		mb_vcpus_pause(machine->vcpus);
 	mb_machine_remove_devices(machine);

@@ -5,6 +5,7 @@
 #include <mirrorball/blk.h>
 #include <mirrorball/bus.h>
 #include <mirrorball/console.h>
+#include <mirrorball/control.h>
 #include <mirrorball/irq.h>
 #include <mirrorball/legacy.h>
 #include <mirrorball/log.h>
@@ -90,6 +91,7 @@ struct mb_machine {
 	bool signals_stop; /* atomic */
 
 	/* Main loop only. */
+	struct mb_control *control; /* NULL: it has none */
 	bool paused;	      /* by the user */
 	unsigned n_crashes;   /* in a row, each soon after the start */
 	uint64_t started_ns;  /* of this boot */
@@ -129,5 +131,8 @@ void mb_machine_remove_tracker(struct mb_machine *machine);
 int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_reset_devices(struct mb_machine *machine); /* vCPUs paused */
 void mb_machine_remove_devices(struct mb_machine *machine); /* vCPUs gone */
+
+/* src/machine_control.c. Always 0: why there is no socket is in the log. */
+int mb_machine_add_control(struct mb_machine *machine, struct mb_error *err);
 
 #endif

@@ -67,6 +67,7 @@ struct mb_machine_config {
 	int in_fd, out_fd; /* the console's; -1: none */
 	bool no_reboot;	   /* a reset ends the machine */
 	bool quiet;	   /* no hint about the escape key */
+	bool no_control;   /* no control socket (mirrorball/control.h) */
 	/*
 	 * A signal asked for the end and 3 s later something still hangs (a disk that does not answer),
 	 * or a second one came before the guest ran: must end the process. `doing`: what the machine was

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/control.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "machine_internal.h"
+
+/*
+ * What a machine says of itself through its control socket. On the main loop, which may be waiting
+ * for a vCPU: so is then the client.
+ */
+
+static uint64_t resident_bytes(void)
+{
+	unsigned long long resident = 0;
+	FILE *f = fopen("/proc/self/statm", "re");
+
+	if (!f)
+		return 0;
+	if (fscanf(f, "%*u %llu", &resident) != 1)
+		resident = 0;
+	fclose(f);
+	return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint64_t cpu_ms(void)
+{
+	struct timespec ts;
+
+	if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts))
+		return 0;
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/* "splash radix", or the kernel's path; a path need not be UTF-8, and JSON is. */
+static void guest_text(const struct mb_machine *machine, char *text, size_t len)
+{
+	const char *splash = machine->config.splash;
+
+	if (splash)
+		snprintf(text, len, "splash %.*s", (int)strcspn(splash, " "), splash);
+	else
+		snprintf(text, len, "%s", machine->config.kernel_path);
+	mb_error_make_printable(text);
+}
+
+/* Steals value; jansson's setters fail on NULL, so one check at the end covers every allocation. */
+static void put(json_t *object, const char *key, json_t *value, int *rc)
+{
+	if (json_object_set_new(object, key, value))
+		*rc = -ENOMEM;
+}
+
+static void put_number(json_t *object, const char *key, uint64_t value, int *rc)
+{
+	put(object, key, json_integer((json_int_t)value), rc);
+}
+
+static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err)
+{
+	struct mb_machine *machine = ctx;
+	const struct mb_machine_config *config = &machine->config;
+	uint64_t first_ns = mb_vcpus_first_run_ns(machine->vcpus), n_exits = 0;
+	char guest[4096], name[256];
+	json_t *stat = json_object();
+	int rc = 0;
+
+	guest_text(machine, guest, sizeof(guest));
+	snprintf(name, sizeof(name), "%s", config->name);
+	mb_error_make_printable(name);
+	for (unsigned i = 0; i < config->n_vcpus; i++)
+		n_exits += mb_vcpu_n_exits(mb_vcpus_at(machine->vcpus, i));
+	put(stat, "name", json_string(name), &rc);
+	put_number(stat, "pid", (uint64_t)getpid(), &rc);
+	put(stat, "state", json_string(machine->paused ? "paused" : "running"), &rc);
+	put(stat, "guest", json_string(guest), &rc);
+	put_number(stat, "cpus", config->n_vcpus, &rc);
+	put_number(stat, "memory_bytes", config->memory_bytes, &rc);
+	put_number(stat, "views", machine->n_views, &rc);
+	put_number(stat, "uptime_ms", first_ns ? (mb_now_ns() - first_ns) / 1000000 : 0, &rc);
+	put_number(stat, "exits", n_exits, &rc);
+	put_number(stat, "resets", machine->outcome.n_resets, &rc);
+	put_number(stat, "resident_bytes", resident_bytes(), &rc);
+	put_number(stat, "cpu_ms", cpu_ms(), &rc);
+	if (rc) {
+		json_decref(stat);
+		return mb_error_set(err, ENOMEM, "out of memory");
+	}
+	*answer = stat;
+	return 0;
+}
+
+static const struct mb_control_request requests[] = {
+	{"stat", answer_stat},
+	{0},
+};
+
+int mb_machine_add_control(struct mb_machine *machine, struct mb_error *err)
+{
+	struct mb_control_config config = {
+		.loop = machine->loop,
+		.name = machine->config.name,
+		.requests = requests,
+		.ctx = machine,
+	};
+	struct mb_error why;
+
+	/* It is for looking at the machine, which runs as well when nobody can. */
+	if (!machine->config.no_control && mb_control_create(&config, &machine->control, &why))
+		mb_log("%s: runs, but 'mirrorball ps' cannot see it: %s", machine->config.name,
+			why.text);
+	return 0;
+}
