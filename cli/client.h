@@ -22,7 +22,19 @@ void cli_client_close(struct cli_client *client); /* takes NULL */
  * json_decref. -EPIPE when the machine has ended, -EPROTO when it refuses or answers nonsense; err
  * has what it said.
  */
-int cli_client_ask(struct cli_client *client, const char *request, json_t **answer, struct mb_error *err);
+int cli_client_ask(
+	struct cli_client *client, const char *request, json_t **answer, struct mb_error *err);
+
+/*
+ * The same in steps, for who asks several machines at once. A machine that says nothing for 10 s
+ * after the last that it was sent or that it said is given up: -ETIMEDOUT. Who connects to a
+ * machine that ended meanwhile gets -ENOENT.
+ */
+struct cli_machine; /* machines.h */
+int cli_client_connect(
+	const struct cli_machine *machine, struct cli_client **out, struct mb_error *err);
+int cli_client_send(struct cli_client *client, const char *request, struct mb_error *err);
+int cli_client_receive(struct cli_client *client, json_t **answer, struct mb_error *err);
 
 const char *cli_client_name(const struct cli_client *client);
 pid_t cli_client_pid(const struct cli_client *client);

@@ -7,7 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
-const struct cli_command *const cli_commands[] = {&cli_run, &cli_doctor, NULL};
+const struct cli_command *const cli_commands[] = {
+	&cli_run, &cli_ps, &cli_stat, &cli_doctor, NULL};
 
 static void help(FILE *out)
 {
@@ -29,7 +30,8 @@ static void help(FILE *out)
 
 static const struct cli_command *find_command(const char *word, struct mb_error *err)
 {
-	static const char *const words[] = {"run", "doctor", "help", "--help", "--version", NULL};
+	static const char *const words[] = {
+		"run", "ps", "stat", "doctor", "help", "--help", "--version", NULL};
 	const char *near;
 
 	for (unsigned i = 0; cli_commands[i]; i++)
@@ -39,8 +41,8 @@ static const struct cli_command *find_command(const char *word, struct mb_error 
 	if (near)
 		mb_error_set(err, EINVAL, "unknown command '%s'; did you mean '%s'?", word, near);
 	else
-		mb_error_set(
-			err, EINVAL, "unknown command '%s'; there are run, doctor and help", word);
+		mb_error_set(err, EINVAL,
+			"unknown command '%s'; there are run, ps, stat, doctor and help", word);
 	return NULL;
 }
 

@@ -31,6 +31,43 @@ _mirrorball_current() {
 	fi
 }
 
+# Names of this user's running machines, and PIDs where one is being typed; from the names of their control sockets,
+# because asking a machine may take long.
+_mirrorball_machines() {
+	local dirs=("/tmp/mirrorball-$EUID") words=() dir socket file
+
+	if [[ $EUID == 0 ]]; then
+		dirs=(/run/mirrorball)
+	elif [[ ${XDG_RUNTIME_DIR-} == /* ]]; then
+		dirs+=("$XDG_RUNTIME_DIR/mirrorball")
+	fi
+	for dir in "${dirs[@]}"; do
+		for socket in "$dir"/*.*; do
+			file=${socket##*/}
+			[[ -S $socket && -d /proc/${file##*.} ]] || continue
+			words+=("${file%.*}")
+			[[ $cur != [1-9]* ]] || words+=("${file##*.}")
+		done
+	done
+	_mirrorball_words "${words[*]} $1" "$cur"
+}
+
+_mirrorball_stat() {
+	local options="--json --help --version" word
+
+	for word in "${COMP_WORDS[@]:2:COMP_CWORD-2}"; do
+		if [[ $word != -* ]]; then
+			_mirrorball_words "$options" "$cur"
+			return
+		fi
+	done
+	if [[ $cur == -* ]]; then
+		_mirrorball_words "$options" "$cur"
+	else
+		_mirrorball_machines "$options"
+	fi
+}
+
 _mirrorball_run() {
 	local options="--kernel --initrd --append --no-reboot --cpus --memory --memory-overcommit
 		--views --track --name --disk --net --console --dry-run --json --quiet --help --version"
@@ -104,12 +141,13 @@ _mirrorball() {
 		done
 	fi
 	if ((COMP_CWORD == 1)); then
-		_mirrorball_words "run doctor help --help --version" "$cur"
+		_mirrorball_words "run ps stat doctor help --help --version" "$cur"
 	else
 		case ${COMP_WORDS[1]} in
 		run) _mirrorball_run ;;
-		doctor) _mirrorball_words "--json --help --version" "$cur" ;;
-		help) ((COMP_CWORD == 2)) && _mirrorball_words "run doctor" "$cur" ;;
+		stat) _mirrorball_stat ;;
+		ps | doctor) _mirrorball_words "--json --help --version" "$cur" ;;
+		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat doctor" "$cur" ;;
 		esac
 	fi
 	# What bash keeps of the word must not come again.

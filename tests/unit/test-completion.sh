@@ -56,9 +56,9 @@ offers() {
 	done
 }
 
-offers 'mirrorball ' run doctor help --version
+offers 'mirrorball ' run ps stat doctor help --version
 offers 'mirrorball d' doctor '!run'
-offers 'mirrorball help ' run doctor
+offers 'mirrorball help ' run ps stat doctor
 offers 'mirrorball doctor --' --json --help
 offers 'mirrorball run ' splash --kernel --cpus
 offers 'mirrorball run --me' --memory --memory-overcommit '!--cpus'
@@ -83,8 +83,32 @@ offers 'mirrorball run --cpus 4 splash ' "${programs[@]}"
 offers 'mirrorball run splash ra' radix '!hello'
 offers 'mirrorball run splash radix ' '!--cpus' '!radix'
 
+# Machines, by the sockets that there are; not those of processes that are gone.
+if [ "$(id -u)" = 0 ]; then
+	sockets=/run/mirrorball
+else
+	export XDG_RUNTIME_DIR=$work
+	sockets=$work/mirrorball
+fi
+if mkdir -p "$sockets"; then
+	python3 - "$sockets" "$$" <<-'END'
+		import os, socket, sys
+		os.chdir(sys.argv[1])
+		for name in f"mb-completion.1.{sys.argv[2]}", "mb-completion.gone.4194305":
+		    if os.path.exists(name):
+		        os.unlink(name)
+		    socket.socket(socket.AF_UNIX).bind(name)
+	END
+	offers 'mirrorball stat mb-c' "mb-completion.1" '!mb-completion.gone'
+	offers "mirrorball stat $$" "$$"
+	offers 'mirrorball stat ' "mb-completion.1" --json "!$$"
+	offers 'mirrorball stat --json mb-c' "mb-completion.1"
+	offers 'mirrorball stat mb-completion.1 ' --json "!mb-completion.1"
+	rm -f "$sockets/mb-completion.1.$$" "$sockets/mb-completion.gone.4194305"
+fi
+
 # Every option of --help, and no other.
-for command in run doctor; do
+for command in run ps stat doctor; do
 	mapfile -t options < <("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p')
 	[ "${#options[@]}" -ge 3 ] || {
 		echo "FAILED: $command --help shows ${options[*]}"

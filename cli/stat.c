@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli.h"
+#include "client.h"
+#include "parse.h"
+#include "units.h"
+#include <errno.h>
+#include <mirrorball/log.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int stat_main(const struct cli_command *command, int argc, char **argv);
+
+enum { OPT_JSON, OPT_HELP, OPT_VERSION, N_OPTIONS };
+
+static const struct cli_option options[] = {
+	[OPT_JSON] = {"json", NULL, "print JSON for programs"},
+	[OPT_HELP] = {"help", NULL, "show this help"},
+	[OPT_VERSION] = {"version", NULL, "show the version"},
+	[N_OPTIONS] = {0},
+};
+
+const struct cli_command cli_stat = {
+	.name = "stat",
+	.summary = "Tell everything about a running machine",
+	.usage = "[OPTIONS] NAME|PID",
+	.about = "Tells what a running machine of this user is, what it has done and what it takes "
+		 "of the host. 'mirrorball ps' lists names and PIDs.",
+	.options = options,
+	.epilogue = "Exit status: 0 told, 1 there is no such machine or it did not answer, 2 wrong "
+		    "command line.\nMore: man mirrorball-stat.",
+	.main = stat_main,
+};
+
+#define LABEL_COLUMN 18
+
+/* What comes first, and what it is called; the rest is printed as it comes, under its own key. */
+static const struct {
+	const char *key, *label;
+} known[] = {
+	{"name", "name"},
+	{"pid", "PID"},
+	{"state", "state"},
+	{"guest", "guest"},
+	{"cpus", "vCPUs"},
+	{"memory_bytes", "memory"},
+	{"resident_bytes", "resident"},
+	{"views", "views"},
+	{"uptime_ms", "uptime"},
+	{"cpu_ms", "CPU time"},
+	{"exits", "exits"},
+	{"resets", "resets"},
+};
+
+static bool is_known(const char *key)
+{
+	for (unsigned i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (!strcmp(key, known[i].key))
+			return true;
+	return !strcmp(key, "ok");
+}
+
+/* How the unit at the end of a key is shown; the units are those of the code (mem_bytes, age_ms).
+ */
+enum unit { UNIT_NONE, UNIT_BYTES, UNIT_MS, UNIT_PPM, UNIT_PER_S };
+
+static const struct {
+	const char *suffix;
+	enum unit unit;
+} units[] = {
+	{"_bytes", UNIT_BYTES},
+	{"_ms", UNIT_MS},
+	{"_ppm", UNIT_PPM},
+	{"_per_s", UNIT_PER_S},
+};
+
+/* Splits a key: the label for people, and the unit of its number. */
+static enum unit split_key(const char *key, char *label, size_t len)
+{
+	enum unit unit = UNIT_NONE;
+
+	snprintf(label, len, "%s", key);
+	for (unsigned i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
+		size_t n = strlen(label), m = strlen(units[i].suffix);
+
+		if (n > m && !strcmp(label + n - m, units[i].suffix)) {
+			label[n - m] = '\0';
+			unit = units[i].unit;
+			break;
+		}
+	}
+	for (char *p = label; *p; p++)
+		if (*p == '_')
+			*p = ' ';
+	mb_error_make_printable(label);
+	return unit;
+}
+
+static void format_number(const json_t *value, enum unit unit, char *out, size_t len)
+{
+	double x = json_number_value(value);
+	uint64_t n = x > 0 ? (uint64_t)x : 0;
+
+	if (unit == UNIT_BYTES)
+		cli_format_bytes(n, out, len);
+	else if (unit == UNIT_MS)
+		cli_format_ms(n, out, len);
+	else if (unit == UNIT_PPM)
+		snprintf(out, len, "%.4g %%", x / 10000);
+	else if (json_is_integer(value))
+		snprintf(out, len, "%lld%s", (long long)json_integer_value(value),
+			unit == UNIT_PER_S ? "/s" : "");
+	else
+		snprintf(out, len, "%.4g%s", x, unit == UNIT_PER_S ? "/s" : "");
+}
+
+/* A text, a number, true, false or null. */
+static void show_scalar(const json_t *value, enum unit unit)
+{
+	char out[4096];
+
+	if (json_is_string(value))
+		snprintf(out, sizeof(out), "%s", json_string_value(value));
+	else if (json_is_number(value))
+		format_number(value, unit, out, sizeof(out));
+	else if (json_is_boolean(value))
+		snprintf(out, sizeof(out), "%s", json_is_true(value) ? "yes" : "no");
+	else
+		snprintf(out, sizeof(out), "-");
+	mb_error_make_printable(out);
+	fputs(out, stdout);
+}
+
+static void show_member(const char *key, const char *label, const json_t *value, unsigned depth);
+
+static void show_members(json_t *object, unsigned depth)
+{
+	const char *key;
+	json_t *value;
+
+	json_object_foreach(object, key, value) show_member(key, NULL, value, depth);
+}
+
+/* label: NULL: made from the key. */
+static void show_member(const char *key, const char *label, const json_t *value, unsigned depth)
+{
+	int indent = 2 * (int)depth;
+	char made[64];
+	enum unit unit = split_key(key, made, sizeof(made));
+	size_t i, n = json_array_size(value);
+
+	printf("%*s%-*s", indent, "", LABEL_COLUMN - indent, label ? label : made);
+	if (json_is_object(value)) {
+		putchar('\n');
+		show_members((json_t *)value, depth + 1);
+		return;
+	}
+	if (!json_is_array(value)) {
+		putchar(' ');
+		show_scalar(value, unit);
+	}
+	for (i = 0; i < n; i++) {
+		json_t *one = json_array_get(value, i);
+
+		if (json_is_object(one)) {
+			printf("\n%*s%zu", indent + 2, "", i);
+			putchar('\n');
+			show_members(one, depth + 2);
+		} else {
+			putchar(' ');
+			show_scalar(one, unit);
+		}
+	}
+	if (!n || !json_is_object(json_array_get(value, n - 1)))
+		putchar('\n');
+}
+
+static void show(json_t *answer)
+{
+	const char *key;
+	json_t *value;
+
+	for (unsigned i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		value = json_object_get(answer, known[i].key);
+		if (value)
+			show_member(known[i].key, known[i].label, value, 0);
+	}
+	json_object_foreach(answer, key, value) if (!is_known(key))
+		show_member(key, NULL, value, 0);
+}
+
+struct asked {
+	const char *who;
+	bool json, help, version;
+};
+
+static int set_option(void *ctx, int index, char *value, struct mb_error *err)
+{
+	struct asked *asked = ctx;
+	bool *flag = index == OPT_JSON	 ? &asked->json
+		     : index == OPT_HELP ? &asked->help
+					 : &asked->version;
+
+	/* Once before the machine and once behind it: the walk sees each on its own. */
+	if (*flag)
+		return mb_error_set(err, EINVAL, "is given twice");
+	*flag = true;
+	return 0;
+}
+
+/* Options may also stand behind the machine: `stat web1 --json`. */
+static int parse(struct asked *asked, int argc, char **argv, struct mb_error *err)
+{
+	struct cli_option_user user = {.set = set_option, .ctx = asked};
+	int first, rc = cli_options_walk(options, argc, argv, &user, &first, err);
+
+	if (rc || asked->help || asked->version)
+		return rc;
+	if (first == argc)
+		return mb_error_set(err, EINVAL,
+			"no machine is named; 'mirrorball ps' lists those that are running");
+	asked->who = argv[first];
+	argc -= first;
+	argv += first;
+	rc = cli_options_walk(options, argc, argv, &user, &first, err);
+	if (!rc && first < argc)
+		rc = mb_error_set(
+			err, EINVAL, "'%s' is too much; stat takes one machine", argv[first]);
+	return rc;
+}
+
+static int stat_main(const struct cli_command *command, int argc, char **argv)
+{
+	struct asked asked = {0};
+	struct cli_client *client = NULL;
+	json_t *answer = NULL;
+	struct mb_error err;
+	int rc = parse(&asked, argc, argv, &err);
+
+	if (rc)
+		return cli_usage_error(command, &err);
+	if (asked.help || asked.version) {
+		if (asked.help)
+			cli_command_help(command, stdout);
+		else
+			cli_version(stdout);
+		return cli_flush();
+	}
+	rc = cli_client_open(asked.who, &client, &err);
+	if (!rc)
+		rc = cli_client_ask(client, "stat", &answer, &err);
+	if (!rc && !asked.json)
+		show(answer);
+	else if (!rc && cli_print_json(answer))
+		rc = mb_error_set(&err, ENOMEM, "--json: %s", strerror(ENOMEM));
+	if (rc)
+		mb_log("stat: %s", err.text);
+	cli_client_close(client);
+	json_decref(answer);
+	return rc || cli_flush() ? CLI_FAILED : CLI_OK;
+}
