@@ -14,6 +14,7 @@
 #define BACKLOG	      64
 #define FIRST_BYTES   1024u
 #define ACCEPT_WAIT_S 1
+#define MAX_NESTED    16u
 
 /*
  * A connection is in one of three states, and epoll is asked for what each waits for:
@@ -123,6 +124,19 @@ static const struct mb_control_request *find_request(
 	return r;
 }
 
+/*
+ * jansson's parser calls itself for each level, 2048 times, and takes some 100 bytes for each list:
+ * for what no request has, neither stack nor memory.
+ */
+static bool is_nested(const char *line, size_t n)
+{
+	unsigned n_open = 0;
+
+	for (size_t i = 0; i < n; i++)
+		n_open += line[i] == '[' || line[i] == '{';
+	return n_open > MAX_NESTED;
+}
+
 /* The answer to a line; NULL without memory. */
 static json_t *answer_line(struct connection *c, const char *line, size_t n)
 {
@@ -131,6 +145,11 @@ static json_t *answer_line(struct connection *c, const char *line, size_t n)
 	struct mb_error err;
 	json_error_t where;
 
+	if (is_nested(line, n)) {
+		mb_error_set(&err, EINVAL, "a request has no more than %u lists and objects",
+			MAX_NESTED);
+		return refusal(&err);
+	}
 	asked = json_loadb(line, n, JSON_REJECT_DUPLICATES, &where);
 	if (!asked) {
 		mb_error_set(

@@ -120,6 +120,7 @@ static void teardown(void)
 	mb_loop_destroy(loop);
 	snprintf(command, sizeof(command), "rm -rf '%s'", runtime);
 	ck_assert_int_eq(system(command), 0);
+	become(0); /* a leak checker looks at us, and may not look at a user who was root */
 }
 
 static void start(const char *name)
@@ -333,7 +334,7 @@ START_TEST(test_garbage)
 	memset(deep, '[', 60000);
 	deep[60000] = '\n';
 	send_bytes(fd, deep, 60001);
-	expect_refusal(fd, "a request is a JSON object on one line");
+	expect_refusal(fd, "no more than 16 lists and objects");
 	free(deep);
 	ck_assert_int_eq(ask_id(fd, "n"), 1);
 	close(fd);
