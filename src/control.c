@@ -11,6 +11,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#define DIGITS 5 /* of what is not whole: the rest is noise */
 #define BACKLOG	      64
 #define FIRST_BYTES   1024u
 #define ACCEPT_WAIT_S 1
@@ -75,7 +76,7 @@ static void close_connection(struct connection *c)
 /* The line that an answer is; NULL without memory. *n: its length. Steals answer. */
 static char *line_of(json_t *answer, size_t *n)
 {
-	char *text = answer ? json_dumps(answer, JSON_COMPACT) : NULL;
+	char *text = answer ? json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(DIGITS)) : NULL;
 
 	json_decref(answer);
 	if (!text)

@@ -59,22 +59,29 @@ static void put_number(json_t *object, const char *key, uint64_t value, int *rc)
 	put(object, key, json_integer((json_int_t)value), rc);
 }
 
+void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *rc)
+{
+	char name[256];
+
+	snprintf(name, sizeof(name), "%s", machine->config.name);
+	mb_error_make_printable(name);
+	put(object, "name", json_string(name), rc);
+	put_number(object, "pid", (uint64_t)getpid(), rc);
+}
+
 static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err)
 {
 	struct mb_machine *machine = ctx;
 	const struct mb_machine_config *config = &machine->config;
 	uint64_t first_ns = mb_vcpus_first_run_ns(machine->vcpus), n_exits = 0;
-	char guest[4096], name[256];
+	char guest[4096];
 	json_t *stat = json_object();
 	int rc = 0;
 
 	guest_text(machine, guest, sizeof(guest));
-	snprintf(name, sizeof(name), "%s", config->name);
-	mb_error_make_printable(name);
 	for (unsigned i = 0; i < config->n_vcpus; i++)
 		n_exits += mb_vcpu_n_exits(mb_vcpus_at(machine->vcpus, i));
-	put(stat, "name", json_string(name), &rc);
-	put_number(stat, "pid", (uint64_t)getpid(), &rc);
+	mb_machine_put_name(machine, stat, &rc);
 	put(stat, "state", json_string(machine->paused ? "paused" : "running"), &rc);
 	put(stat, "guest", json_string(guest), &rc);
 	put_number(stat, "cpus", config->n_vcpus, &rc);
@@ -85,6 +92,7 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 	put_number(stat, "resets", machine->outcome.n_resets, &rc);
 	put_number(stat, "resident_bytes", resident_bytes(), &rc);
 	put_number(stat, "cpu_ms", cpu_ms(), &rc);
+	put(stat, "tracker", mb_machine_tracker_json(machine), &rc);
 	if (rc) {
 		json_decref(stat);
 		return mb_error_set(err, ENOMEM, "out of memory");
@@ -95,6 +103,7 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 
 static const struct mb_control_request requests[] = {
 	{"stat", answer_stat},
+	{"heat", mb_machine_answer_heat},
 	{0},
 };
 
@@ -104,6 +113,7 @@ int mb_machine_add_control(struct mb_machine *machine, struct mb_error *err)
 		.loop = machine->loop,
 		.name = machine->config.name,
 		.requests = requests,
+		.closed = mb_machine_heat_closed,
 		.ctx = machine,
 	};
 	struct mb_error why;

@@ -39,6 +39,12 @@ enum {
 	MB_ASK_WINCH = 1 << 7,	/* the terminal may have changed */
 };
 
+/* A connection that watches the heat: as long as there is one, the tracker runs. */
+struct mb_watcher {
+	bool used;
+	uint64_t connection;
+};
+
 /*
  * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each view, a thread for each
  * vCPU, one for signals. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
@@ -92,6 +98,7 @@ struct mb_machine {
 
 	/* Main loop only. */
 	struct mb_control *control; /* NULL: it has none */
+	struct mb_watcher watcher[MB_CONTROL_MAX_CONNECTIONS];
 	bool paused;	      /* by the user */
 	unsigned n_crashes;   /* in a row, each soon after the start */
 	uint64_t started_ns;  /* of this boot */
@@ -132,7 +139,14 @@ int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_reset_devices(struct mb_machine *machine); /* vCPUs paused */
 void mb_machine_remove_devices(struct mb_machine *machine); /* vCPUs gone */
 
-/* src/machine_control.c. Always 0: why there is no socket is in the log. */
+/* src/machine_heat.c: requests of the control socket. */
+json_t *mb_machine_tracker_json(const struct mb_machine *machine); /* NULL: out of memory */
+int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err);
+void mb_machine_heat_closed(void *ctx, uint64_t connection);
+
+/* src/machine_control.c: name and PID, into an answer. */
+void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *rc);
+/* Always 0: why there is no socket is in the log. */
 int mb_machine_add_control(struct mb_machine *machine, struct mb_error *err);
 
 #endif

@@ -49,7 +49,7 @@ void mb_tracker_destroy(struct mb_tracker *tracker); /* stops it; takes NULL */
 
 /*
  * Starts and stops the thread; calls are counted, and what was learnt stays. What the host cannot
- * tell is logged once. One thread at a time, and not while it is held.
+ * tell is logged once. One thread at a time.
  */
 int mb_tracker_start(struct mb_tracker *tracker, struct mb_error *err);
 void mb_tracker_stop(struct mb_tracker *tracker);

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/control.h>
+#include <mirrorball/pagemap.h>
+#include <mirrorball/tracker.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "machine_internal.h"
+
+/* What the tracker knows, as JSON for the control socket. On the main loop. */
+
+static void put(json_t *object, const char *key, json_t *value, int *rc)
+{
+	if (json_object_set_new(object, key, value))
+		*rc = -ENOMEM;
+}
+
+static void append(json_t *array, json_t *value, int *rc)
+{
+	if (json_array_append_new(array, value))
+		*rc = -ENOMEM;
+}
+
+json_t *mb_machine_tracker_json(const struct mb_machine *machine)
+{
+	static const char *const state[] = {
+		[MB_TRACK_AUTO] = "off until somebody watches", [MB_TRACK_ON] = "on"};
+	struct mb_tracker_stats s;
+	json_t *t = json_object();
+	int rc = 0;
+
+	if (!machine->tracker) {
+		put(t, "state", json_string("switched off"), &rc);
+		return t;
+	}
+	mb_tracker_stats(machine->tracker, &s);
+	put(t, "state", json_string(s.running ? "on" : state[machine->config.track]), &rc);
+	put(t, "writes", json_boolean(s.features & MB_PAGEMAP_WRITES), &rc);
+	put(t, "exact", json_boolean(s.features & MB_PAGEMAP_EXACT), &rc);
+	put(t, "regions", json_integer(s.n_regions), &rc);
+	put(t, "covered",
+		json_real(!s.in_use_bytes		      ? 0
+			  : s.covered_bytes >= s.in_use_bytes ? 1
+							      : (double)s.covered_bytes / (double)s.in_use_bytes),
+		&rc);
+	put(t, "in_use_bytes", json_integer((json_int_t)s.in_use_bytes), &rc);
+	put(t, "huge_bytes", json_integer((json_int_t)s.huge_bytes), &rc);
+	put(t, "windows", json_integer((json_int_t)s.n_windows), &rc);
+	put(t, "zooms", json_integer((json_int_t)s.n_zooms), &rc);
+	put(t, "fault_ns", json_integer((json_int_t)s.fault_ns), &rc);
+	put(t, "cpu_ppm", json_integer(s.cpu_ppm), &rc);
+	put(t, "cpu_budget_ppm", json_integer(s.cpu_budget_ppm), &rc);
+	put(t, "guest_ppm", json_integer(s.guest_ppm), &rc);
+	put(t, "guest_budget_ppm", json_integer(s.guest_budget_ppm), &rc);
+	put(t, "zaps_per_s", json_integer(s.invalidations), &rc);
+	put(t, "faults_per_s", json_integer(s.faults), &rc);
+	if (rc) {
+		json_decref(t);
+		return NULL;
+	}
+	return t;
+}
+
+static json_t *extent_json(const struct mb_machine *machine, const struct mb_extent *e, uint64_t from,
+	uint64_t len, bool writes, int *rc)
+{
+	json_t *x = json_object(), *read = json_array(), *write = writes ? json_array() : json_null();
+
+	for (unsigned v = 0; v < machine->n_views; v++) {
+		append(read, json_real((double)e->view[v].read), rc);
+		if (writes)
+			append(write, json_real((double)e->view[v].write), rc);
+	}
+	put(x, "gpa", json_integer((json_int_t)mb_ram_gpa(machine->ram, from)), rc);
+	put(x, "bytes", json_integer((json_int_t)len), rc);
+	put(x, "node", e->node < 0 ? json_null() : json_integer(e->node), rc);
+	put(x, "node_share", json_real((double)e->node_share), rc);
+	put(x, "huge", json_boolean(e->huge), rc);
+	put(x, "confidence", json_real((double)e->confidence), rc);
+	put(x, "age_ms", json_integer(e->age_ms), rc);
+	put(x, "read", read, rc);
+	put(x, "write", write, rc);
+	return x;
+}
+
+static json_t *extents_json(const struct mb_machine *machine, bool writes, int *rc)
+{
+	uint64_t low = mb_ram_low_bytes(machine->ram);
+	json_t *array = json_array();
+	struct mb_extent *extent = NULL;
+	unsigned n = 0;
+
+	*rc = mb_tracker_extents(machine->tracker, &extent, &n);
+	for (unsigned i = 0; i < n && !*rc; i++) {
+		const struct mb_extent *e = &extent[i];
+		uint64_t end = e->offset + e->len_bytes;
+
+		/* Side by side in the file, but not for the guest. */
+		if (e->offset < low && end > low) {
+			append(array, extent_json(machine, e, e->offset, low - e->offset, writes, rc), rc);
+			append(array, extent_json(machine, e, low, end - low, writes, rc), rc);
+		} else {
+			append(array, extent_json(machine, e, e->offset, e->len_bytes, writes, rc), rc);
+		}
+	}
+	free(extent);
+	return array;
+}
+
+/* With one view every node is of that view. */
+static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
+{
+	const struct mb_topology *topo = mb_machine_topology(machine);
+	json_t *nodes = json_array();
+
+	for (unsigned i = 0; topo && i < topo->n_nodes; i++) {
+		cpu_set_t both;
+
+		CPU_AND(&both, &topo->node[i].cpus, &machine->view_cpus[view]);
+		if (all || machine->n_views == 1 || CPU_COUNT(&both))
+			append(nodes, json_integer(topo->node[i].id), rc);
+	}
+	return nodes;
+}
+
+static struct mb_watcher *find_watcher(struct mb_machine *machine, uint64_t connection, bool used)
+{
+	for (unsigned i = 0; i < MB_CONTROL_MAX_CONNECTIONS; i++) {
+		struct mb_watcher *w = &machine->watcher[i];
+
+		if (w->used == used && (!used || w->connection == connection))
+			return w;
+	}
+	return NULL;
+}
+
+int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err)
+{
+	struct mb_machine *machine = ctx;
+	uint64_t first_ns = mb_vcpus_first_run_ns(machine->vcpus);
+	struct mb_tracker_stats stats;
+	json_t *heat, *views;
+	int rc = 0;
+
+	if (!machine->tracker)
+		return mb_error_set(err, EOPNOTSUPP, "its memory is not tracked: it was started with --track off");
+	if (!find_watcher(machine, connection, true)) {
+		struct mb_watcher *w = find_watcher(machine, 0, false);
+
+		rc = mb_tracker_start(machine->tracker, err);
+		if (rc)
+			return rc;
+		*w = (struct mb_watcher){.used = true, .connection = connection};
+	}
+	mb_tracker_stats(machine->tracker, &stats);
+	heat = json_object();
+	views = json_array();
+	for (unsigned v = 0; v < machine->n_views; v++) {
+		json_t *view = json_object();
+
+		put(view, "nodes", nodes_json(machine, v, false, &rc), &rc);
+		append(views, view, &rc);
+	}
+	mb_machine_put_name(machine, heat, &rc);
+	put(heat, "time_ms", json_integer((json_int_t)(first_ns ? (mb_now_ns() - first_ns) / 1000000 : 0)), &rc);
+	put(heat, "memory_bytes", json_integer((json_int_t)machine->config.memory_bytes), &rc);
+	put(heat, "views", views, &rc);
+	put(heat, "nodes", nodes_json(machine, 0, true, &rc), &rc);
+	put(heat, "tracker", mb_machine_tracker_json(machine), &rc);
+	if (!rc)
+		put(heat, "extents", extents_json(machine, stats.features & MB_PAGEMAP_WRITES, &rc), &rc);
+	if (rc) {
+		json_decref(heat);
+		return mb_error_set(err, -rc, "%s", strerror(-rc));
+	}
+	*answer = heat;
+	return 0;
+}
+
+void mb_machine_heat_closed(void *ctx, uint64_t connection)
+{
+	struct mb_machine *machine = ctx;
+	struct mb_watcher *w = find_watcher(machine, connection, true);
+
+	if (!w)
+		return;
+	w->used = false;
+	mb_tracker_stop(machine->tracker);
+}
