@@ -105,6 +105,33 @@ int cli_parse_unsigned(
 	return 0;
 }
 
+int cli_parse_seconds(
+	const char *text, unsigned min_ms, unsigned max_ms, unsigned *ms, struct mb_error *err)
+{
+	const char *p = text;
+	uint64_t whole, part = 0;
+	int rc = parse_digits(&p, &whole);
+
+	if (!rc && *p == '.') {
+		unsigned n = 0;
+
+		for (p++; n < 3; n++)
+			part = part * 10 + (*p >= '0' && *p <= '9' ? (unsigned)(*p++ - '0') : 0);
+		if (p[-1] == '.')
+			rc = -EINVAL;
+	}
+	if (rc == -EINVAL || (!rc && *p))
+		return mb_error_set(err, EINVAL,
+			"'%s' is not a number of seconds with at most three decimals, as in 0.25",
+			text);
+	if (rc || whole > max_ms / 1000 || whole * 1000 + part < min_ms ||
+		whole * 1000 + part > max_ms)
+		return mb_error_set(err, ERANGE, "%s s is out of range; %g to %g are possible",
+			text, min_ms / 1e3, max_ms / 1e3);
+	*ms = (unsigned)(whole * 1000 + part);
+	return 0;
+}
+
 int cli_parse_mac(const char *text, uint8_t mac[6], struct mb_error *err)
 {
 	static const uint8_t zero[6];

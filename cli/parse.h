@@ -26,6 +26,10 @@ void cli_format_size(uint64_t bytes, char *text, size_t len);
 int cli_parse_unsigned(
 	const char *text, unsigned min, unsigned max, unsigned *value, struct mb_error *err);
 
+/* "0.25", "10": seconds with at most three decimals, in [min_ms, max_ms] milliseconds. */
+int cli_parse_seconds(
+	const char *text, unsigned min_ms, unsigned max_ms, unsigned *ms, struct mb_error *err);
+
 /* "52:54:00:12:34:56"; refuses all zero (reserved for "derive one") and group addresses. */
 int cli_parse_mac(const char *text, uint8_t mac[6], struct mb_error *err);
 

@@ -109,6 +109,29 @@ START_TEST(numbers)
 }
 END_TEST
 
+START_TEST(seconds)
+{
+	static const struct {
+		const char *text;
+		int rc;
+		unsigned ms;
+	} cases[] = {{"1", 0, 1000}, {"0.25", 0, 250}, {"0.1", 0, 100}, {"1.005", 0, 1005},
+		{"86400", 0, 86400000}, {"007.50", 0, 7500}, {"0", -ERANGE, 0},
+		{"0.099", -ERANGE, 0}, {"86400.001", -ERANGE, 0},
+		{"99999999999999999999", -ERANGE, 0}, {"", -EINVAL, 0}, {".5", -EINVAL, 0},
+		{"1.", -EINVAL, 0}, {"1.2345", -EINVAL, 0}, {"1,5", -EINVAL, 0}, {"-1", -EINVAL, 0},
+		{"1s", -EINVAL, 0}, {"1e3", -EINVAL, 0}, {" 1", -EINVAL, 0}};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		unsigned ms = 0;
+		int rc = cli_parse_seconds(cases[i].text, 100, 86400000, &ms, &err);
+
+		ck_assert_msg(rc == cases[i].rc, "'%s': %d", cases[i].text, rc);
+		ck_assert_uint_eq(ms, cases[i].ms);
+	}
+}
+END_TEST
+
 START_TEST(mac_addresses)
 {
 	static const char *const bad[] = {"", "52", "52:54:00:12:34", "52:54:00:12:34:56:78",
@@ -324,6 +347,7 @@ int main(void)
 	tcase_add_test(tc, bad_sizes);
 	tcase_add_test(tc, sizes_round_trip);
 	tcase_add_test(tc, numbers);
+	tcase_add_test(tc, seconds);
 	tcase_add_test(tc, mac_addresses);
 	tcase_add_test(tc, names);
 	tcase_add_test(tc, disks);
