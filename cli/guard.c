@@ -9,20 +9,56 @@
 #include <termios.h>
 #include <unistd.h>
 
-/* Written before any handler is installed, only read afterwards. */
+/* Written before any handler is installed, only read afterwards; but for the screen. */
 static struct {
 	struct termios modes;
 	bool have_modes;
 	bool stdin_was_closed;
+	volatile sig_atomic_t screen; /* the descriptor + 1 whose screen is taken, or 0 */
 } guard;
+
+/* xterm's, which every terminal of today has: the alternate screen, the cursor. */
+static const char take_screen[] = "\033[?1049h\033[?25l",
+		  give_screen[] = "\033[0m\033[?25h\033[?1049l";
+
+static void write_all(int fd, const char *text, size_t len)
+{
+	while (len) {
+		ssize_t n = write(fd, text, len);
+
+		if (n < 0 && errno != EINTR)
+			return; /* nobody looks any more */
+		text += n > 0 ? n : 0;
+		len -= n > 0 ? (size_t)n : 0;
+	}
+}
 
 static const int held[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 
 void cli_guard_restore(void)
 {
+	int screen = guard.screen;
+
+	guard.screen = 0;
+	if (screen)
+		write_all(screen - 1, give_screen, sizeof(give_screen) - 1);
 	/* In the background the terminal is somebody else's, and SIGTTOU would stop us. */
 	if (guard.have_modes && tcgetpgrp(STDIN_FILENO) == getpgrp())
 		tcsetattr(STDIN_FILENO, TCSANOW, &guard.modes);
+}
+
+void cli_guard_take_screen(int fd)
+{
+	struct termios modes = guard.modes;
+
+	modes.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
+	modes.c_cc[VMIN] = 1;
+	modes.c_cc[VTIME] = 0;
+	/* First: in the background it stops us, before anything is seen. */
+	if (guard.have_modes)
+		tcsetattr(STDIN_FILENO, TCSANOW, &modes);
+	guard.screen = fd + 1;
+	write_all(fd, take_screen, sizeof(take_screen) - 1);
 }
 
 static void restore_terminal(int sig)

@@ -16,8 +16,18 @@
  */
 int cli_guard_start(void);
 
-/* The terminal's modes as they were at the start, if it is ours now. Async-signal-safe. */
+/*
+ * The terminal's modes as they were at the start, if it is ours now; its screen, too, where a
+ * command has taken it. Async-signal-safe.
+ */
 void cli_guard_restore(void);
+
+/*
+ * Takes the terminal that fd is for a full-screen picture: the alternate screen, without a cursor,
+ * and keys (if standard input is that terminal) are read at once and not shown. cli_guard_restore
+ * gives it back, and a fatal signal does, too.
+ */
+void cli_guard_take_screen(int fd);
 
 /* Whether standard input was closed when the process started. */
 bool cli_guard_stdin_was_closed(void);

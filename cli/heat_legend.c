@@ -174,7 +174,7 @@ void heat_legend_foot(struct heat_pen *pen, const struct heat *heat)
 	if (!pen->look->rows)
 		return;
 	heat_pen_put(pen, "q quit  m touched, read or written  n where it lives");
-	if (pen->look->note)
+	if (pen->look->note && *pen->look->note)
 		heat_pen_item(pen, "%s", pen->look->note);
 	heat_pen_end_line(pen);
 }

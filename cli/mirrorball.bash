@@ -126,6 +126,30 @@ _mirrorball_run() {
 	esac
 }
 
+_mirrorball_heat() {
+	local options="--once --json --svg --interval --seconds --help --version"
+	local word before='' named=''
+
+	for word in "${COMP_WORDS[@]:2:COMP_CWORD-2}"; do
+		if [[ $word != -* && $before != --svg && $before != --interval && $before != --seconds ]]; then
+			named=yes
+		fi
+		before=$word
+	done
+	case $prev in
+	--svg) _mirrorball_files "$cur" ;;
+	--interval) _mirrorball_words "0.2 0.5 1 5" "$cur" ;;
+	--seconds) _mirrorball_words "10 60 600" "$cur" ;;
+	*)
+		if [[ -n $named || $cur == -* ]]; then
+			_mirrorball_words "$options" "$cur"
+		else
+			_mirrorball_machines "$options"
+		fi
+		;;
+	esac
+}
+
 _mirrorball() {
 	local cur prev=${COMP_WORDS[COMP_CWORD - 1]} glued i
 
@@ -141,13 +165,14 @@ _mirrorball() {
 		done
 	fi
 	if ((COMP_CWORD == 1)); then
-		_mirrorball_words "run ps stat doctor help --help --version" "$cur"
+		_mirrorball_words "run ps stat heat doctor help --help --version" "$cur"
 	else
 		case ${COMP_WORDS[1]} in
 		run) _mirrorball_run ;;
 		stat) _mirrorball_stat ;;
+		heat) _mirrorball_heat ;;
 		ps | doctor) _mirrorball_words "--json --help --version" "$cur" ;;
-		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat doctor" "$cur" ;;
+		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat doctor" "$cur" ;;
 		esac
 	fi
 	# What bash keeps of the word must not come again.

@@ -56,9 +56,9 @@ offers() {
 	done
 }
 
-offers 'mirrorball ' run ps stat doctor help --version
+offers 'mirrorball ' run ps stat heat doctor help --version
 offers 'mirrorball d' doctor '!run'
-offers 'mirrorball help ' run ps stat doctor
+offers 'mirrorball help ' run ps stat heat doctor
 offers 'mirrorball doctor --' --json --help
 offers 'mirrorball run ' splash --kernel --cpus
 offers 'mirrorball run --me' --memory --memory-overcommit '!--cpus'
@@ -104,11 +104,14 @@ if mkdir -p "$sockets"; then
 	offers 'mirrorball stat ' "mb-completion.1" --json "!$$"
 	offers 'mirrorball stat --json mb-c' "mb-completion.1"
 	offers 'mirrorball stat mb-completion.1 ' --json "!mb-completion.1"
+	offers 'mirrorball heat mb-c' "mb-completion.1"
+	offers 'mirrorball heat --seconds 5 mb-c' "mb-completion.1"
+	offers 'mirrorball heat mb-completion.1 --seconds 5 ' --json "!mb-completion.1"
 	rm -f "$sockets/mb-completion.1.$$" "$sockets/mb-completion.gone.4194305"
 fi
 
 # Every option of --help, and no other.
-for command in run ps stat doctor; do
+for command in run ps stat heat doctor; do
 	mapfile -t options < <("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p')
 	[ "${#options[@]}" -ge 3 ] || {
 		echo "FAILED: $command --help shows ${options[*]}"
