@@ -7,6 +7,8 @@ static void draw_tracker(struct heat_pen *pen, const struct heat_tracker *t)
 	char size[16];
 
 	heat_pen_item(pen, "tracker: %.0f %% covered", t->covered * 100);
+	if (t->windows)
+		heat_pen_item(pen, "%llu windows", (unsigned long long)t->windows);
 	heat_pen_item(pen, "%llu regions", (unsigned long long)t->regions);
 	heat_pen_item(
 		pen, "%.2g %% of a CPU (at most %.2g)", t->cpu_ppm / 1e4, t->cpu_budget_ppm / 1e4);
@@ -72,6 +74,7 @@ static void legend_of_use(struct heat_pen *pen, const struct heat *heat)
 	heat_pen_item(pen, "%s idle", utf8 ? "·" : ".");
 	heat_pen_item(pen, "%s hardly looked at", utf8 ? "░" : "-");
 	heat_pen_item(pen, "? not known yet");
+	heat_pen_item(pen, "%s untouched", utf8 ? "┊" : ":");
 	if (pen->look->colours != HEAT_COLOURS_8) {
 		heat_pen_next(pen, HEAT_LEVELS + 27);
 		for (unsigned level = 1; level <= HEAT_LEVELS; level++) {

@@ -31,7 +31,7 @@ static void put_blank(struct heat_pen *pen, char blank)
 	char text[2] = {blank};
 
 	heat_pen_style(pen, pen->look->colours && blank != ' ' ? "2" : "");
-	heat_pen_put(pen, blank == ':' && pen->look->utf8 ? "┊" : text);
+	heat_pen_put(pen, blank == ':' && pen->look->utf8 && pen->look->colours ? "┊" : text);
 }
 
 static void put_used_mono(struct heat_pen *pen, const struct heat_use *use)

@@ -40,8 +40,8 @@ struct heat_extent {
 
 struct heat_tracker {
 	bool writes, exact;
-	uint64_t regions, huge_bytes;
-	double covered; /* 0 to 1 */
+	uint64_t windows, regions, huge_bytes; /* windows: looks since it began */
+	double covered;			       /* 0 to 1 */
 	double cpu_ppm, cpu_budget_ppm, guest_ppm, guest_budget_ppm;
 	double zaps_per_s, faults_per_s;
 };
@@ -115,8 +115,8 @@ struct heat_axis {
 int heat_axis_fit(
 	struct heat_axis *axis, const struct heat_extent *extents, size_t n, unsigned max_slots);
 /*
- * Merges extents (in order, no overlap, all of them on the axis) into its slots; cells has room for
- * axis->n. Costs n + axis->n steps.
+ * Merges extents (in order, no overlap) into the axis' slots, and leaves out what is on none of
+ * them; cells has room for axis->n. Costs n + axis->n steps.
  */
 void heat_merge(const struct heat_axis *axis, const struct heat_extent *extents, size_t n,
 	struct heat_extent *cells);

@@ -43,12 +43,12 @@ void heat_pen_end_line(struct heat_pen *pen)
 
 void heat_pen_next(struct heat_pen *pen, unsigned columns)
 {
-	if (pen->column > 2 && pen->column + 2 + columns > pen->look->columns) {
+	if (!pen->column)
+		return;
+	if (pen->column + 2 + columns > pen->look->columns)
 		heat_pen_end_line(pen);
-		heat_pen_put(pen, "  ");
-	} else if (pen->column) {
-		heat_pen_put(pen, pen->column > 2 ? "  " : "");
-	}
+	/* Between two things, or the indent of what goes on. */
+	heat_pen_put(pen, "  ");
 }
 
 void heat_pen_item(struct heat_pen *pen, const char *fmt, ...)

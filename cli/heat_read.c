@@ -88,6 +88,7 @@ static void read_tracker(struct reader *r, const json_t *tracker, struct heat_tr
 	r->where = "tracker.";
 	out->writes = truth(r, tracker, "writes");
 	out->exact = json_object_get(tracker, "exact") ? truth(r, tracker, "exact") : true;
+	out->windows = (uint64_t)figure(r, tracker, "windows");
 	out->regions = (uint64_t)figure(r, tracker, "regions");
 	out->huge_bytes = (uint64_t)figure(r, tracker, "huge_bytes");
 	out->covered = share(r, tracker, "covered");

@@ -423,7 +423,10 @@ static int compare_gpa(const void *a, const void *b)
 	return x->gpa < y->gpa ? -1 : x->gpa > y->gpa;
 }
 
-/* One axis for everything that was in use at any time. */
+/*
+ * One axis for everything that was in use at any time. What was only thought to be in use, until
+ * somebody looked, gets no room.
+ */
 static int fit_all(const struct heat_record *record, struct heat_axis *axis)
 {
 	struct heat_extent *all;
@@ -437,8 +440,12 @@ static int fit_all(const struct heat_record *record, struct heat_axis *axis)
 		return -ENOMEM;
 	n = 0;
 	for (unsigned c = 0; c < record->n_columns; c++) {
-		memcpy(&all[n], record->column[c].cell, record->column[c].n_cells * sizeof(*all));
-		n += record->column[c].n_cells;
+		const struct heat_column *column = &record->column[c];
+		bool last = c + 1 == record->n_columns;
+
+		for (unsigned i = 0; i < column->n_cells; i++)
+			if (last || column->cell[i].looked_bytes)
+				all[n++] = column->cell[i];
 	}
 	qsort(all, n, sizeof(*all), compare_gpa);
 	rc = heat_axis_fit(axis, all, n, HEAT_SVG_ROWS);

@@ -486,6 +486,32 @@ START_TEST(picture_is_bounded)
 }
 END_TEST
 
+/* Memory that the tracker had only thought to be in use gets no room once it is known not to be. */
+START_TEST(picture_of_a_guess)
+{
+	struct heat_record record = {0};
+	char *text;
+
+	for (unsigned i = 0; i < 3; i++) {
+		json_t *answer = answer_of(2, 64 * GIB);
+		struct heat heat;
+
+		add(answer, 0, GIB, 0, 0, 100, 0);
+		if (!i) {
+			add(answer, 10 * GIB, 50 * GIB, 0, 0, 0, 0);
+			json_object_set_new(extent_of(answer, 1), "confidence", json_real(0));
+		}
+		heat = read_all(answer);
+		ck_assert_int_eq(heat_record_add(&record, &heat, i * 250, &err), 0);
+	}
+	text = svg_of(&record);
+	ck_assert_ptr_nonnull(strstr(text, "512 MiB</text>"));
+	ck_assert_ptr_null(strstr(text, "GiB</text>"));
+	free(text);
+	heat_record_finish(&record);
+}
+END_TEST
+
 START_TEST(odd_pictures)
 {
 	struct heat_record record = {0};
@@ -649,6 +675,7 @@ int main(void)
 	tcase_add_test(tc, map_says);
 	tcase_add_test(tc, pictures);
 	tcase_add_test(tc, picture_is_bounded);
+	tcase_add_test(tc, picture_of_a_guess);
 	tcase_add_test(tc, odd_pictures);
 	tcase_add_test(tc, hostile);
 	tcase_add_test(tc, no_object);
