@@ -109,7 +109,6 @@ static struct region *new_region(uint64_t first, uint64_t n)
 	if (r) {
 		r->first = first;
 		r->n = n;
-		r->in_use = true; /* until somebody says that it is not */
 		r->window = MB_HEAT_WINDOWS / 2;
 		r->split_wait_ns = r->zoom_wait_ns = BACKOFF_MIN_NS;
 	}

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <mirrorball/log.h>
 #include <mirrorball/thread.h>
-#include <numaif.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -19,7 +18,6 @@
 #define CALL_NS		    1000000 /* what one of them is in its budget */
 #define BUSY_MIN	    0.05f   /* CPUs: an idle guest is looked at, too */
 #define FAULT_NS	    5000u   /* where it cannot be measured */
-#define NODE_PROBES	    4u	    /* pages of an extent that are asked for their node */
 
 static uint64_t clock_ns(clockid_t id)
 {
@@ -410,59 +408,6 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 		stats->huge_bytes = stats->in_use_bytes;
 }
 
-/* ---- where pages live ---- */
-
-/*
- * move_pages(2) without nodes tells where a mapped page is; one that no view has mapped just now is
- * not asked for, since that would map it.
- */
-static void find_nodes(const struct mb_tracker *t, struct mb_extent *extent, unsigned n)
-{
-	void *page[256];
-	int status[256];
-	unsigned per = sizeof(page) / sizeof(page[0]) / NODE_PROBES;
-
-	for (unsigned first = 0; first < n; first += per) {
-		unsigned some = n - first < per ? n - first : per;
-		int where[sizeof(page) / sizeof(page[0])];
-
-		memset(where, -1, sizeof(where));
-		for (unsigned v = 0; v < t->config.n_views; v++) {
-			for (unsigned i = 0; i < some * NODE_PROBES; i++) {
-				const struct mb_extent *e = &extent[first + i / NODE_PROBES];
-				uint64_t step =
-					e->len_bytes / NODE_PROBES & ~(MB_HEAT_PAGE_BYTES - 1);
-
-				page[i] = (char *)t->config.view_base[v] + e->offset +
-					  i % NODE_PROBES * step;
-				status[i] = -1;
-			}
-			if (move_pages(0, some * NODE_PROBES, page, NULL, status, 0))
-				return;
-			for (unsigned i = 0; i < some * NODE_PROBES; i++)
-				if (where[i] < 0)
-					where[i] = status[i];
-		}
-		for (unsigned i = 0; i < some; i++) {
-			const int *w = where + i * NODE_PROBES;
-			unsigned best = 0, known = 0;
-
-			for (unsigned a = 0; a < NODE_PROBES; a++) {
-				unsigned same = 0;
-
-				known += w[a] >= 0;
-				for (unsigned b = 0; b < NODE_PROBES && w[a] >= 0; b++)
-					same += w[b] == w[a];
-				if (same > best) {
-					best = same;
-					extent[first + i].node = w[a];
-				}
-			}
-			extent[first + i].node_share = known ? (float)best / (float)known : 0;
-		}
-	}
-}
-
 int mb_tracker_extents(struct mb_tracker *t, struct mb_extent **out, unsigned *n)
 {
 	int rc;
@@ -471,6 +416,6 @@ int mb_tracker_extents(struct mb_tracker *t, struct mb_extent **out, unsigned *n
 	rc = mb_heat_extents(t->heat, clock_ns(CLOCK_MONOTONIC), out, n);
 	pthread_mutex_unlock(&t->lock);
 	if (!rc)
-		find_nodes(t, *out, *n);
+		mb_tracker_find_nodes(t, *out, *n);
 	return rc;
 }

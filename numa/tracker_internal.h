@@ -93,7 +93,10 @@ void mb_windows_drop(struct mb_tracker *t, uint64_t now_ns);
 /* Gives huge pages back where looking closely is over, or everywhere. */
 void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns);
 
-/* What the guest pays: faults of one vCPU each, and invalidations that all of them notice. */
+/* numa/tracker_nodes.c; any thread, without the lock. */
+void mb_tracker_find_nodes(const struct mb_tracker *t, struct mb_extent *extent, unsigned n);
+
+/* numa/tracker.c. What the guest pays: faults of one vCPU each, and invalidations that all of them notice. */
 void mb_tracker_pay(struct mb_tracker *t, uint64_t faults, unsigned invalidations);
 /* Something failed that should not; said once. */
 void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc);

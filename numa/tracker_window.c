@@ -133,6 +133,16 @@ static void map_again(struct mb_tracker *t, const struct window *w, unsigned vie
 	}
 }
 
+/* In small pages a guest that uses all of them has a fault for each: that takes its time, too. */
+static uint64_t length_ns(const struct mb_tracker *t, const struct window *w)
+{
+	uint64_t least_ns = w->seen.zoomed ? 2 * w->seen.n_pages * t->fault_ns : 0;
+
+	if (least_ns > MB_HEAT_WINDOW_MAX_NS)
+		least_ns = MB_HEAT_WINDOW_MAX_NS;
+	return w->seen.pick.window_ns > least_ns ? w->seen.pick.window_ns : least_ns;
+}
+
 static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_ns)
 {
 	unsigned n_touched = 0, n_calls = 0;
@@ -178,7 +188,7 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 	}
 	w->phase = WRITES;
 	w->n_out = 0;
-	w->due_ns = now_ns + w->seen.pick.window_ns;
+	w->due_ns = now_ns + length_ns(t, w);
 }
 
 static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns)
@@ -455,5 +465,5 @@ void mb_window_open(
 		return;
 	}
 	w->phase = TOUCHES;
-	w->due_ns = now_ns + pick->window_ns;
+	w->due_ns = now_ns + length_ns(t, w);
 }

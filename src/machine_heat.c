@@ -40,9 +40,10 @@ json_t *mb_machine_tracker_json(const struct mb_machine *machine)
 	put(t, "exact", json_boolean(s.features & MB_PAGEMAP_EXACT), &rc);
 	put(t, "regions", json_integer(s.n_regions), &rc);
 	put(t, "covered",
-		json_real(!s.in_use_bytes		      ? 0
-			  : s.covered_bytes >= s.in_use_bytes ? 1
-							      : (double)s.covered_bytes / (double)s.in_use_bytes),
+		json_real(!s.in_use_bytes ? 0
+			  : s.covered_bytes >= s.in_use_bytes
+				  ? 1
+				  : (double)s.covered_bytes / (double)s.in_use_bytes),
 		&rc);
 	put(t, "in_use_bytes", json_integer((json_int_t)s.in_use_bytes), &rc);
 	put(t, "huge_bytes", json_integer((json_int_t)s.huge_bytes), &rc);
@@ -62,10 +63,11 @@ json_t *mb_machine_tracker_json(const struct mb_machine *machine)
 	return t;
 }
 
-static json_t *extent_json(const struct mb_machine *machine, const struct mb_extent *e, uint64_t from,
-	uint64_t len, bool writes, int *rc)
+static json_t *extent_json(const struct mb_machine *machine, const struct mb_extent *e,
+	uint64_t from, uint64_t len, bool writes, int *rc)
 {
-	json_t *x = json_object(), *read = json_array(), *write = writes ? json_array() : json_null();
+	json_t *x = json_object(), *read = json_array(),
+	       *write = writes ? json_array() : json_null();
 
 	for (unsigned v = 0; v < machine->n_views; v++) {
 		append(read, json_real((double)e->view[v].read), rc);
@@ -98,10 +100,13 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 
 		/* Side by side in the file, but not for the guest. */
 		if (e->offset < low && end > low) {
-			append(array, extent_json(machine, e, e->offset, low - e->offset, writes, rc), rc);
+			append(array,
+				extent_json(machine, e, e->offset, low - e->offset, writes, rc),
+				rc);
 			append(array, extent_json(machine, e, low, end - low, writes, rc), rc);
 		} else {
-			append(array, extent_json(machine, e, e->offset, e->len_bytes, writes, rc), rc);
+			append(array, extent_json(machine, e, e->offset, e->len_bytes, writes, rc),
+				rc);
 		}
 	}
 	free(extent);
@@ -144,7 +149,8 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 	int rc = 0;
 
 	if (!machine->tracker)
-		return mb_error_set(err, EOPNOTSUPP, "its memory is not tracked: it was started with --track off");
+		return mb_error_set(err, EOPNOTSUPP,
+			"its memory is not tracked: it was started with --track off");
 	if (!find_watcher(machine, connection, true)) {
 		struct mb_watcher *w = find_watcher(machine, 0, false);
 
@@ -163,13 +169,15 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 		append(views, view, &rc);
 	}
 	mb_machine_put_name(machine, heat, &rc);
-	put(heat, "time_ms", json_integer((json_int_t)(first_ns ? (mb_now_ns() - first_ns) / 1000000 : 0)), &rc);
+	put(heat, "time_ms",
+		json_integer((json_int_t)(first_ns ? (mb_now_ns() - first_ns) / 1000000 : 0)), &rc);
 	put(heat, "memory_bytes", json_integer((json_int_t)machine->config.memory_bytes), &rc);
 	put(heat, "views", views, &rc);
 	put(heat, "nodes", nodes_json(machine, 0, true, &rc), &rc);
 	put(heat, "tracker", mb_machine_tracker_json(machine), &rc);
 	if (!rc)
-		put(heat, "extents", extents_json(machine, stats.features & MB_PAGEMAP_WRITES, &rc), &rc);
+		put(heat, "extents", extents_json(machine, stats.features & MB_PAGEMAP_WRITES, &rc),
+			&rc);
 	if (rc) {
 		json_decref(heat);
 		return mb_error_set(err, -rc, "%s", strerror(-rc));

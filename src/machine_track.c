@@ -21,6 +21,7 @@ int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 		.ram_fd = mb_ram_fd(machine->ram),
 		.ram_bytes = machine->config.memory_bytes,
 		.n_views = machine->n_views,
+		.own_base = mb_ram_own_base(machine->ram),
 		.n_vcpus = machine->config.n_vcpus,
 		.guest_ppm = machine->config.track_guest_ppm,
 		.cpu_ppm = machine->config.track_cpu_ppm,

@@ -175,6 +175,11 @@ void *mb_ram_view_base(const struct mb_ram *ram, unsigned view)
 	return ram->view[view].base;
 }
 
+void *mb_ram_own_base(const struct mb_ram *ram)
+{
+	return ram->own.base;
+}
+
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset)
 {
 	return offset < ram->low_bytes ? offset : MB_RAM_HIGH_BASE + (offset - ram->low_bytes);

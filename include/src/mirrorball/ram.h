@@ -32,6 +32,7 @@ struct mb_dma *mb_ram_dma(struct mb_ram *ram);
 /* For the tracker: the file, and where a view has all of it. */
 int mb_ram_fd(const struct mb_ram *ram);
 void *mb_ram_view_base(const struct mb_ram *ram, unsigned view);
+void *mb_ram_own_base(const struct mb_ram *ram); /* of the mapping that is no view */
 /* Where the guest has what is at `offset` of the file. */
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset);
 /* Maps a part of a view anew (mb_ram_file_remap). */

@@ -77,6 +77,8 @@ struct line {
 	uint32_t version;
 };
 
+enum page_what { PAGE_LOADS, PAGE_STORES, PAGE_MISSES, N_PAGE_WHATS };
+
 /* Of one CPU, and touched by its thread alone (the emulator runs each CPU on a thread). */
 struct cpu {
 	uint64_t n[TRUTH_N_SECTIONS][N_LEVELS][MAX_NODES][N_WHATS];
@@ -95,7 +97,7 @@ static struct {
 	} range[MAX_RANGES];
 	struct cpu *cpu;
 	uint32_t *version;    /* of each line of memory */
-	uint64_t *page_count; /* [page][node of the CPU][store] */
+	uint64_t *page_count; /* [page][node of the CPU][enum page_what] */
 	unsigned section;     /* 0: nothing is counted. Any thread, atomic */
 	bool seen[TRUTH_N_SECTIONS];
 	/* Code that follows a VMRUN, by the address at which the emulator has it. Any thread, atomic. */
@@ -165,9 +167,12 @@ static void on_access(unsigned index, qemu_plugin_meminfo_t info, uint64_t vaddr
 	if (!hit)
 		cpu->n[section][(uintptr_t)data][node][store ? STORE_MISSES : LOAD_MISSES]++;
 	if (truth.pages) {
-		uint64_t at_page = (address >> PAGE_SHIFT) * truth.n_nodes + truth.node_of[index];
+		uint64_t *n = truth.page_count + ((address >> PAGE_SHIFT) * truth.n_nodes +
+							 truth.node_of[index]) * N_PAGE_WHATS;
 
-		__atomic_add_fetch(&truth.page_count[at_page * 2 + store], 1, __ATOMIC_RELAXED);
+		__atomic_add_fetch(&n[store ? PAGE_STORES : PAGE_LOADS], 1, __ATOMIC_RELAXED);
+		if (!hit)
+			__atomic_add_fetch(&n[PAGE_MISSES], 1, __ATOMIC_RELAXED);
 	}
 }
 
@@ -288,7 +293,7 @@ static void write_matrix(FILE *file, unsigned section, enum level level, enum wh
 
 static void write_pages(FILE *file)
 {
-	unsigned per_page = truth.n_nodes * 2;
+	unsigned per_page = truth.n_nodes * N_PAGE_WHATS;
 	const char *comma = "";
 
 	fprintf(file, ",\n \"page_bytes\": %u,\n \"pages\": [", 1u << PAGE_SHIFT);
@@ -433,7 +438,8 @@ static bool make(void)
 	}
 	if (truth.pages)
 		truth.page_count =
-			reserve((truth.end >> PAGE_SHIFT) * truth.n_nodes * 2 * sizeof(*truth.page_count));
+			reserve((truth.end >> PAGE_SHIFT) * truth.n_nodes * N_PAGE_WHATS *
+				sizeof(*truth.page_count));
 	return !truth.pages || truth.page_count;
 }
 
