@@ -33,6 +33,8 @@
 #define BACKOFF_MIN_NS 10000000000ull
 #define BACKOFF_MAX_NS 600000000000ull
 
+#define ZOOM_AGAIN_NS	60000000000ull /* what was found may have changed */
+
 #define SAMPLES_DECAY  0.8f
 #define GUESS	       0.5f /* worth so much of a sample */
 #define AGE_HALF_NS    30e9f
@@ -225,8 +227,8 @@ static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, ui
 {
 	unsigned users = 0;
 
-	if (r->n > 1 || !r->huge || r->detail || now_ns < r->no_zoom_before_ns ||
-		map->n_details >= map->max_details)
+	if (r->n > 1 || !r->huge || now_ns < r->no_zoom_before_ns ||
+		(!r->detail && map->n_details >= map->max_details))
 		return false;
 	for (unsigned v = 0; v < map->n_views; v++)
 		users += r->half[0].touch[v] > USED;
@@ -384,16 +386,21 @@ static void learn_pages(
 	d->samples = d->samples * SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;
 }
 
-/* The detail is of old, and the block is used by others now. */
+/*
+ * The detail is of old, and others use the block now. Only whether they do can be compared: how often, was
+ * seen through another window.
+ */
 static bool detail_is_wrong(const struct mb_heat_map *map, const struct region *r)
 {
 	for (unsigned v = 0; v < map->n_views; v++) {
+		float touch = r->half[0].touch[v];
 		uint8_t most = 0;
 
 		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
 			if (r->detail->touch[v][i] > most)
 				most = r->detail->touch[v][i];
-		if (fabsf((float)most / 255 - r->half[0].touch[v]) > 0.7f)
+		if ((!most && touch > CHANGED) ||
+			(most > 127 && touch < NEVER && max_touch(&r->half[0], map->n_views) > COLD))
 			return true;
 	}
 	return false;
@@ -634,7 +641,7 @@ void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 {
 	struct region *r = find_region(map, block);
 
-	r->no_zoom_before_ns = now_ns + r->zoom_wait_ns;
+	r->no_zoom_before_ns = now_ns + (r->detail ? ZOOM_AGAIN_NS : r->zoom_wait_ns);
 	if (!r->detail && r->zoom_wait_ns < BACKOFF_MAX_NS)
 		r->zoom_wait_ns *= 2;
 }

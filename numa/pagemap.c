@@ -233,8 +233,7 @@ int mb_pagemap_split(struct mb_pagemap *pm, void *at)
 		.size = sizeof(arg),
 		.flags = SCAN_PROTECT | SCAN_CHECK_ASYNC,
 		.start = (uintptr_t)at,
-		.end = (uintptr_t)at + MB_PAGE_BYTES,
-		.category_mask = PAGE_WRITTEN,
+		.end = (uintptr_t)at + MB_PAGE_BYTES, /* whatever is there, and that is nothing */
 	};
 	int rc;
 
