@@ -60,19 +60,30 @@ static uint64_t in_use_bytes(const struct mb_tracker *t)
 /* At least 95 % of what is mapped as huge pages shall stay so at any time. */
 static void set_max_out(struct mb_tracker *t)
 {
-	t->max_out = (unsigned)(in_use_bytes(t) / MB_HEAT_BLOCK_BYTES / OUT_SHARE);
+	uint64_t in_use = in_use_bytes(t);
+
+	/* A file with small pages is hardly ever a whole number of huge ones. */
+	t->guess_huge = !(t->features & MB_PAGEMAP_SCAN) && in_use % MB_HEAT_BLOCK_BYTES == 0;
+	t->max_out = (unsigned)(in_use / MB_HEAT_BLOCK_BYTES / OUT_SHARE);
 	if (!t->max_out)
 		t->max_out = 1;
 }
 
-static void account(struct mb_tracker *t, uint64_t now_ns)
+static void account_cpu(struct mb_tracker *t)
 {
-	uint64_t cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID), all_ns;
-	float passed = (float)(now_ns - t->refilled_ns);
+	uint64_t cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 
 	t->cpu.left_ns -= (int64_t)(cpu_ns - t->thread_cpu_ns);
 	t->now.cpu_ns += cpu_ns - t->thread_cpu_ns;
 	t->thread_cpu_ns = cpu_ns;
+}
+
+static void account(struct mb_tracker *t, uint64_t now_ns)
+{
+	float passed = (float)(now_ns - t->refilled_ns);
+	uint64_t all_ns;
+
+	account_cpu(t);
 	fill(&t->guest, (int64_t)(passed * (float)t->config.guest_ppm / 1e6f * t->busy),
 		(int64_t)((float)t->config.guest_ppm * 1000 * t->busy));
 	fill(&t->cpu, (int64_t)(passed * (float)t->config.cpu_ppm / 1e6f),
@@ -145,6 +156,7 @@ static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, u
 		return false;
 	}
 	mb_window_open(t, w, &pick, now_ns);
+	account_cpu(t);
 	return true;
 }
 

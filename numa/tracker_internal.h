@@ -73,6 +73,7 @@ struct mb_tracker {
 	uint64_t second_ns, refilled_ns; /* since when `now` is; when budgets were filled */
 	uint64_t thread_cpu_ns, process_cpu_ns;
 	float busy;	  /* CPUs' worth of time that the guest used of late */
+	bool guess_huge;  /* the kernel does not tell huge pages, but memory comes in them */
 	unsigned max_out; /* huge pages out at a time, in short windows, and in long ones */
 	uint64_t n_windows, n_zooms;
 };
@@ -96,7 +97,8 @@ void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns);
 /* numa/tracker_nodes.c; any thread, without the lock. */
 void mb_tracker_find_nodes(const struct mb_tracker *t, struct mb_extent *extent, unsigned n);
 
-/* numa/tracker.c. What the guest pays: faults of one vCPU each, and invalidations that all of them notice. */
+/* numa/tracker.c. What the guest pays: faults of one vCPU each, and invalidations that all of them
+ * notice. */
 void mb_tracker_pay(struct mb_tracker *t, uint64_t faults, unsigned invalidations);
 /* Something failed that should not; said once. */
 void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc);

@@ -38,6 +38,7 @@ static char *at(const struct mb_tracker *t, unsigned view, uint64_t offset)
 struct finder {
 	uint64_t first_page; /* of what was looked at, counted from the first block */
 	block_bits *mapped, *written;
+	bool guess;	  /* a block that is there as a whole is in a huge page */
 	uint32_t huge;	  /* bit a block */
 	uint64_t entries; /* of page tables: a huge page is one */
 };
@@ -64,19 +65,21 @@ static int found(void *ctx, const struct mb_page_run *run)
 		set_bits(f->mapped, from, to);
 	if (f->written && run->written)
 		set_bits(f->written, from, to);
-	if (!run->huge) {
-		f->entries += to - from;
+	f->entries += to - from;
+	if (!run->huge && !f->guess)
 		return 0;
-	}
-	for (uint64_t b = from / MB_HEAT_BLOCK_PAGES; b < to / MB_HEAT_BLOCK_PAGES; b++)
+	for (uint64_t b = (from + MB_HEAT_BLOCK_PAGES - 1) / MB_HEAT_BLOCK_PAGES;
+		b < to / MB_HEAT_BLOCK_PAGES; b++) {
 		f->huge |= 1u << b;
-	f->entries += (to - from) / MB_HEAT_BLOCK_PAGES;
+		f->entries -= MB_HEAT_BLOCK_PAGES - 1;
+	}
 	return 0;
 }
 
 static int look(struct mb_tracker *t, const struct window *w, unsigned view, struct finder *f)
 {
 	f->first_page = w->offset / MB_PAGE_BYTES % MB_HEAT_BLOCK_PAGES;
+	f->guess = t->guess_huge;
 	return mb_pagemap_look(t->pm, at(t, view, w->offset), w->len, found, f);
 }
 
