@@ -101,7 +101,7 @@ static void probe_features(struct doctor_report *report)
 	check->since = "6.7";
 	check->use = "tells written pages from read ones";
 	if (!async) {
-		check->cost = "written pages are found more slowly, so fewer pages are replicated";
+		check->cost = "it is not known who writes which memory ('mirrorball heat' shows reads and writes as one)";
 		check->fix = "Linux 6.7 or later";
 	}
 }
