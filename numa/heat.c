@@ -33,7 +33,7 @@
 #define BACKOFF_MIN_NS 10000000000ull
 #define BACKOFF_MAX_NS 600000000000ull
 
-#define ZOOM_AGAIN_NS	60000000000ull /* what was found may have changed */
+#define ZOOM_AGAIN_NS  60000000000ull /* what was found may have changed */
 
 #define SAMPLES_DECAY  0.8f
 #define GUESS	       0.5f /* worth so much of a sample */
@@ -370,7 +370,7 @@ static void learn_pages(
 		map->n_details++;
 	}
 	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
-		bool first = !get_bit(d->seen, i);
+		bool first = !d->looks[i];
 
 		for (unsigned v = 0; v < map->n_views; v++) {
 			const struct mb_heat_seen_view *sv = &seen->view[v];
@@ -380,15 +380,16 @@ static void learn_pages(
 				d->write[v][i] =
 					nearer(d->write[v][i], get_bit(sv->written[0], i), first);
 		}
-		d->seen[i / 64] |= 1ull << i % 64;
+		if (d->looks[i] < UINT8_MAX)
+			d->looks[i]++;
 	}
 	d->seen_ns = now_ns;
 	d->samples = d->samples * SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;
 }
 
 /*
- * The detail is of old, and others use the block now. Only whether they do can be compared: how often, was
- * seen through another window.
+ * The detail is of old, and others use the block now. Only whether they do can be compared: how
+ * often, was seen through another window.
  */
 static bool detail_is_wrong(const struct mb_heat_map *map, const struct region *r)
 {
@@ -400,7 +401,8 @@ static bool detail_is_wrong(const struct mb_heat_map *map, const struct region *
 			if (r->detail->touch[v][i] > most)
 				most = r->detail->touch[v][i];
 		if ((!most && touch > CHANGED) ||
-			(most > 127 && touch < NEVER && max_touch(&r->half[0], map->n_views) > COLD))
+			(most > 127 && touch < NEVER &&
+				max_touch(&r->half[0], map->n_views) > COLD))
 			return true;
 	}
 	return false;

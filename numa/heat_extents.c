@@ -79,54 +79,53 @@ static uint32_t age_ms(uint64_t seen_ns, uint64_t now_ns)
 	return ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
 }
 
-static float scale_of(const uint8_t *value, float known, bool huge)
+/* Of a page that was not looked at yet, what its block does is known. */
+static float page_chance(float seen, float block, uint8_t looks)
 {
-	uint8_t most = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && huge; i++)
-		most = value[i] > most ? value[i] : most;
-	return most ? known / (float)most : 1 / 255.0f;
+	return looks ? seen : block;
 }
 
 /*
  * What 1 in a detail stands for. A huge page was looked into for a moment: that told its pages
  * apart, and how hot the hottest of them is, is seen of the whole since then.
  */
-static struct known page_scale(
-	const struct list *list, const struct region *r, const struct known *known)
+static float whole(const uint8_t *value, float known, bool huge)
 {
-	struct known scale = {.samples = known->samples};
+	uint8_t most = 0;
 
-	for (unsigned v = 0; v < list->n_views; v++) {
-		scale.touch[v] = scale_of(r->detail->touch[v], known->touch[v], r->huge);
-		scale.write[v] = scale_of(r->detail->write[v], known->write[v], r->huge);
-	}
-	return scale;
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && huge; i++)
+		most = value[i] > most ? value[i] : most;
+	return most ? known * 255 / (float)most : 1;
 }
 
 static int append_pages(
 	struct list *list, const struct region *r, const struct known *known, uint64_t now_ns)
 {
 	const struct detail *d = r->detail;
-	struct known scale = page_scale(list, r, known);
+	float confidence = mb_heat_confidence(d->samples, (now_ns - d->seen_ns) / DETAIL_LASTS);
+	float touch[MB_HEAT_VIEWS], write[MB_HEAT_VIEWS];
 	int rc = 0;
 
+	for (unsigned v = 0; v < list->n_views; v++) {
+		touch[v] = whole(d->touch[v], known->touch[v], r->huge) / 255;
+		write[v] = whole(d->write[v], known->write[v], r->huge) / 255;
+	}
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && !rc; i++) {
-		bool seen = d->seen[i / 64] >> i % 64 & 1;
 		struct mb_extent e = {
 			.offset = r->first * MB_HEAT_BLOCK_BYTES + i * MB_HEAT_PAGE_BYTES,
 			.len_bytes = MB_HEAT_PAGE_BYTES,
-			.confidence = seen ? mb_heat_confidence(d->samples,
-						     (now_ns - d->seen_ns) / DETAIL_LASTS)
-					   : 0,
+			.confidence = d->looks[i] ? confidence : 0,
 			.age_ms = age_ms(d->seen_ns, now_ns),
 			.huge = r->huge,
 			.node = -1,
 		};
 
 		for (unsigned v = 0; v < list->n_views; v++)
-			e.view[v] = heat((float)d->touch[v][i] * scale.touch[v],
-				(float)d->write[v][i] * scale.write[v], r->window);
+			e.view[v] = heat(page_chance((float)d->touch[v][i] * touch[v],
+						 known->touch[v], d->looks[i]),
+				page_chance((float)d->write[v][i] * write[v], known->write[v],
+					d->looks[i]),
+				r->window);
 		rc = append(list, &e);
 	}
 	return rc;

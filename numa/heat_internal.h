@@ -16,7 +16,7 @@ struct known {
 struct detail {
 	uint8_t touch[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
 	uint8_t write[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
-	uint64_t seen[MB_HEAT_BLOCK_WORDS]; /* bit a page: looked at, ever */
+	uint8_t looks[MB_HEAT_BLOCK_PAGES]; /* at each page, at most 255 */
 	uint64_t seen_ns;
 	float samples;
 };

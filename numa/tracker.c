@@ -16,6 +16,7 @@
 #define INVALIDATIONS_PER_S 200u /* of all views together, whatever the size of the guest */
 #define OUT_SHARE	    50u /* one in so many huge pages, for short windows and for long ones */
 #define CALL_NS		    1000000 /* what one of them is in its budget */
+#define IDLE_SHARE	    8	    /* so much less is done for an idle guest */
 #define BUSY_MIN	    0.05f   /* CPUs: an idle guest is looked at, too */
 #define FAULT_NS	    5000u   /* where it cannot be measured */
 
@@ -84,6 +85,10 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 	uint64_t all_ns;
 
 	account_cpu(t);
+	/* Little changes in a guest that does nothing, and a host that has many of those wants to
+	 * sleep. */
+	if (t->busy <= BUSY_MIN)
+		passed /= IDLE_SHARE;
 	fill(&t->guest, (int64_t)(passed * (float)t->config.guest_ppm / 1e6f * t->busy),
 		(int64_t)((float)t->config.guest_ppm * 1000 * t->busy));
 	fill(&t->cpu, (int64_t)(passed * (float)t->config.cpu_ppm / 1e6f),

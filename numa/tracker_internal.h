@@ -31,7 +31,8 @@ struct window {
 struct zoom {
 	bool used;
 	uint64_t block;
-	unsigned looks_left;
+	unsigned pages_left; /* to be looked at, each several times */
+	uint64_t end_ns;     /* enough then, in any case */
 };
 
 /* What may be spent: it fills with time, up to a second's worth, and may be overdrawn by what was

@@ -11,9 +11,12 @@
 #define MADV_POPULATE_READ 22 /* 5.14 */
 #endif
 
-#define PART_PAGES 64u /* the least of a block that is worth a window */
-#define ZOOM_LOOKS 6u
-#define ZOOM_SHARE 25u /* at most one in so many of the blocks in huge pages is zoomed into */
+#define PART_PAGES    64u /* the least of a block that is worth a window */
+#define ZOOM_LOOKS    6u  /* at each page */
+#define ZOOM_WINDOWS  10u
+#define ZOOM_FAULTS   4u
+#define ZOOM_LASTS_NS 30000000000ull
+#define ZOOM_SHARE    25u /* at most one in so many of the blocks in huge pages is zoomed into */
 /* What one window may cost, as a share of what may be spent in a second; and a zoom in seconds. */
 #define WINDOW_SHARE 5
 #define ZOOM_SECONDS 5
@@ -101,8 +104,9 @@ static void learn(struct mb_tracker *t, struct window *w, uint64_t now_ns)
 	for (unsigned i = 0; i < MAX_ZOOM; i++) {
 		struct zoom *z = &t->zoom[i];
 
-		if (z->used && z->block == w->seen.pick.first_block && z->looks_left)
-			z->looks_left--;
+		if (z->used && z->block == w->seen.pick.first_block)
+			z->pages_left -=
+				w->seen.n_pages < z->pages_left ? w->seen.n_pages : z->pages_left;
 	}
 }
 
@@ -136,10 +140,19 @@ static void map_again(struct mb_tracker *t, const struct window *w, unsigned vie
 	}
 }
 
-/* In small pages a guest that uses all of them has a fault for each: that takes its time, too. */
+/*
+ * The window of a block is for the block: one of its 512 pages has to be given more time. And a
+ * guest that uses all of them has a fault for each, which takes its time, too.
+ */
 static uint64_t length_ns(const struct mb_tracker *t, const struct window *w)
 {
-	uint64_t least_ns = w->seen.zoomed ? 2 * w->seen.n_pages * t->fault_ns : 0;
+	uint64_t least_ns = 0;
+
+	if (w->seen.zoomed) {
+		least_ns = ZOOM_FAULTS * w->seen.n_pages * t->fault_ns;
+		if (least_ns < ZOOM_WINDOWS * w->seen.pick.window_ns)
+			least_ns = ZOOM_WINDOWS * w->seen.pick.window_ns;
+	}
 
 	if (least_ns > MB_HEAT_WINDOW_MAX_NS)
 		least_ns = MB_HEAT_WINDOW_MAX_NS;
@@ -289,7 +302,7 @@ void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns)
 		struct zoom *z = &t->zoom[i];
 		bool open = false;
 
-		if (!z->used || (z->looks_left && !all))
+		if (!z->used || (z->pages_left && now_ns < z->end_ns && !all))
 			continue;
 		for (unsigned k = 0; k < MAX_OPEN; k++)
 			open |= t->window[k].phase != CLOSED &&
@@ -316,14 +329,17 @@ static bool may_zoom(const struct mb_tracker *t)
 	       t->guest.left_ns > 0 && cost < ZOOM_SECONDS * second_ns(t);
 }
 
-static int begin_zoom(struct mb_tracker *t, uint64_t block)
+static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
 {
 	struct zoom *z = NULL;
 
 	for (unsigned i = 0; i < MAX_ZOOM && !z; i++)
 		if (!t->zoom[i].used)
 			z = &t->zoom[i];
-	*z = (struct zoom){.used = true, .block = block, .looks_left = ZOOM_LOOKS};
+	*z = (struct zoom){.used = true,
+		.block = block,
+		.pages_left = ZOOM_LOOKS * MB_HEAT_BLOCK_PAGES,
+		.end_ns = now_ns + ZOOM_LASTS_NS};
 	t->n_zoomed++;
 	t->n_zooms++;
 	for (unsigned v = 0; v < t->config.n_views; v++) {
@@ -447,7 +463,7 @@ void mb_window_open(
 	}
 	if (zoom) {
 		w->seen.zoomed = 1;
-		rc = begin_zoom(t, pick->first_block);
+		rc = begin_zoom(t, pick->first_block, now_ns);
 	} else {
 		unsigned n_calls = 0, n_huge = 0;
 
