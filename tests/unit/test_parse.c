@@ -262,6 +262,42 @@ START_TEST(bad_nets)
 }
 END_TEST
 
+START_TEST(tracks)
+{
+	static const struct {
+		const char *text;
+		int rc;
+		enum mb_track track;
+		uint32_t guest_ppm, cpu_ppm;
+	} cases[] = {{"auto", 0, MB_TRACK_AUTO, 0, 0}, {"on", 0, MB_TRACK_ON, 0, 0},
+		{"off", 0, MB_TRACK_OFF, 0, 0}, {"on,budget=0.1", 0, MB_TRACK_ON, 1000, 2000},
+		{"auto,budget=50", 0, MB_TRACK_AUTO, 500000, 1000000},
+		{"on,budget=1.25", 0, MB_TRACK_ON, 12500, 25000}, {"", -EINVAL, 0, 0, 0},
+		{"On", -EINVAL, 0, 0, 0}, {"on,", -EINVAL, 0, 0, 0},
+		{"on,budget=", -EINVAL, 0, 0, 0}, {"on,budget=nan", -EINVAL, 0, 0, 0},
+		{"on,budget=inf", -EINVAL, 0, 0, 0}, {"on,budget=0x1", -EINVAL, 0, 0, 0},
+		{"on,budget=-1", -EINVAL, 0, 0, 0}, {"on,budget=1%", -EINVAL, 0, 0, 0},
+		{"on,budget=0.09", -ERANGE, 0, 0, 0}, {"on,budget=50.1", -ERANGE, 0, 0, 0},
+		{"on,budget=1,budget=1", -EINVAL, 0, 0, 0}, {"off,budget=1", -EINVAL, 0, 0, 0},
+		{"on,off", -EINVAL, 0, 0, 0}};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct mb_machine_config config = {0};
+		char copy[64];
+		int rc;
+
+		strcpy(copy, cases[i].text);
+		rc = cli_parse_track(copy, &config, &err);
+		ck_assert_msg(rc == cases[i].rc, "'%s': %d", cases[i].text, rc);
+		if (rc)
+			continue;
+		ck_assert_int_eq(config.track, cases[i].track);
+		ck_assert_uint_eq(config.track_guest_ppm, cases[i].guest_ppm);
+		ck_assert_uint_eq(config.track_cpu_ppm, cases[i].cpu_ppm);
+	}
+}
+END_TEST
+
 START_TEST(many_fields)
 {
 	char text[4 * CLI_MAX_FIELDS + 8] = "a", *field[CLI_MAX_FIELDS];
@@ -354,6 +390,7 @@ int main(void)
 	tcase_add_test(tc, bad_disks);
 	tcase_add_test(tc, nets);
 	tcase_add_test(tc, bad_nets);
+	tcase_add_test(tc, tracks);
 	tcase_add_test(tc, many_fields);
 	tcase_add_test(tc, nearest);
 	tcase_add_test(tc, random_text);

@@ -131,8 +131,8 @@ static bool may_make_user_namespace(void)
 }
 
 /*
- * Without a privilege: the file is made in a user namespace. Also by a program that may not be dumped, as
- * one with capabilities of its file.
+ * Without a privilege: the file is made in a user namespace. Also by a program that may not be
+ * dumped, as one with capabilities of its file.
  */
 START_TEST(of_user)
 {
@@ -172,7 +172,8 @@ static void forbid(unsigned nr, unsigned action)
 
 static const unsigned steps[] = {SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_unlinkat, SYS_dup3};
 
-/* Where a tmpfs cannot be had, whatever step fails, a memfd does as well but for its pages' size. */
+/* Where a tmpfs cannot be had, whatever step fails, a memfd does as well but for its pages' size.
+ */
 START_TEST(of_container)
 {
 	forbid(steps[_i], SECCOMP_RET_ERRNO | EPERM);
@@ -213,8 +214,8 @@ static struct huge_seen look(struct mb_pagemap *pm, const struct mb_ram_mapping 
 }
 
 /*
- * Design, section 3: zap and touch keep a 2 MiB mapping, and so do cleaning and the write that follows, which
- * counts for all of it; a zapped one counts as written when it is back.
+ * Design, section 3: zap and touch keep a 2 MiB mapping, and so do cleaning and the write that
+ * follows, which counts for all of it; a zapped one counts as written when it is back.
  */
 START_TEST(huge_pages_stay_huge)
 {
@@ -236,7 +237,8 @@ START_TEST(huge_pages_stay_huge)
 	}
 	if ((mb_pagemap_features(pm) & (MB_PAGEMAP_SCAN | MB_PAGEMAP_WRITES)) !=
 		(MB_PAGEMAP_SCAN | MB_PAGEMAP_WRITES)) {
-		skip("huge and written pages: needs PAGEMAP_SCAN and asynchronous write protection");
+		skip("huge and written pages: needs PAGEMAP_SCAN and asynchronous write "
+		     "protection");
 		return;
 	}
 	memset(view[0].base, 1, BYTES);
@@ -269,6 +271,46 @@ START_TEST(huge_pages_stay_huge)
 }
 END_TEST
 
+/* A huge page that is split is mapped page by page, keeps what is in it, and is huge again when
+ * mapped anew. */
+START_TEST(split_and_remap)
+{
+	struct mb_pagemap *pm;
+	struct mb_ram_mapping map;
+	struct huge_seen seen;
+	int fd = mb_ram_file_open(BYTES);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &map), 0);
+	memset(map.base, 7, BYTES);
+	ck_assert_int_eq(mb_pagemap_open(MB_PAGEMAP_ALL, &pm, NULL), 0);
+	ck_assert_int_eq(mb_pagemap_watch(pm, map.base, BYTES), 0);
+	if (look(pm, &map).huge != BYTES || !(mb_pagemap_features(pm) & MB_PAGEMAP_WRITES)) {
+		ck_assert_int_eq(mb_pagemap_split(pm, map.base),
+			mb_pagemap_features(pm) & MB_PAGEMAP_WRITES ? 0 : -ENOTSUP);
+		skip("no huge pages, or no asynchronous write protection");
+		goto out;
+	}
+	ck_assert_int_eq(mb_pagemap_split(pm, map.base), 0);
+	ck_assert_int_eq(mb_pagemap_split(pm, map.base + 1), -EINVAL);
+	ck_assert_int_eq(mb_pagemap_split(pm, map.base + BYTES), -EINVAL);
+	ck_assert_int_eq(map.base[5 * 4096], 7);
+	map.base[9 * 4096] = 8;
+	seen = look(pm, &map);
+	ck_assert_uint_eq(seen.huge, BYTES - MB_HUGE_BYTES);
+	ck_assert_uint_eq(seen.mapped, BYTES - MB_HUGE_BYTES + 2 * MB_PAGE_BYTES);
+	ck_assert_int_eq(mb_ram_file_remap(fd, &map, 0, MB_HUGE_BYTES), 0);
+	ck_assert_int_eq(mb_pagemap_watch(pm, map.base, MB_HUGE_BYTES), 0);
+	ck_assert_int_eq(map.base[9 * 4096], 8);
+	ck_assert_int_eq(map.base[10 * 4096], 7);
+	ck_assert_uint_eq(look(pm, &map).huge, BYTES);
+out:
+	mb_pagemap_close(pm);
+	mb_ram_file_unmap(&map, BYTES);
+	close(fd);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("ram_file");
@@ -279,6 +321,7 @@ int main(void)
 	tcase_add_loop_test(tc, of_user, 0, 2);
 	tcase_add_loop_test(tc, of_container, 0, sizeof(steps) / sizeof(steps[0]));
 	tcase_add_test(tc, of_sandbox);
+	tcase_add_test(tc, split_and_remap);
 	suite_add_tcase(suite, tc);
 	return run_suite(suite);
 }
