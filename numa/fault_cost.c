@@ -19,7 +19,7 @@
 #define N_PAGES	   64u
 #define N_ROUNDS   16u
 #define PORT	   0x10
-#define TIMEOUT_NS 2000000000ull
+#define TIMEOUT_NS  500000000ull
 
 static const uint8_t code[] = {
 	0xbe, 0x00, 0x00, 0x10, 0x00,	 /* again: mov $PAGES_GPA, %esi */

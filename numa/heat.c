@@ -144,8 +144,9 @@ int mb_heat_create(const struct mb_heat_config *config, struct mb_heat_map **out
 	map->n_views = config->n_views;
 	map->n_blocks = config->n_blocks;
 	map->max_regions = config->max_regions ? config->max_regions : MAX_REGIONS;
-	if (map->max_regions < 2 * FIRST_REGIONS)
-		map->max_regions = 2 * FIRST_REGIONS;
+	/* The first ones, and the last part of memory in halves, quarters, ... */
+	if (map->max_regions < 2 * FIRST_REGIONS + 64)
+		map->max_regions = 2 * FIRST_REGIONS + 64;
 	map->max_details = config->max_details ? config->max_details : MAX_DETAILS;
 	map->region = calloc(map->max_regions, sizeof(struct region *));
 	if (!map->region)
@@ -235,14 +236,6 @@ static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, ui
 	return users > 1;
 }
 
-/* All bits of the seed count (the finalizer of MurmurHash3, as a formula). */
-static uint32_t mix(uint32_t x)
-{
-	x = (x ^ x >> 16) * 0x85ebca6bu;
-	x = (x ^ x >> 13) * 0xc2b2ae35u;
-	return x ^ x >> 16;
-}
-
 bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_ns,
 	uint64_t max_window_ns, uint32_t seed, struct mb_heat_pick *pick, uint64_t *due_ns)
 {
@@ -277,7 +270,7 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 
 		pick->n_blocks = half < MB_HEAT_RUN_BLOCKS ? (unsigned)half : MB_HEAT_RUN_BLOCKS;
 		pick->first_block += (r->turn++ & 1) * half;
-		pick->first_block += runs ? mix(seed) % runs * MB_HEAT_RUN_BLOCKS : 0;
+		pick->first_block += runs ? mb_heat_mix(seed) % runs * MB_HEAT_RUN_BLOCKS : 0;
 	}
 	r->picked = true;
 	return true;
@@ -290,6 +283,8 @@ void mb_heat_skip(
 
 	r->picked = false;
 	r->in_use = in_use;
+	if (!in_use)
+		drop_detail(map, r);
 	r->due_ns = now_ns + (in_use ? PERIOD_MIN_NS : UNUSED_NS);
 }
 
@@ -478,7 +473,8 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 
 	r->picked = false;
 	r->in_use = true;
-	r->huge = seen->huge || seen->zoomed;
+	if (!seen->hole)
+		r->huge = seen->huge || seen->zoomed;
 	/* A part of a zoomed block says nothing of the whole. */
 	if (part && seen->zoomed) {
 		learn_pages(map, r, seen, now_ns);
@@ -499,8 +495,10 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		know_more(&r->half[h], whole ? NEW_SHARE : NEW_SHARE_PART, &x, seen->knows_writes,
 			map->n_views);
 	}
-	if (variance > UNEVEN)
+	if (variance > UNEVEN) {
 		r->uneven_before_ns = now_ns + UNEVEN_NS;
+		r->uneven_block = pick->first_block;
+	}
 	r->seen_ns = now_ns;
 	if (r->n == 1 && !(seen->huge & 1))
 		learn_pages(map, r, seen, now_ns);
@@ -512,6 +510,8 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	period = PERIOD * pick->window_ns;
 	if (!whole && period > PART_NS)
 		period = PART_NS;
+	if (seen->hole)
+		period = 0; /* at least, as below */
 	if (period < PERIOD_MIN_NS)
 		period = PERIOD_MIN_NS;
 	if (seen->zoomed ||
@@ -543,7 +543,14 @@ static bool split(struct mb_heat_map *map, unsigned at)
 	other->no_split_before_ns = r->no_split_before_ns;
 	other->half[0] = other->half[1] = r->half[1];
 	r->half[1] = r->half[0];
-	r->uneven_before_ns = 0; /* which of them is has to be seen */
+	/* Of a run only all of it was seen to be so: which of its halves is, has to be seen. */
+	if (r->n < MB_HEAT_RUN_BLOCKS) {
+		r->uneven_before_ns = 0;
+	} else if (r->uneven_block >= other->first) {
+		other->uneven_before_ns = r->uneven_before_ns;
+		other->uneven_block = r->uneven_block;
+		r->uneven_before_ns = 0;
+	}
 	/* What is known is of the halves; of their halves it is a guess, until each was looked at
 	 * twice. */
 	for (unsigned h = 0; h < 2; h++) {
@@ -612,7 +619,9 @@ static bool wants_split(const struct mb_heat_map *map, const struct region *r, u
 	if (r->half[0].samples > 1.5f && r->half[1].samples > 1.5f &&
 		difference(&r->half[0], &r->half[1], map->n_views) > DIFFERENT)
 		return true;
-	return now_ns < r->uneven_before_ns && now_ns >= r->no_split_before_ns;
+	if (now_ns >= r->uneven_before_ns)
+		return false;
+	return r->n > MB_HEAT_RUN_BLOCKS || now_ns >= r->no_split_before_ns;
 }
 
 /* All pages of the detail are alike after all: it is not worth its place, nor another zoom soon. */
@@ -655,9 +664,10 @@ void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
 
 		if (r->detail && !r->picked && detail_is_even(map, r->detail))
 			drop_detail(map, r);
-		/* Both parts are new: they wait for their own samples. */
-		if (wants_split(map, r, now_ns) && split(map, i))
-			i++;
+		/* Down to the run that was uneven: it would be found again by chance only. */
+		while (wants_split(map, r, now_ns) && split(map, i))
+			if (now_ns < map->region[i + 1]->uneven_before_ns)
+				r = map->region[++i];
 	}
 	for (unsigned i = 0; i + 1 < map->n_regions; i++)
 		if (may_join(map, map->region[i], map->region[i + 1], now_ns))

@@ -7,8 +7,9 @@
 #include "heat_internal.h"
 
 #define DETAIL_LASTS                                                                               \
-	8	   /* times as long as what is known of a block; who uses which part changes less */
-#define MOST 0.99f /* a chance that counts as certain: 460 a second in the shortest window */
+	8 /* times as long as what is known of a block; who uses which part changes less */
+#define MAX_PAGES 8192u /* extents, from which on a block is one */
+#define MOST	  0.99f /* a chance that counts as certain: 460 a second in the shortest window */
 
 /* A growing array of extents; the last one grows while what comes is like it. */
 struct list {
@@ -153,7 +154,8 @@ int mb_heat_extents(
 
 		if (!r->in_use)
 			continue;
-		if (r->detail) {
+		/* So many differences are noise, and more than anybody can look at. */
+		if (r->detail && list.n < MAX_PAGES) {
 			rc = append_pages(&list, r, &known, now_ns);
 			continue;
 		}

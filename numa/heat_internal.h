@@ -30,6 +30,7 @@ struct region {
 	bool picked, in_use, huge;
 	uint64_t seen_ns, due_ns;
 	uint64_t uneven_before_ns; /* blocks of a run differed, not long ago */
+	uint64_t uneven_block;	   /* where that was */
 	uint64_t no_split_before_ns, split_wait_ns;
 	uint64_t no_zoom_before_ns, zoom_wait_ns;
 };
@@ -40,6 +41,14 @@ struct mb_heat_map {
 	uint64_t max_blocks;	/* of a region */
 	struct region **region; /* in order, without gaps; room for max_regions */
 };
+
+/* All bits of a seed count (the finalizer of MurmurHash3, as a formula). */
+static inline uint32_t mb_heat_mix(uint32_t x)
+{
+	x = (x ^ x >> 16) * 0x85ebca6bu;
+	x = (x ^ x >> 13) * 0xc2b2ae35u;
+	return x ^ x >> 16;
+}
 
 struct known mb_heat_known(const struct mb_heat_map *map, const struct region *r);
 float mb_heat_confidence(float samples, uint64_t age_ns);

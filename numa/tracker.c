@@ -4,6 +4,7 @@
 #include <mirrorball/thread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -14,7 +15,11 @@
 #define MIN_SLEEP_NS	    2000000ull
 #define MAX_SLEEP_NS	    200000000ull
 #define INVALIDATIONS_PER_S 200u /* of all views together, whatever the size of the guest */
-#define OUT_SHARE	    50u /* one in so many huge pages, for short windows and for long ones */
+#define OUT_SHARE	    100u /* one in so many huge pages, for short windows and for long ones */
+#define ZOOM_SHARE	    50u	 /* so many in small pages for a look */
+#define FAULTS_WRONG	    4u
+#define FAULTS_FEW	    2000u
+
 #define CALL_NS		    1000000 /* what one of them is in its budget */
 #define IDLE_SHARE	    8	    /* so much less is done for an idle guest */
 #define BUSY_MIN	    0.05f   /* CPUs: an idle guest is looked at, too */
@@ -59,15 +64,30 @@ static uint64_t in_use_bytes(const struct mb_tracker *t)
 }
 
 /* At least 95 % of what is mapped as huge pages shall stay so at any time. */
-static void set_max_out(struct mb_tracker *t)
+static void look_around(struct mb_tracker *t)
 {
-	uint64_t in_use = in_use_bytes(t);
+	uint64_t blocks = in_use_bytes(t) / MB_HEAT_BLOCK_BYTES;
+	struct rusage usage;
+	uint64_t real;
 
-	/* A file with small pages is hardly ever a whole number of huge ones. */
-	t->guess_huge = !(t->features & MB_PAGEMAP_SCAN) && in_use % MB_HEAT_BLOCK_BYTES == 0;
-	t->max_out = (unsigned)(in_use / MB_HEAT_BLOCK_BYTES / OUT_SHARE);
+	t->max_out = (unsigned)(blocks / OUT_SHARE);
 	if (!t->max_out)
 		t->max_out = 1;
+	t->max_zooms = (unsigned)(blocks / ZOOM_SHARE);
+	if (!t->max_zooms)
+		t->max_zooms = 1;
+	/*
+	 * Without PAGEMAP_SCAN a block that is mapped as a whole is taken for a huge page, until
+	 * there are so many more faults than were thought that it can only be small ones.
+	 */
+	if (getrusage(RUSAGE_SELF, &usage))
+		return;
+	real = (uint64_t)usage.ru_minflt - t->real_faults;
+	t->real_faults = (uint64_t)usage.ru_minflt;
+	if (t->features & MB_PAGEMAP_SCAN)
+		t->guess_huge = false;
+	else if (t->now.invalidations && real > FAULTS_WRONG * t->now.faults + FAULTS_FEW)
+		t->guess_huge = false;
 }
 
 static void account_cpu(struct mb_tracker *t)
@@ -109,7 +129,7 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 	if (t->busy < BUSY_MIN)
 		t->busy = BUSY_MIN;
 	t->process_cpu_ns = all_ns;
-	set_max_out(t);
+	look_around(t);
 	/* Rates: what is slept through counts. */
 	t->last = t->now;
 	t->last.busy_ns = (uint64_t)(t->busy * (float)(now_ns - t->second_ns));
@@ -133,15 +153,15 @@ void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc)
 
 /* ---- the thread ---- */
 
+/* Budgets go on where they were left: to switch it on again and again buys nothing. */
 static void begin(struct mb_tracker *t, uint64_t now_ns)
 {
 	t->thread_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 	t->process_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-	t->second_ns = t->refilled_ns = now_ns;
+	t->second_ns = now_ns;
 	t->now = t->last = (struct spending){0};
 	t->busy = BUSY_MIN; /* until it is known */
-	set_max_out(t);
-	t->guest.left_ns = t->cpu.left_ns = t->calls.left_ns = 1;
+	look_around(t);
 }
 
 /* False: nothing is due, or too much is out. */
@@ -194,13 +214,15 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 static void *thread_main(void *arg)
 {
 	struct mb_tracker *t = arg;
+	uint64_t fault_ns = t->fault_ns; /* only this thread writes it */
 
 	pthread_setname_np(pthread_self(), "tracker");
-	if (!t->fault_ns && (!t->config.host || mb_fault_cost_ns(t->config.host, &t->fault_ns)))
-		t->fault_ns = FAULT_NS;
+	if (!fault_ns && (!t->config.host || mb_fault_cost_ns(t->config.host, &fault_ns)))
+		fault_ns = FAULT_NS;
 	pthread_mutex_lock(&t->lock);
+	t->fault_ns = fault_ns;
 	begin(t, clock_ns(CLOCK_MONOTONIC));
-	while (!t->stop) {
+	while (t->running) {
 		uint64_t until_ns;
 		struct timespec ts;
 
@@ -214,7 +236,8 @@ static void *thread_main(void *arg)
 		pthread_cond_timedwait(&t->wake, &t->lock, &ts);
 	}
 	mb_windows_drop(t, clock_ns(CLOCK_MONOTONIC));
-	mb_zooms_end(t, true, clock_ns(CLOCK_MONOTONIC));
+	if (!t->n_holds)
+		mb_zooms_end(t, true, clock_ns(CLOCK_MONOTONIC));
 	pthread_mutex_unlock(&t->lock);
 	return NULL;
 }
@@ -238,6 +261,8 @@ int mb_tracker_create(
 	if (!t->config.cpu_ppm)
 		t->config.cpu_ppm = MB_TRACKER_CPU_PPM;
 	t->fault_ns = config->fault_ns;
+	t->guess_huge = true;
+	t->refilled_ns = clock_ns(CLOCK_MONOTONIC);
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -266,22 +291,11 @@ void mb_tracker_destroy(struct mb_tracker *t)
 		return;
 	while (t->n_starts)
 		mb_tracker_stop(t);
+	mb_pagemap_close(t->pm);
 	mb_heat_destroy(t->heat);
 	pthread_cond_destroy(&t->wake);
 	pthread_mutex_destroy(&t->lock);
 	free(t);
-}
-
-static void set_pagemap(struct mb_tracker *t, struct mb_pagemap *pm)
-{
-	pthread_mutex_lock(&t->lock);
-	if (!pm)
-		mb_pagemap_close(t->pm);
-	t->pm = pm;
-	if (pm)
-		t->features = mb_pagemap_features(pm);
-	t->stop = false;
-	pthread_mutex_unlock(&t->lock);
 }
 
 static int open_pagemap(struct mb_tracker *t, struct mb_error *err)
@@ -298,7 +312,10 @@ static int open_pagemap(struct mb_tracker *t, struct mb_error *err)
 		mb_pagemap_close(pm);
 		return rc;
 	}
-	set_pagemap(t, pm);
+	pthread_mutex_lock(&t->lock);
+	t->pm = pm;
+	t->features = mb_pagemap_features(pm);
+	pthread_mutex_unlock(&t->lock);
 	if (!t->said_features && !(t->features & MB_PAGEMAP_WRITES))
 		mb_log("%s: tracker: this host does not tell written pages from read ones "
 		       "(mirrorball doctor says why)",
@@ -327,9 +344,21 @@ static int start_thread(struct mb_tracker *t)
 	return -rc;
 }
 
+static void set_running(struct mb_tracker *t, bool running)
+{
+	pthread_mutex_lock(&t->lock);
+	t->running = running;
+	pthread_cond_signal(&t->wake);
+	pthread_mutex_unlock(&t->lock);
+}
+
+/*
+ * What the kernel knows of our mappings stays until the end: to forget it, it would drop all
+ * translations of the guest.
+ */
 int mb_tracker_start(struct mb_tracker *t, struct mb_error *err)
 {
-	int rc;
+	int rc = 0;
 
 	if (t->n_starts) {
 		t->n_starts++;
@@ -338,21 +367,21 @@ int mb_tracker_start(struct mb_tracker *t, struct mb_error *err)
 	for (unsigned i = 0; i < MAX_OPEN; i++) {
 		t->window[i].seen.view =
 			calloc(t->config.n_views, sizeof(struct mb_heat_seen_view));
-		if (!t->window[i].seen.view) {
-			free_windows(t);
-			return mb_error_set(err, ENOMEM, "tracker: out of memory");
+		if (!t->window[i].seen.view)
+			rc = mb_error_set(err, ENOMEM, "out of memory");
+	}
+	if (!rc && !t->pm)
+		rc = open_pagemap(t, err);
+	if (!rc) {
+		set_running(t, true);
+		rc = start_thread(t);
+		if (rc) {
+			set_running(t, false);
+			mb_error_set(err, -rc, "its thread: %s; too many processes? (ulimit -u)",
+				strerror(-rc));
 		}
 	}
-	rc = open_pagemap(t, err);
-	if (!rc) {
-		rc = start_thread(t);
-		if (rc)
-			mb_error_set(err, -rc,
-				"thread tracker: %s; too many processes? (ulimit -u)",
-				strerror(-rc));
-	}
 	if (rc) {
-		set_pagemap(t, NULL);
 		free_windows(t);
 		return mb_error_prefix(err, rc, "tracker");
 	}
@@ -364,12 +393,8 @@ void mb_tracker_stop(struct mb_tracker *t)
 {
 	if (!t->n_starts || --t->n_starts)
 		return;
-	pthread_mutex_lock(&t->lock);
-	t->stop = true;
-	pthread_cond_signal(&t->wake);
-	pthread_mutex_unlock(&t->lock);
+	set_running(t, false);
 	pthread_join(t->thread, NULL);
-	set_pagemap(t, NULL);
 	free_windows(t);
 }
 
@@ -378,7 +403,7 @@ void mb_tracker_hold(struct mb_tracker *t)
 	if (!t)
 		return;
 	pthread_mutex_lock(&t->lock);
-	if (!t->n_holds++ && t->pm)
+	if (!t->n_holds++ && t->running)
 		mb_windows_drop(t, clock_ns(CLOCK_MONOTONIC));
 	pthread_mutex_unlock(&t->lock);
 }
@@ -388,8 +413,12 @@ void mb_tracker_release(struct mb_tracker *t)
 	if (!t)
 		return;
 	pthread_mutex_lock(&t->lock);
-	if (!--t->n_holds)
+	if (!--t->n_holds) {
 		pthread_cond_signal(&t->wake);
+		/* It was stopped meanwhile. */
+		if (!t->running)
+			mb_zooms_end(t, true, clock_ns(CLOCK_MONOTONIC));
+	}
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -402,7 +431,7 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 {
 	pthread_mutex_lock(&t->lock);
 	*stats = (struct mb_tracker_stats){
-		.running = t->pm != NULL,
+		.running = t->running,
 		.features = t->features,
 		.n_regions = mb_heat_n_regions(t->heat),
 		.huge_bytes = mb_heat_n_huge(t->heat) * MB_HEAT_BLOCK_BYTES,
@@ -413,7 +442,7 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 		.cpu_budget_ppm = t->config.cpu_ppm,
 		.guest_budget_ppm = t->config.guest_ppm,
 	};
-	if (t->pm) {
+	if (t->running) {
 		stats->cpu_ppm = ppm(t->last.cpu_ns, SECOND_NS);
 		stats->guest_ppm = ppm(t->last.guest_ns, t->last.busy_ns);
 		stats->invalidations = t->last.invalidations;

@@ -32,6 +32,7 @@ struct zoom {
 	bool used;
 	uint64_t block;
 	unsigned pages_left; /* to be looked at, each several times */
+	bool again;	     /* to end it failed: not before end_ns */
 	uint64_t end_ns;     /* enough then, in any case */
 };
 
@@ -55,11 +56,11 @@ struct mb_tracker {
 	pthread_mutex_t lock;
 	pthread_cond_t wake; /* of the thread: stop, or not held any more */
 	unsigned n_starts, n_holds;
-	bool stop;
+	bool running;
 	pthread_t thread;
 
 	struct mb_heat_map *heat;
-	struct mb_pagemap *pm; /* NULL: not running */
+	struct mb_pagemap *pm; /* NULL: never started */
 	unsigned features;     /* the last ones */
 	bool said_features, said_error;
 	uint32_t seed;
@@ -76,12 +77,14 @@ struct mb_tracker {
 	float busy;	  /* CPUs' worth of time that the guest used of late */
 	bool guess_huge;  /* the kernel does not tell huge pages, but memory comes in them */
 	unsigned max_out; /* huge pages out at a time, in short windows, and in long ones */
+	unsigned max_zooms;
+	uint64_t real_faults; /* of the process, by the kernel's count */
 	uint64_t n_windows, n_zooms;
 };
 
 #define LONG_WINDOW_NS 100000000ull /* from here on */
 
-/* numa/tracker_window.c; all on the tracker's thread, with the lock. */
+/* numa/tracker_window.c; the caller holds the lock. Opened and closed on the tracker's thread. */
 
 /* Opens a window on what was picked, or learns at once where there is nothing to wait for. */
 void mb_window_open(

@@ -49,6 +49,8 @@ static void map_unknown(
 	for (unsigned i = 0; i < n * PROBES; i++) {
 		uint64_t offset = probe_offset(&extent[i / PROBES], i);
 
+		if (i % PROBES && extent[i / PROBES].len_bytes < PROBES * MB_HEAT_PAGE_BYTES)
+			continue; /* its first page is enough */
 		if (node[i] < 0 &&
 			lseek(t->config.ram_fd, (off_t)offset, SEEK_DATA) == (off_t)offset)
 			madvise((char *)t->config.own_base + offset, MB_HEAT_PAGE_BYTES,

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "heat_internal.h"
 #include "tracker_internal.h"
 
 #ifndef MADV_POPULATE_READ
@@ -15,8 +16,8 @@
 #define ZOOM_LOOKS    6u  /* at each page */
 #define ZOOM_WINDOWS  10u
 #define ZOOM_FAULTS   4u
+#define ZOOM_RETRY_NS 1000000000ull
 #define ZOOM_LASTS_NS 30000000000ull
-#define ZOOM_SHARE    25u /* at most one in so many of the blocks in huge pages is zoomed into */
 /* What one window may cost, as a share of what may be spent in a second; and a zoom in seconds. */
 #define WINDOW_SHARE 5
 #define ZOOM_SECONDS 5
@@ -33,6 +34,18 @@ static unsigned count_bits(const uint64_t *bits)
 static char *at(const struct mb_tracker *t, unsigned view, uint64_t offset)
 {
 	return (char *)t->config.view_base[view] + offset;
+}
+
+/* Whether there is memory behind [first, first + n) blocks: holes of a file in memory were never
+ * touched. */
+static bool has_memory(const struct mb_tracker *t, uint64_t first, uint64_t n)
+{
+	uint64_t start = first * MB_HEAT_BLOCK_BYTES;
+	off_t data = lseek(t->config.ram_fd, (off_t)start, SEEK_DATA);
+
+	if (data < 0)
+		return errno != ENXIO;
+	return (uint64_t)data < start + n * MB_HEAT_BLOCK_BYTES;
 }
 
 /* ---- looking ---- */
@@ -222,11 +235,12 @@ static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns
 		}
 		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
 			bool huge = w->seen.huge >> b & 1;
+			bool was_huge = huge && w->was_huge[v] >> b & 1;
 			bool touched = count_bits(view->touched[b]);
 
 			/* A page that came only now was not protected, so that it does not count;
-			 * a huge one that nobody had touched was mapped again and protected. */
-			for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS && (!huge || touched); i++)
+			 * a huge one that was there before was, even if nobody touched it. */
+			for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS && (!was_huge || touched); i++)
 				view->written[b][i] &= view->touched[b][i];
 			/* Translations went with the protection: the next access is a fault, and
 			 * so is the first write. */
@@ -236,7 +250,7 @@ static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns
 				faults +=
 					count_bits(view->touched[b]) + count_bits(view->written[b]);
 			/* Touched, then: it was in no window of its own. */
-			if (huge && !touched)
+			if (was_huge && !touched)
 				memcpy(view->touched[b], view->written[b], sizeof(block_bits));
 		}
 		mb_tracker_pay(t, faults, 0);
@@ -276,21 +290,46 @@ static struct zoom *find_zoom(struct mb_tracker *t, uint64_t block)
 	return NULL;
 }
 
+static int map_anew(struct mb_tracker *t, unsigned view, uint64_t offset)
+{
+	unsigned before = t->features;
+	int rc = t->config.remap(t->config.ctx, view, offset, MB_HEAT_BLOCK_BYTES);
+
+	if (!rc)
+		rc = mb_pagemap_watch(t->pm, at(t, view, offset), MB_HEAT_BLOCK_BYTES);
+	t->features = mb_pagemap_features(t->pm);
+	if (t->features != before) {
+		mb_log("%s: tracker: the kernel does not watch a part of guest memory any more:"
+		       " too many mappings (vm.max_map_count), or too little memory;"
+		       " written pages are not told from read ones from now on",
+			t->config.name);
+		mb_windows_drop(t, 0);
+	}
+	return rc;
+}
+
+/* What fails is tried again later: until then its pages are small. */
 static void end_zoom(struct mb_tracker *t, struct zoom *z, uint64_t now_ns)
 {
 	uint64_t offset = z->block * MB_HEAT_BLOCK_BYTES;
-	int rc = 0;
+	int failed = 0;
 
-	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
-		rc = t->config.remap(t->config.ctx, v, offset, MB_HEAT_BLOCK_BYTES);
-		if (!rc)
-			rc = mb_pagemap_watch(t->pm, at(t, v, offset), MB_HEAT_BLOCK_BYTES);
-		if (!rc)
+	for (unsigned v = 0; v < t->config.n_views; v++) {
+		int rc = map_anew(t, v, offset);
+
+		if (rc)
+			failed = rc;
+		/* Only what is there: a guest that was reset has nothing behind it. */
+		else if (has_memory(t, z->block, 1))
 			madvise(at(t, v, offset), MB_HEAT_BLOCK_BYTES, MADV_POPULATE_READ);
 	}
 	mb_tracker_pay(t, t->config.n_views, t->config.n_views);
-	if (rc)
-		mb_tracker_complain(t, "map huge pages again", rc);
+	if (failed) {
+		mb_tracker_complain(t, "map huge pages again", failed);
+		z->again = true;
+		z->end_ns = now_ns + ZOOM_RETRY_NS;
+		return;
+	}
 	mb_heat_zoomed(t->heat, z->block, now_ns);
 	z->used = false;
 	t->n_zoomed--;
@@ -302,7 +341,7 @@ void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns)
 		struct zoom *z = &t->zoom[i];
 		bool open = false;
 
-		if (!z->used || (z->pages_left && now_ns < z->end_ns && !all))
+		if (!z->used || (now_ns < z->end_ns && !all && (z->pages_left || z->again)))
 			continue;
 		for (unsigned k = 0; k < MAX_OPEN; k++)
 			open |= t->window[k].phase != CLOSED &&
@@ -321,12 +360,11 @@ static int64_t second_ns(const struct mb_tracker *t)
  * on. */
 static bool may_zoom(const struct mb_tracker *t)
 {
-	uint64_t in_huge = mb_heat_n_covered(t->heat);
 	int64_t cost = (int64_t)(MB_HEAT_BLOCK_PAGES * t->config.n_views * t->fault_ns);
 
 	return t->config.remap && t->features & MB_PAGEMAP_WRITES && t->n_zoomed < MAX_ZOOM &&
-	       (!t->n_zoomed || (t->n_zoomed + 1) * ZOOM_SHARE <= in_huge) &&
-	       t->guest.left_ns > 0 && cost < ZOOM_SECONDS * second_ns(t);
+	       t->n_zoomed < t->max_zooms && t->guest.left_ns > 0 &&
+	       cost < ZOOM_SECONDS * second_ns(t);
 }
 
 static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
@@ -345,26 +383,17 @@ static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
 	for (unsigned v = 0; v < t->config.n_views; v++) {
 		int rc = mb_pagemap_split(t->pm, at(t, v, block * MB_HEAT_BLOCK_BYTES));
 
-		if (rc)
-			return rc; /* mb_zooms_end mends what was split */
+		if (rc) {
+			z->pages_left = 0; /* mb_zooms_end mends what was split */
+			return rc;
+		}
 	}
-	mb_tracker_pay(t, MB_HEAT_BLOCK_PAGES, t->config.n_views);
+	/* Each is zapped and marked. */
+	mb_tracker_pay(t, MB_HEAT_BLOCK_PAGES, 2 * t->config.n_views);
 	return 0;
 }
 
 /* ---- the beginning of a window ---- */
-
-/* Whether there is memory behind [first, first + n) blocks: holes of a file in memory were never
- * touched. */
-static bool has_memory(const struct mb_tracker *t, uint64_t first, uint64_t n)
-{
-	uint64_t start = first * MB_HEAT_BLOCK_BYTES;
-	off_t data = lseek(t->config.ram_fd, (off_t)start, SEEK_DATA);
-
-	if (data < 0)
-		return errno != ENXIO;
-	return (uint64_t)data < start + n * MB_HEAT_BLOCK_BYTES;
-}
 
 unsigned mb_windows_room(const struct mb_tracker *t, bool is_long)
 {
@@ -419,14 +448,14 @@ static int fit(struct mb_tracker *t, struct window *w, uint64_t *entries)
 		limit = PART_PAGES;
 	while (!rc && (*entries > limit || w->n_out > room) && w->seen.pick.n_blocks > 1) {
 		/* One half or the other: in the long run all of it. */
-		if (t->seed & w->seen.pick.n_blocks)
+		if (mb_heat_mix(t->seed) & w->seen.pick.n_blocks)
 			w->seen.pick.first_block += w->seen.pick.n_blocks / 2;
 		set_range(w, w->seen.pick.n_blocks / 2, 0, MB_HEAT_BLOCK_PAGES);
 		rc = count_mapped(t, w, entries);
 	}
 	while (!rc && *entries > limit && n > PART_PAGES) {
 		n /= 2;
-		set_range(w, 1, t->seed / n % (MB_HEAT_BLOCK_PAGES / n) * n, n);
+		set_range(w, 1, mb_heat_mix(t->seed + n) % (MB_HEAT_BLOCK_PAGES / n) * n, n);
 		rc = count_mapped(t, w, entries);
 	}
 	return rc;
@@ -447,7 +476,7 @@ void mb_window_open(
 	set_range(w, pick->n_blocks, 0, MB_HEAT_BLOCK_PAGES);
 	if (!has_memory(t, pick->first_block, pick->n_blocks)) {
 		if (has_memory(t, pick->region_first, pick->region_blocks)) {
-			w->seen.knows_writes = true;
+			w->seen.knows_writes = w->seen.hole = true;
 			mb_heat_learn(t->heat, &w->seen, now_ns);
 		} else {
 			mb_heat_skip(t->heat, pick, false, now_ns);

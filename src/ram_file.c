@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <fcntl.h>
+#include <mirrorball/log.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/ram_file.h>
 #include <mirrorball/range.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NAME	    "mirrorball-ram" /* seen in /proc/PID/maps */
+#define HOLE_TRIES  1000u	     /* 10 ms apart */
 #define STACK_BYTES 16384u
 
 /* ThreadSanitizer takes a child with our memory for the end of our threads. */
@@ -73,8 +77,9 @@ struct own_ids {
 static int enter_user_namespace(const struct own_ids *ids)
 {
 	/*
-	 * A program with capabilities of its file is not dumpable, and its /proc/self is root's. Only the
-	 * child is made so, for the moment; whoever of the same user traces it gains no capability.
+	 * A program with capabilities of its file is not dumpable, and its /proc/self is root's.
+	 * Only the child is made so, for the moment; whoever of the same user traces it gains no
+	 * capability.
 	 */
 	int rc = prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER | CLONE_NEWNS) ? -errno : 0;
 
@@ -103,13 +108,14 @@ static bool succeeded(pid_t child)
 }
 
 /*
- * In a child: a system call that a sandbox kills for (seccomp(2)) ends nothing else there, and a process
- * with threads cannot change its user namespace. It has our table of descriptors, so that what it
- * opens is ours, and does nothing but system calls: another thread may have held any lock when it
- * was made.
+ * In a child: a system call that a sandbox kills for (seccomp(2)) ends nothing else there, and a
+ * process with threads cannot change its user namespace. It has our table of descriptors, so that
+ * what it opens is ours, and does nothing but system calls: another thread may have held any lock
+ * when it was made.
  *
- * The first child has our memory, too, and we wait: without a fork and the faults after it a start is
- * 0.2 ms shorter. The second has its own, since to enter a user namespace changes whose /proc/self is.
+ * The first child has our memory, too, and we wait: without a fork and the faults after it a start
+ * is 0.2 ms shorter. The second has its own, since to enter a user namespace changes whose
+ * /proc/self is.
  */
 static void replace_in_child(int fd)
 {
@@ -154,13 +160,13 @@ int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
 	void *base;
 
 	*m = (struct mb_ram_mapping){0};
-	base = mmap(NULL, bytes + MB_RAM_ALIGN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		-1, 0);
+	base = mmap(NULL, bytes + MB_RAM_ALIGN, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (base == MAP_FAILED)
 		return -errno;
 	m->reserved = base;
-	base = mmap((void *)mb_align_up((uintptr_t)base, MB_RAM_ALIGN), bytes, PROT_READ | PROT_WRITE,
-		MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0);
+	base = mmap((void *)mb_align_up((uintptr_t)base, MB_RAM_ALIGN), bytes,
+		PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0);
 	if (base == MAP_FAILED)
 		return -errno;
 	m->base = base;
@@ -172,9 +178,25 @@ int mb_ram_file_remap(int fd, const struct mb_ram_mapping *m, uint64_t offset, u
 {
 	char *at = (char *)m->base + offset;
 
-	if (mmap(at, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, (off_t)offset) ==
-		MAP_FAILED)
-		return -errno;
+	for (unsigned i = 0;
+		mmap(at, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd,
+			(off_t)offset) == MAP_FAILED;
+		i++) {
+		struct timespec wait = {.tv_nsec = 10000000};
+		int rc = -errno;
+
+		if (!msync(at, len, MS_ASYNC))
+			return rc;
+		/*
+		 * Linux before 6.12 may unmap what is there before it fails for want of memory.
+		 * What is mapped into such a hole next, by whomever, would be the guest's.
+		 */
+		if (i == HOLE_TRIES) {
+			mb_log("a hole in guest memory cannot be closed: %s", strerror(-rc));
+			abort();
+		}
+		nanosleep(&wait, NULL);
+	}
 	advise(at, len);
 	return 0;
 }

@@ -35,7 +35,7 @@ struct mb_heat_config {
 	unsigned max_details; /* 0: 256 */
 };
 
-/* -EINVAL, -ENOMEM. */
+/* -EINVAL, -ENOMEM. There are always more regions than memory begins with, some 200. */
 int mb_heat_create(const struct mb_heat_config *config, struct mb_heat_map **out);
 void mb_heat_destroy(struct mb_heat_map *map); /* takes NULL */
 
@@ -74,6 +74,7 @@ struct mb_heat_seen {
 	 * MB_HEAT_BLOCK_PAGES unless only a part was worth its cost. */
 	unsigned first_page, n_pages;
 	bool knows_writes; /* written is valid */
+	bool hole;	   /* there is no memory: it cost nothing, and says nothing of huge pages */
 	uint32_t huge;	   /* bit a block: mapped as one page, all its bits are the same */
 	uint32_t zoomed;   /* bit a block: in small pages because of a zoom */
 	struct mb_heat_seen_view *view; /* n_views of them */
