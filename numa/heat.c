@@ -23,21 +23,23 @@
 #define USED	       0.3f  /* a view that uses a block, for a zoom */
 
 /* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
-#define PERIOD	       8u
-#define PERIOD_SOON    2u
-#define PERIOD_MIN_NS  100000000ull
-#define SOON_MIN_NS    20000000ull
-#define PART_NS	       1000000000ull /* a region of which a run is a part: as often as that, at least */
-#define UNEVEN_NS      60000000000ull
-#define UNUSED_NS      4000000000ull
-#define BACKOFF_MIN_NS 10000000000ull
-#define BACKOFF_MAX_NS 600000000000ull
+#define PERIOD		8u
+#define PERIOD_SOON	2u
+#define PERIOD_MIN_NS	100000000ull
+#define SOON_MIN_NS	20000000ull
+#define PART_NS		1000000000ull /* a region of which a run is a part: as often as that, at least */
+#define UNEVEN_NS	60000000000ull
+#define UNUSED_NS	4000000000ull
+#define BACKOFF_MIN_NS	10000000000ull
+#define BACKOFF_MAX_NS	600000000000ull
 
-#define ZOOM_AGAIN_NS  60000000000ull /* what was found may have changed */
+#define DETAIL_AGAIN_NS 60000000000ull /* what was found may have changed */
 
-#define SAMPLES_DECAY  0.8f
-#define GUESS	       0.5f /* worth so much of a sample */
-#define AGE_HALF_NS    30e9f
+#define SAMPLES_DECAY	0.8f
+#define CHANCE		1.8f /* times what chance does is more than chance */
+#define CHANCE_LOOKS	3u
+#define GUESS		0.5f /* worth so much of a sample */
+#define AGE_HALF_NS	30e9f
 
 const uint64_t mb_heat_window_ns[MB_HEAT_WINDOWS] = {
 	MB_HEAT_WINDOW_MIN_NS, 30000000, 100000000, 300000000, MB_HEAT_WINDOW_MAX_NS};
@@ -357,7 +359,8 @@ static void learn_pages(
 	struct detail *d = r->detail;
 
 	if (!d) {
-		if (!pages_differ(map, seen) || map->n_details >= map->max_details)
+		if (now_ns < r->no_detail_before_ns || !pages_differ(map, seen) ||
+			map->n_details >= map->max_details)
 			return;
 		d = r->detail = calloc(1, sizeof(*d));
 		if (!d)
@@ -624,27 +627,35 @@ static bool wants_split(const struct mb_heat_map *map, const struct region *r, u
 	return r->n > MB_HEAT_RUN_BLOCKS || now_ns >= r->no_split_before_ns;
 }
 
-/* All pages of the detail are alike after all: it is not worth its place, nor another zoom soon. */
+/*
+ * Whether values of pages differ by no more than chance makes of pages that are all alike. After n
+ * looks a value is an average in which the last look counts for a half, the one before it for a
+ * quarter, ...: of a chance m it varies by m (1 - m) times the sum of their squares.
+ */
+static bool is_chance(const uint8_t *value, const struct detail *d)
+{
+	float mean = 0, squares = 0, expected = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		float x = (float)value[i] / 255;
+
+		mean += x / MB_HEAT_BLOCK_PAGES;
+		squares += x * x / MB_HEAT_BLOCK_PAGES;
+		expected +=
+			(1 + 2 * exp2f(-2 * (float)(d->looks[i] - 1))) / 3 / MB_HEAT_BLOCK_PAGES;
+	}
+	return squares - mean * mean <= CHANCE * mean * (1 - mean) * expected + ALIKE * ALIKE / 4;
+}
+
+/* All pages of the detail are alike after all: it is not worth its place, nor another look soon. */
 static bool detail_is_even(const struct mb_heat_map *map, const struct detail *d)
 {
-	const int even = 96;
-
-	if (d->samples < 2)
-		return false;
-	for (unsigned v = 0; v < map->n_views; v++) {
-		const uint8_t *values[] = {d->touch[v], d->write[v]};
-
-		for (unsigned k = 0; k < 2; k++) {
-			uint8_t least = 255, most = 0;
-
-			for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-				least = values[k][i] < least ? values[k][i] : least;
-				most = values[k][i] > most ? values[k][i] : most;
-			}
-			if (most - least > even)
-				return false;
-		}
-	}
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		if (d->looks[i] < CHANCE_LOOKS)
+			return false;
+	for (unsigned v = 0; v < map->n_views; v++)
+		if (!is_chance(d->touch[v], d) || !is_chance(d->write[v], d))
+			return false;
 	return true;
 }
 
@@ -652,7 +663,7 @@ void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 {
 	struct region *r = find_region(map, block);
 
-	r->no_zoom_before_ns = now_ns + (r->detail ? ZOOM_AGAIN_NS : r->zoom_wait_ns);
+	r->no_zoom_before_ns = now_ns + (r->detail ? DETAIL_AGAIN_NS : r->zoom_wait_ns);
 	if (!r->detail && r->zoom_wait_ns < BACKOFF_MAX_NS)
 		r->zoom_wait_ns *= 2;
 }
@@ -662,8 +673,10 @@ void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
 	for (unsigned i = 0; i < map->n_regions; i++) {
 		struct region *r = map->region[i];
 
-		if (r->detail && !r->picked && detail_is_even(map, r->detail))
+		if (r->detail && !r->picked && detail_is_even(map, r->detail)) {
 			drop_detail(map, r);
+			r->no_detail_before_ns = now_ns + DETAIL_AGAIN_NS;
+		}
 		/* Down to the run that was uneven: it would be found again by chance only. */
 		while (wants_split(map, r, now_ns) && split(map, i))
 			if (now_ns < map->region[i + 1]->uneven_before_ns)

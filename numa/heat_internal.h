@@ -33,6 +33,7 @@ struct region {
 	uint64_t uneven_block;	   /* where that was */
 	uint64_t no_split_before_ns, split_wait_ns;
 	uint64_t no_zoom_before_ns, zoom_wait_ns;
+	uint64_t no_detail_before_ns;
 };
 
 struct mb_heat_map {

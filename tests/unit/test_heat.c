@@ -235,8 +235,8 @@ static struct use needle(uint64_t page)
 
 START_TEST(test_needle)
 {
-	make(4096, true, needle);
-	run(120);
+	make(1 << (12 + 3 * _i), true, needle);
+	run(_i ? 400 : 60);
 	take_extents();
 	ck_assert(extent_of(1234ull * MB_HEAT_BLOCK_PAGES)->view[0].write > 50);
 	ck_assert_uint_le(
@@ -285,6 +285,31 @@ START_TEST(test_zoom_in_vain)
 	ck_assert_uint_le(n_zooms, 6);
 	take_extents();
 	ck_assert_uint_eq(n_extents, 1);
+	finish();
+}
+END_TEST
+
+/* Pages that both views touch at random, and rarely: what differs is chance, and is not told as a
+ * difference. */
+static struct use at_random(uint64_t page)
+{
+	return (struct use){.read = {8, 8}, .write = {2, 2}};
+}
+
+START_TEST(test_chance)
+{
+	make(16, false, at_random);
+	run(60);
+	take_extents();
+	ck_assert_uint_le(n_extents, 16);
+	for (unsigned i = 0; i < n_extents; i++) {
+		const struct mb_heat *h = extents[i].view;
+
+		for (unsigned v = 0; v < VIEWS; v++)
+			ck_assert_msg(h[v].read > 4 && h[v].read < 14 && h[v].write > 0.7f &&
+					      h[v].write < 4,
+				"%f %f", (double)h[v].read, (double)h[v].write);
+	}
 	finish();
 }
 END_TEST
@@ -390,9 +415,10 @@ int main(void)
 
 	tcase_add_loop_test(cases, test_quarters, 0, 2);
 	tcase_add_test(cases, test_phase);
-	tcase_add_test(cases, test_needle);
+	tcase_add_loop_test(cases, test_needle, 0, 2);
 	tcase_add_test(cases, test_zoom);
 	tcase_add_test(cases, test_zoom_in_vain);
+	tcase_add_test(cases, test_chance);
 	tcase_add_test(cases, test_rates);
 	tcase_add_test(cases, test_sparse);
 	tcase_add_loop_test(cases, test_limits, 0, 2);
