@@ -8,7 +8,11 @@
 
 #include "machine_internal.h"
 
-/* What the tracker knows, as JSON for the control socket. On the main loop. */
+/*
+ * What the tracker knows, as JSON for the control socket. On the main loop, which has better things
+ * to do: all who watch get the same answer for a while.
+ */
+#define SAME_NS 200000000ull
 
 static void put(json_t *object, const char *key, json_t *value, int *rc)
 {
@@ -159,6 +163,10 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 			return rc;
 		*w = (struct mb_watcher){.used = true, .connection = connection};
 	}
+	if (machine->heat && mb_now_ns() - machine->heat_ns < SAME_NS) {
+		*answer = json_incref(machine->heat);
+		return 0;
+	}
 	mb_tracker_stats(machine->tracker, &stats);
 	heat = json_object();
 	views = json_array();
@@ -182,6 +190,9 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 		json_decref(heat);
 		return mb_error_set(err, -rc, "%s", strerror(-rc));
 	}
+	json_decref(machine->heat);
+	machine->heat = json_incref(heat);
+	machine->heat_ns = mb_now_ns();
 	*answer = heat;
 	return 0;
 }

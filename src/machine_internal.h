@@ -99,6 +99,8 @@ struct mb_machine {
 	/* Main loop only. */
 	struct mb_control *control; /* NULL: it has none */
 	struct mb_watcher watcher[MB_CONTROL_MAX_CONNECTIONS];
+	json_t *heat; /* the last answer about it, and its time */
+	uint64_t heat_ns;
 	bool paused;	      /* by the user */
 	unsigned n_crashes;   /* in a row, each soon after the start */
 	uint64_t started_ns;  /* of this boot */

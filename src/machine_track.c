@@ -45,4 +45,6 @@ void mb_machine_remove_tracker(struct mb_machine *machine)
 {
 	mb_tracker_destroy(machine->tracker);
 	machine->tracker = NULL;
+	json_decref(machine->heat);
+	machine->heat = NULL;
 }

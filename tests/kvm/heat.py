@@ -49,11 +49,13 @@ def main():
     else:
         stream, _ = connect(path)
         end = time.monotonic() + float(sys.argv[3])
-        while True:
-            answer = ask(stream)
-            if not answer["ok"] or time.monotonic() > end:
-                break
+        answer = ask(stream)
+        while answer["ok"] and time.monotonic() < end:
             time.sleep(0.5)
+            try:
+                answer = ask(stream)
+            except ValueError:  # its end
+                break
     print(json.dumps(answer))
 
 

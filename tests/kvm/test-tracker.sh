@@ -48,16 +48,24 @@ holds "hardly written" 'sum(e["bytes"] for e in a["extents"] if (e["write"] or [
 holds "whole" 'all(e["bytes"] > 0 and e["gpa"] % 4096 == 0 for e in a["extents"])'
 holds "covered" 'a["tracker"]["covered"] > 0.9'
 holds "one view" 'len(a["views"]) == len(a["extents"][0]["read"])'
-sleep 0.3
-expect 0 'state *off until somebody watches' "$MIRRORBALL" stat table
 ended table 0 'readshare: ok'
+
+# Off when nobody watches any more; the next one begins with what was known.
+begin idle splash hello ms=100000
+heat "$pid" watch 1
+sleep 0.3
+expect 0 'state *off until somebody watches' "$MIRRORBALL" stat idle
+heat "$pid" watch 0
+holds "goes on" 'a["tracker"]["windows"] > 0 and a["tracker"]["state"] == "on"'
+kill -INT "$pid"
+ended idle 130 ''
 
 # Always on, and never.
 begin always --track on,budget=5 splash writeshare size=4M ms=6000
 heat "$pid" watch 4
 holds "written" 'not a["tracker"]["writes"] or any(e["write"][0] > 50 for e in a["extents"])'
 ended always 0 'writeshare: ok'
-begin never --track off splash hello ms=1500
+begin never --track off splash hello ms=5000
 heat "$pid" watch 0
 holds "says so" 'not a["ok"] and "--track off" in a["error"]'
 ended never 0 'hello: ok'
