@@ -647,14 +647,47 @@ static bool is_chance(const uint8_t *value, const struct detail *d)
 	return squares - mean * mean <= CHANCE * mean * (1 - mean) * expected + ALIKE * ALIKE / 4;
 }
 
+static float mean_looks(const struct detail *d)
+{
+	unsigned sum = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		sum += d->looks[i];
+	return (float)sum / MB_HEAT_BLOCK_PAGES;
+}
+
+/* Whether pages are more like their neighbours than like others: so is memory that is used in
+ * parts. */
+static bool has_parts(const uint8_t *value)
+{
+	const unsigned away = 211;
+	unsigned near = 0, far = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		near += (unsigned)abs(value[i] - value[(i + 1) % MB_HEAT_BLOCK_PAGES]);
+		far += (unsigned)abs(value[i] - value[(i + away) % MB_HEAT_BLOCK_PAGES]);
+	}
+	return 2 * near < far;
+}
+
 /* All pages of the detail are alike after all: it is not worth its place, nor another look soon. */
 static bool detail_is_even(const struct mb_heat_map *map, const struct detail *d)
 {
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-		if (d->looks[i] < CHANCE_LOOKS)
-			return false;
+	if (mean_looks(d) < CHANCE_LOOKS)
+		return false;
 	for (unsigned v = 0; v < map->n_views; v++)
 		if (!is_chance(d->touch[v], d) || !is_chance(d->write[v], d))
+			return false;
+	return true;
+}
+
+/* Few looks, and nothing but a scatter in them. */
+static bool detail_is_scatter(const struct mb_heat_map *map, const struct detail *d)
+{
+	if (mean_looks(d) >= CHANCE_LOOKS)
+		return false;
+	for (unsigned v = 0; v < map->n_views; v++)
+		if (has_parts(d->touch[v]) || has_parts(d->write[v]))
 			return false;
 	return true;
 }
@@ -663,6 +696,8 @@ void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 {
 	struct region *r = find_region(map, block);
 
+	if (r->detail && (detail_is_even(map, r->detail) || detail_is_scatter(map, r->detail)))
+		drop_detail(map, r);
 	r->no_zoom_before_ns = now_ns + (r->detail ? DETAIL_AGAIN_NS : r->zoom_wait_ns);
 	if (!r->detail && r->zoom_wait_ns < BACKOFF_MAX_NS)
 		r->zoom_wait_ns *= 2;
