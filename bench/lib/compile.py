@@ -9,6 +9,7 @@ PACKAGES = ("tcc", "libc6-dev", "linux-libc-dev")
 SOURCES, FUNCTIONS = 8, 3000
 SCRIPT = """#!/bin/bash
 export PATH=/usr/sbin:/usr/bin
+export HOME=/root
 mount -t tmpfs tmp /tmp
 mount -o ro /dev/vdb /mnt
 echo COMPILING
@@ -41,6 +42,7 @@ def make(directory, jobs):
     os.makedirs(os.path.join(tree, "src"), exist_ok=True)
     with open(os.path.join(directory, "compile.sh"), "w", encoding="ascii") as file:
         file.write(SCRIPT.format(jobs=jobs))
+        os.fchmod(file.fileno(), 0o755)
     if not os.path.exists(image):
         subprocess.run(["apt-get", "download", "-qq", *PACKAGES], cwd=directory, check=True,
                        stderr=subprocess.DEVNULL)
