@@ -31,7 +31,8 @@ struct mb_tracker_config {
 	uint64_t ram_bytes;		/* a multiple of MB_HEAT_BLOCK_BYTES */
 	unsigned n_views;		/* 1..MB_HEAT_VIEWS */
 	void *view_base[MB_HEAT_VIEWS]; /* where each view has all of the file */
-	void *own_base; /* a mapping of it that is no view, to ask for the node of what no view has mapped; or NULL */
+	void *own_base; /* a mapping of it that is no view, to ask for the node of what no view has
+			   mapped; or NULL */
 	unsigned n_vcpus;
 	uint32_t guest_ppm, cpu_ppm; /* budgets; 0: the default */
 	unsigned features;	     /* of enum mb_pagemap_feature; MB_PAGEMAP_ALL but in tests */
