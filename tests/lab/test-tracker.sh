@@ -1,0 +1,162 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# The tracker under real nested paging, on two nodes: how many views it has, what it says of programs whose use of
+# memory is known, guests that check themselves under it, huge pages that stay, and what it asks of KVM.
+lab_options=(--in "$(dirname "$0")/tracker.sh" --in "$(dirname "$0")/../kvm/heat.py")
+. "$(dirname "$0")/guests.sh"
+# shellcheck source=tests/lab/tracker.sh
+. /in/tracker.sh
+
+# ---- views
+
+# chooses WHAT VIEWS OPTION...
+chooses() {
+	local what=$1 wanted=$2
+	shift 2
+	start views --quiet --memory 256M "$@" splash hello ms=60000
+	answers views
+	expect "$what: views" "$wanted" "$(grep -o '"views": *[0-9]*' views.stat | tr -dc 0-9)"
+	kill -INT "$pid"
+	ended 20
+	rm views.stat
+}
+
+views() {
+	chooses "--track on" 2 --cpus 4 --track on,budget=50
+	chooses "--track auto" 1 --cpus 4 --track auto
+	chooses "one vCPU" 1 --cpus 1 --track on
+	as_user=(taskset -c 2-3)
+	chooses "CPUs of one node" 1 --cpus 4 --track on
+	mkdir -p /sys/fs/cgroup/one
+	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
+	cat /sys/devices/system/node/node1/cpulist >/sys/fs/cgroup/one/cpuset.cpus
+	echo 1 >/sys/fs/cgroup/one/cpuset.mems
+	# shellcheck disable=SC2016 # of the inner shell
+	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/one/cgroup.procs; exec "$@"' sh)
+	chooses "a cpuset of one node" 1 --cpus 4 --track on
+	as_user=()
+}
+
+# ---- who uses what
+
+private() {
+	told private 15 private size=64M
+	holds "private: most of the 64 MiB is hot" 'hot >= 56 << 10'
+	holds "private: of one view each" '(own0 + own1) * 100 >= hot * 80'
+	holds "private: both have some" 'own0 >= 20 << 10 && own1 >= 20 << 10'
+	holds "private: lives with its user" 'at_home * 100 >= (own0 + own1) * 95'
+}
+
+readshare() {
+	told readshare 15 readshare size=16M
+	holds "readshare: the table is read by both" 'read_both >= 13 << 10'
+	holds "readshare: and not written" 'written <= 4 << 10'
+	holds "readshare: nodes are known" 'nodeless == 0'
+}
+
+writeshare() {
+	told writeshare 15 writeshare size=4M
+	holds "writeshare: written by both" 'written_both >= 3 << 10'
+	holds "writeshare: hardly anything else" 'read_both + own0 + own1 <= 3 << 10'
+}
+
+# ---- torture
+
+# flaps NAME: until the machine ends the tracker stops and starts, since somebody looks for a moment or for a second
+flaps() {
+	local looks=0
+	answers "$1"
+	while kill -0 "$pid" && /in/heat.py "$pid" flap 5 >"$1.flap"; do
+		looks=$((looks + 5))
+		mv "$1.flap" "$1.heat"
+		kill -0 "$pid" && /in/heat.py "$pid" watch 1 >"$1.flap" || break
+		looks=$((looks + 1))
+		mv "$1.flap" "$1.heat"
+	done 2>"$1.said"
+	sleep 1
+	! kill -0 "$pid" 2>/dev/null || { bad "$1: heat: $(tail -n 1 "$1.said")"; kill -INT "$pid"; }
+	tell "$1"
+	expect "$1: switched on and off, here $looks times" 1 "$((looks >= 5))"
+}
+
+churns() {
+	local setting=/sys/kernel/mm/transparent_hugepage/shmem_enabled before pages what track
+	before=$(sed 's/.*\[\(.*\)].*/\1/' "$setting")
+	for what in huge small; do
+		pages=$before
+		[ $what = huge ] || pages=deny
+		echo "$pages" >"$setting"
+		track=on,budget=50
+		begin "churn-$what" churn size=32M ms=9000 "seed=$RANDOM"
+		ask "churn-$what" 8
+		tell "churn-$what"
+		ended_ok "churn-$what" 90
+		track=auto,budget=50
+		begin "flaps-$what" churn size=32M ms=10000 "seed=$RANDOM"
+		flaps "flaps-$what"
+		ended_ok "flaps-$what" 90
+	done
+	echo "$before" >"$setting"
+}
+
+# Memory is thrown away and comes back empty, again and again.
+resets() {
+	begin resets fuzz reset=1 ms=100000 "seed=$RANDOM"
+	ask resets 6
+	tell resets
+	expect "resets: still runs" running "$(mirrorball stat --json resets | sed -n 's/.*"state": *"\([a-z]*\)".*/\1/p' | head -n 1)"
+	kill -INT "$pid"
+	ended 30
+	expect "resets: status" 130 "$status"
+}
+
+# ---- what it asks of KVM
+
+flushes() { cat /sys/kernel/debug/kvm/remote_tlb_flush_requests; }
+
+# rate NAME OPTION...: the same for any number of vCPUs and any size
+rate() {
+	local name=$1 before after
+	shift
+	machine=("$@")
+	begin "$name" private size=64M ms=11000
+	sleep 3
+	before=$(flushes)
+	ask "$name" 6
+	after=$(flushes)
+	tell "$name"
+	echo "$name: KVM counts $(((after - before) / 6)) flushes a second"
+	holds "$name: zaps a second" 'zaps > 0 && zaps <= 220'
+	expect "$name: flushes a second" 1 "$(((after - before) / 6 <= 440))"
+	ended_ok "$name" 60
+}
+
+rates() {
+	rate cpus1 --cpus 1 --memory 256M
+	rate cpus8 --cpus 8 --memory 256M
+	rate large --cpus 8 --memory 64G --memory-overcommit
+}
+
+# ---- a limit on memory
+
+# Whoever the kernel ends, nothing hangs.
+limited() {
+	mkdir -p /sys/fs/cgroup/limited
+	echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+	echo 96M >/sys/fs/cgroup/limited/memory.max
+	# shellcheck disable=SC2016 # of the inner shell
+	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/limited/cgroup.procs; exec "$@"' sh)
+	begin limited private size=192M ms=5000
+	ended 60
+	echo "limited: status $status, $(grep oom_kill /sys/fs/cgroup/limited/memory.events | xargs)"
+	expect "limited: status" 137 "$status"
+}
+
+# One at a time: a second one would take the first one's time.
+[ $# -gt 0 ] || set -- views private readshare writeshare churns resets rates limited
+for part; do
+	begun=$SECONDS
+	in_lanes "$part"
+	echo "$part: $((SECONDS - begun)) s"
+done
+finish
