@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define STACK_BYTES (8u << 20) /* a parser of JSON recurses */
+
 struct heat_feed {
 	struct heat_feed_config config;
 	struct cli_client *client; /* the thread's, from the start to its end */
@@ -70,18 +72,6 @@ static void *ask(void *arg)
 	}
 }
 
-static int start_thread(struct heat_feed *feed)
-{
-	sigset_t all, mask;
-	int rc;
-
-	mb_signals_of_others(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &mask);
-	rc = -pthread_create(&feed->thread, NULL, ask, feed);
-	pthread_sigmask(SIG_SETMASK, &mask, NULL);
-	return rc;
-}
-
 static void release(struct heat_feed *feed)
 {
 	cli_client_close(feed->client);
@@ -126,7 +116,7 @@ int heat_feed_open(
 	feed->done_fd = eventfd(0, EFD_CLOEXEC);
 	rc = feed->signal_fd < 0 || feed->ask_fd < 0 || feed->done_fd < 0 ? -errno : 0;
 	if (!rc)
-		rc = start_thread(feed);
+		rc = mb_thread_start(&feed->thread, STACK_BYTES, NULL, ask, feed);
 	if (rc) {
 		release(feed);
 		return mb_error_set(err, -rc, "a thread to ask the machine: %s", strerror(-rc));

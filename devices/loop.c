@@ -3,7 +3,6 @@
 #include <mirrorball/loop.h>
 #include <mirrorball/thread.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,23 +176,13 @@ static void *thread_main(void *arg)
 int mb_loop_start_thread(
 	struct mb_loop *loop, const char *name, const cpu_set_t *cpus, struct mb_error *err)
 {
-	pthread_attr_t attr;
-	sigset_t all, old;
 	int rc;
 
 	snprintf(loop->name, sizeof(loop->name), "%s", name);
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	if (cpus && CPU_COUNT(cpus))
-		pthread_attr_setaffinity_np(&attr, sizeof(*cpus), cpus);
-	mb_signals_of_others(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&loop->thread, &attr, thread_main, loop);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
+	rc = mb_thread_start(&loop->thread, STACK_BYTES, cpus, thread_main, loop);
 	if (rc)
-		return mb_error_set(err, rc, "thread %s: %s; too many processes? (ulimit -u)", name,
-			strerror(rc));
+		return mb_error_set(err, -rc, "thread %s: %s; too many processes? (ulimit -u)", name,
+			strerror(-rc));
 	loop->has_thread = true;
 	return 0;
 }

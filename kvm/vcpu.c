@@ -164,22 +164,10 @@ static void *thread_main(void *arg)
 
 static int start_thread(struct mb_vcpu *vcpu, const cpu_set_t *cpus)
 {
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int rc;
+	int rc = mb_thread_start(&vcpu->thread, STACK_BYTES, cpus, thread_main, vcpu);
 
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	if (cpus && CPU_COUNT(cpus))
-		pthread_attr_setaffinity_np(&attr, sizeof(*cpus), cpus);
-	/* A vCPU thread takes no signal but its kick, and what its own faults raise. */
-	mb_signals_of_others(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&vcpu->thread, &attr, thread_main, vcpu);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
 	vcpu->has_thread = !rc;
-	return -rc;
+	return rc;
 }
 
 /* Starts all threads and waits until each has made its vCPU. */

@@ -328,22 +328,6 @@ static int open_pagemap(struct mb_tracker *t, struct mb_error *err)
 	return 0;
 }
 
-static int start_thread(struct mb_tracker *t)
-{
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int rc;
-
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	mb_signals_of_others(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&t->thread, &attr, thread_main, t);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
-	return -rc;
-}
-
 static void set_running(struct mb_tracker *t, bool running)
 {
 	pthread_mutex_lock(&t->lock);
@@ -374,7 +358,7 @@ int mb_tracker_start(struct mb_tracker *t, struct mb_error *err)
 		rc = open_pagemap(t, err);
 	if (!rc) {
 		set_running(t, true);
-		rc = start_thread(t);
+		rc = mb_thread_start(&t->thread, STACK_BYTES, NULL, thread_main, t);
 		if (rc) {
 			set_running(t, false);
 			mb_error_set(err, -rc, "its thread: %s; too many processes? (ulimit -u)",

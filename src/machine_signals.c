@@ -102,20 +102,11 @@ static void *thread_main(void *arg)
 
 int mb_machine_start_signals(struct mb_machine *machine, struct mb_error *err)
 {
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int rc;
+	int rc = mb_thread_start(&machine->signals_thread, STACK_BYTES, NULL, thread_main, machine);
 
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	mb_signals_of_others(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&machine->signals_thread, &attr, thread_main, machine);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
 	if (rc)
-		return mb_error_set(err, rc, "thread for signals: %s; too many processes? (ulimit -u)",
-			strerror(rc));
+		return mb_error_set(err, -rc, "thread for signals: %s; too many processes? (ulimit -u)",
+			strerror(-rc));
 	machine->has_signals_thread = true;
 	return 0;
 }

@@ -227,26 +227,15 @@ static void *thread_main(void *arg)
 	return NULL;
 }
 
+/* It blocks SIGTTOU, too: so it may write to a terminal from the background. */
 static int start_thread(struct mb_output *output, struct mb_error *err)
 {
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int rc;
+	int rc = mb_thread_start(&output->thread, STACK_BYTES, NULL, thread_main, output);
 
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	/*
-	 * SIGTTOU among them: a thread that blocks it may write to a terminal from the background.
-	 */
-	mb_signals_of_others(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&output->thread, &attr, thread_main, output);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
 	if (rc)
-		return mb_error_set(err, rc,
+		return mb_error_set(err, -rc,
 			"console output: start a thread: %s; too many processes? (ulimit -u)",
-			strerror(rc));
+			strerror(-rc));
 	pthread_setname_np(output->thread, "console-out");
 	output->has_thread = true;
 	return 0;

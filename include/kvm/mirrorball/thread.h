@@ -2,22 +2,16 @@
 #ifndef MIRRORBALL_THREAD_H
 #define MIRRORBALL_THREAD_H
 
-#include <signal.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stddef.h>
 
 /*
- * What a thread of ours blocks: every signal, since they are the main thread's, but those that its own
- * faults raise. Were they blocked, the kernel would end the process without the handler that restores
- * the terminal (signal(7)).
+ * Starts a thread that takes no signal but those that its own faults raise: the others are the main
+ * thread's. cpus: where it may run; NULL or none: where the caller may. -errno of
+ * pthread_create(3).
  */
-static inline void mb_signals_of_others(sigset_t *set)
-{
-	sigfillset(set);
-	sigdelset(set, SIGSEGV);
-	sigdelset(set, SIGBUS);
-	sigdelset(set, SIGILL);
-	sigdelset(set, SIGFPE);
-	sigdelset(set, SIGABRT);
-	sigdelset(set, SIGSYS);
-}
+int mb_thread_start(pthread_t *thread, size_t stack_bytes, const cpu_set_t *cpus,
+	void *(*fn)(void *arg), void *arg);
 
 #endif
