@@ -144,7 +144,6 @@ int mb_heat_create(const struct mb_heat_config *config, struct mb_heat_map **out
 	if (!map)
 		return -ENOMEM;
 	map->n_views = config->n_views;
-	map->n_blocks = config->n_blocks;
 	map->max_regions = config->max_regions ? config->max_regions : MAX_REGIONS;
 	/* The first ones, and the last part of memory in halves, quarters, ... */
 	if (map->max_regions < 2 * FIRST_REGIONS + 64)
@@ -290,22 +289,13 @@ void mb_heat_skip(
 	r->due_ns = now_ns + (in_use ? PERIOD_MIN_NS : UNUSED_NS);
 }
 
-static unsigned count_bits(const uint64_t *bits)
-{
-	unsigned n = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
-		n += (unsigned)__builtin_popcountll(bits[i]);
-	return n;
-}
-
 /*
  * How much of a block was touched or written: what was mapped as one page counts as one. So does
  * a block that was zoomed into, or what is known would change with the size of its pages.
  */
 static float share_of_block(const struct mb_heat_seen *seen, unsigned block, const uint64_t *bits)
 {
-	unsigned n = count_bits(bits);
+	unsigned n = mb_heat_count(bits);
 
 	if ((seen->huge | seen->zoomed) >> block & 1)
 		return n > 0;
@@ -343,8 +333,8 @@ static bool get_bit(const uint64_t *bits, unsigned i)
 static bool pages_differ(const struct mb_heat_map *map, const struct mb_heat_seen *seen)
 {
 	for (unsigned v = 0; v < map->n_views; v++) {
-		unsigned touched = count_bits(seen->view[v].touched[0]);
-		unsigned written = count_bits(seen->view[v].written[0]);
+		unsigned touched = mb_heat_count(seen->view[v].touched[0]);
+		unsigned written = mb_heat_count(seen->view[v].written[0]);
 
 		if ((touched && touched < seen->n_pages) ||
 			(seen->knows_writes && written && written < touched))
@@ -393,11 +383,8 @@ static bool detail_is_wrong(const struct mb_heat_map *map, const struct region *
 {
 	for (unsigned v = 0; v < map->n_views; v++) {
 		float touch = r->half[0].touch[v];
-		uint8_t most = 0;
+		uint8_t most = mb_heat_most(r->detail->touch[v]);
 
-		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-			if (r->detail->touch[v][i] > most)
-				most = r->detail->touch[v][i];
 		if ((!most && touch > CHANGED) ||
 			(most > 127 && touch < NEVER &&
 				max_touch(&r->half[0], map->n_views) > COLD))

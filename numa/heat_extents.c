@@ -92,10 +92,8 @@ static float page_chance(float seen, float block, uint8_t looks)
  */
 static float whole(const uint8_t *value, float known, bool huge)
 {
-	uint8_t most = 0;
+	uint8_t most = huge ? mb_heat_most(value) : 0;
 
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && huge; i++)
-		most = value[i] > most ? value[i] : most;
 	return most ? known * 255 / (float)most : 1;
 }
 

@@ -38,7 +38,6 @@ struct region {
 
 struct mb_heat_map {
 	unsigned n_views, n_regions, max_regions, n_details, max_details;
-	uint64_t n_blocks;
 	uint64_t max_blocks;	/* of a region */
 	struct region **region; /* in order, without gaps; room for max_regions */
 };
@@ -49,6 +48,25 @@ static inline uint32_t mb_heat_mix(uint32_t x)
 	x = (x ^ x >> 16) * 0x85ebca6bu;
 	x = (x ^ x >> 13) * 0xc2b2ae35u;
 	return x ^ x >> 16;
+}
+
+static inline unsigned mb_heat_count(const uint64_t bits[MB_HEAT_BLOCK_WORDS])
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
+		n += (unsigned)__builtin_popcountll(bits[i]);
+	return n;
+}
+
+/* The highest of the values of a block's pages. */
+static inline uint8_t mb_heat_most(const uint8_t value[MB_HEAT_BLOCK_PAGES])
+{
+	uint8_t most = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		most = value[i] > most ? value[i] : most;
+	return most;
 }
 
 struct known mb_heat_known(const struct mb_heat_map *map, const struct region *r);

@@ -7,10 +7,6 @@
 
 #include "tracker_internal.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22 /* 5.14 */
-#endif
-
 /*
  * Where memory lives. move_pages(2) without nodes tells it of pages that are in the page tables of
  * the mapping that is asked; a page need not be in those of any view just now.

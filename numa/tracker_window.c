@@ -8,10 +8,6 @@
 #include "heat_internal.h"
 #include "tracker_internal.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22 /* 5.14 */
-#endif
-
 #define PART_PAGES    64u /* the least of a block that is worth a window */
 #define ZOOM_LOOKS    6u  /* at each page */
 #define ZOOM_WINDOWS  10u
@@ -21,15 +17,6 @@
 /* What one window may cost, as a share of what may be spent in a second; and a zoom in seconds. */
 #define WINDOW_SHARE 5
 #define ZOOM_SECONDS 5
-
-static unsigned count_bits(const uint64_t *bits)
-{
-	unsigned n = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
-		n += (unsigned)__builtin_popcountll(bits[i]);
-	return n;
-}
 
 static char *at(const struct mb_tracker *t, unsigned view, uint64_t offset)
 {
@@ -174,7 +161,7 @@ static uint64_t length_ns(const struct mb_tracker *t, const struct window *w)
 
 static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_ns)
 {
-	unsigned n_touched = 0, n_calls = 0;
+	unsigned n_touched = 0;
 	int rc = 0;
 
 	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
@@ -183,7 +170,7 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 
 		rc = look(t, w, v, &f);
 		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
-			unsigned n = count_bits(w->seen.view[v].touched[b]);
+			unsigned n = mb_heat_count(w->seen.view[v].touched[b]);
 
 			n_touched += n > 0;
 			if (n)
@@ -208,9 +195,8 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 	}
 	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
 		rc = mb_pagemap_clean(t->pm, at(t, v, w->offset), w->len);
-		n_calls++;
+		mb_tracker_pay(t, 0, 1);
 	}
-	mb_tracker_pay(t, 0, n_calls);
 	if (rc) {
 		give_up(t, w, "protect pages", rc, now_ns);
 		return;
@@ -224,8 +210,7 @@ static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns
 {
 	for (unsigned v = 0; v < t->config.n_views; v++) {
 		struct mb_heat_seen_view *view = &w->seen.view[v];
-		block_bits mapped[MB_HEAT_RUN_BLOCKS] = {0};
-		struct finder f = {.mapped = mapped, .written = view->written};
+		struct finder f = {.written = view->written};
 		uint64_t faults = 0;
 		int rc = look(t, w, v, &f);
 
@@ -236,7 +221,7 @@ static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns
 		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
 			bool huge = w->seen.huge >> b & 1;
 			bool was_huge = huge && w->was_huge[v] >> b & 1;
-			bool touched = count_bits(view->touched[b]);
+			bool touched = mb_heat_count(view->touched[b]);
 
 			/* A page that came only now was not protected, so that it does not count;
 			 * a huge one that was there before was, even if nobody touched it. */
@@ -245,10 +230,10 @@ static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns
 			/* Translations went with the protection: the next access is a fault, and
 			 * so is the first write. */
 			if (huge)
-				faults += touched + (count_bits(view->written[b]) > 0);
+				faults += touched + (mb_heat_count(view->written[b]) > 0);
 			else
-				faults +=
-					count_bits(view->touched[b]) + count_bits(view->written[b]);
+				faults += mb_heat_count(view->touched[b]) +
+					  mb_heat_count(view->written[b]);
 			/* Touched, then: it was in no window of its own. */
 			if (was_huge && !touched)
 				memcpy(view->touched[b], view->written[b], sizeof(block_bits));
