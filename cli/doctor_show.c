@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli.h"
 #include "doctor.h"
+#include <mirrorball/json.h>
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -126,12 +127,6 @@ void doctor_show_table(const struct doctor_report *report, bool colour)
 }
 
 /* Steals value. jansson's setters fail on NULL, so rc covers every allocation. */
-static void put(json_t *object, const char *key, json_t *value, int *rc)
-{
-	if (json_object_set_new(object, key, value))
-		*rc = -ENOMEM;
-}
-
 static json_t *text_or_null(const char *text)
 {
 	json_t *value = text ? json_string(text) : json_null();
@@ -143,14 +138,14 @@ static json_t *check_json(const struct doctor_check *check, int *rc)
 {
 	json_t *object = json_object();
 
-	put(object, "id", json_string(check->id), rc);
-	put(object, "name", json_string(check->what), rc);
-	put(object, "status", json_string(marks[check->mark].word), rc);
-	put(object, "value", text_or_null(check->value), rc);
-	put(object, "since", text_or_null(check->since), rc);
-	put(object, "use", text_or_null(check->use), rc);
-	put(object, "cost", text_or_null(check->cost), rc);
-	put(object, "fix", text_or_null(check->fix), rc);
+	mb_json_put(object, "id", json_string(check->id), rc);
+	mb_json_put(object, "name", json_string(check->what), rc);
+	mb_json_put(object, "status", json_string(marks[check->mark].word), rc);
+	mb_json_put(object, "value", text_or_null(check->value), rc);
+	mb_json_put(object, "since", text_or_null(check->since), rc);
+	mb_json_put(object, "use", text_or_null(check->use), rc);
+	mb_json_put(object, "cost", text_or_null(check->cost), rc);
+	mb_json_put(object, "fix", text_or_null(check->fix), rc);
 	return object;
 }
 
@@ -164,11 +159,11 @@ static json_t *node_json(const struct mb_topology *topo, const struct mb_node *n
 	for (unsigned i = 0; i < topo->n_nodes; i++)
 		if (json_array_append_new(distances, json_integer(node->distance[i])))
 			*rc = -ENOMEM;
-	put(object, "id", json_integer(node->id), rc);
-	put(object, "cpus", cpus, rc);
-	put(object, "mem_total_bytes", json_integer((json_int_t)node->mem_total_bytes), rc);
-	put(object, "mem_free_bytes", json_integer((json_int_t)node->mem_free_bytes), rc);
-	put(object, "distances", distances, rc);
+	mb_json_put(object, "id", json_integer(node->id), rc);
+	mb_json_put(object, "cpus", cpus, rc);
+	mb_json_put(object, "mem_total_bytes", json_integer((json_int_t)node->mem_total_bytes), rc);
+	mb_json_put(object, "mem_free_bytes", json_integer((json_int_t)node->mem_free_bytes), rc);
+	mb_json_put(object, "distances", distances, rc);
 	return object;
 }
 
@@ -184,13 +179,13 @@ int doctor_show_json(const struct doctor_report *report)
 		if (json_array_append_new(
 			    nodes, node_json(&report->topo, &report->topo.node[i], &rc)))
 			rc = -ENOMEM;
-	put(root, "format", json_integer(1), &rc);
-	put(root, "version", json_string(MB_VERSION), &rc);
-	put(root, "kernel", text_or_null(report->kernel), &rc);
-	put(root, "can_run", json_boolean(doctor_can_run(report)), &rc);
-	put(root, "views", json_integer(report->n_views), &rc);
-	put(root, "checks", checks, &rc);
-	put(root, "nodes", nodes, &rc);
+	mb_json_put(root, "format", json_integer(1), &rc);
+	mb_json_put(root, "version", json_string(MB_VERSION), &rc);
+	mb_json_put(root, "kernel", text_or_null(report->kernel), &rc);
+	mb_json_put(root, "can_run", json_boolean(doctor_can_run(report)), &rc);
+	mb_json_put(root, "views", json_integer(report->n_views), &rc);
+	mb_json_put(root, "checks", checks, &rc);
+	mb_json_put(root, "nodes", nodes, &rc);
 	if (!rc)
 		rc = cli_print_json(root);
 	json_decref(root);

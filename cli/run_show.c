@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run.h"
+#include <mirrorball/json.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -145,13 +146,6 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		c->no_reboot ? "ends the machine" : "starts it again");
 }
 
-/* Steals value; jansson's setters fail on NULL, so one check at the end covers every allocation. */
-static void put(json_t *object, const char *key, json_t *value, int *rc)
-{
-	if (json_object_set_new(object, key, value))
-		*rc = -ENOMEM;
-}
-
 static json_t *text_or_null(const char *text)
 {
 	/* A path that is not UTF-8 cannot be a JSON string. */
@@ -164,13 +158,13 @@ static json_t *guest_json(const struct mb_machine_config *c, int *rc)
 {
 	json_t *guest = json_object();
 
-	put(guest, "kind", json_string(c->kernel_path ? "kernel" : "splash"), rc);
+	mb_json_put(guest, "kind", json_string(c->kernel_path ? "kernel" : "splash"), rc);
 	if (c->kernel_path) {
-		put(guest, "kernel", text_or_null(c->kernel_path), rc);
-		put(guest, "initrd", text_or_null(c->initrd_path), rc);
-		put(guest, "append", text_or_null(c->cmdline), rc);
+		mb_json_put(guest, "kernel", text_or_null(c->kernel_path), rc);
+		mb_json_put(guest, "initrd", text_or_null(c->initrd_path), rc);
+		mb_json_put(guest, "append", text_or_null(c->cmdline), rc);
 	} else {
-		put(guest, "command", text_or_null(c->splash), rc);
+		mb_json_put(guest, "command", text_or_null(c->splash), rc);
 	}
 	return guest;
 }
@@ -179,12 +173,12 @@ static json_t *disk_json(const struct mb_disk_config *d, int *rc)
 {
 	json_t *disk = json_object();
 
-	put(disk, "path", text_or_null(d->path), rc);
-	put(disk, "size_bytes", json_integer((json_int_t)file_bytes(d->path)), rc);
-	put(disk, "readonly", json_boolean(d->readonly), rc);
-	put(disk, "direct", json_boolean(!d->buffered), rc);
-	put(disk, "serial", text_or_null(d->serial), rc);
-	put(disk, "queues", json_integer(d->n_queues), rc);
+	mb_json_put(disk, "path", text_or_null(d->path), rc);
+	mb_json_put(disk, "size_bytes", json_integer((json_int_t)file_bytes(d->path)), rc);
+	mb_json_put(disk, "readonly", json_boolean(d->readonly), rc);
+	mb_json_put(disk, "direct", json_boolean(!d->buffered), rc);
+	mb_json_put(disk, "serial", text_or_null(d->serial), rc);
+	mb_json_put(disk, "queues", json_integer(d->n_queues), rc);
 	return disk;
 }
 
@@ -197,12 +191,12 @@ static json_t *net_json(const struct mb_nic_config *n, int *rc)
 	for (const char *const *arg = n->passt_args; arg && *arg; arg++)
 		if (json_array_append_new(args, text_or_null(*arg)))
 			*rc = -ENOMEM;
-	put(net, "kind", json_string(n->passt ? "passt" : n->tap_name ? "tap" : "tap-fd"), rc);
-	put(net, "tap", text_or_null(n->tap_name), rc);
-	put(net, "tap_fd", n->tap_fd >= 0 ? json_integer(n->tap_fd) : json_null(), rc);
-	put(net, "passt_args", args, rc);
-	put(net, "mac", has_mac(n) ? json_string(mac) : json_null(), rc);
-	put(net, "queues", json_integer(n->n_pairs), rc);
+	mb_json_put(net, "kind", json_string(n->passt ? "passt" : n->tap_name ? "tap" : "tap-fd"), rc);
+	mb_json_put(net, "tap", text_or_null(n->tap_name), rc);
+	mb_json_put(net, "tap_fd", n->tap_fd >= 0 ? json_integer(n->tap_fd) : json_null(), rc);
+	mb_json_put(net, "passt_args", args, rc);
+	mb_json_put(net, "mac", has_mac(n) ? json_string(mac) : json_null(), rc);
+	mb_json_put(net, "queues", json_integer(n->n_pairs), rc);
 	return net;
 }
 
@@ -218,20 +212,20 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	for (unsigned i = 0; i < c->n_nics; i++)
 		if (json_array_append_new(nets, net_json(&c->nic[i], &rc)))
 			rc = -ENOMEM;
-	put(root, "format", json_integer(1), &rc);
-	put(root, "name", text_or_null(c->name), &rc);
-	put(root, "guest", guest_json(c, &rc), &rc);
-	put(root, "vcpus", json_integer(c->n_vcpus), &rc);
-	put(root, "memory_bytes", json_integer((json_int_t)c->memory_bytes), &rc);
-	put(root, "memory_overcommit", json_boolean(run->overcommit), &rc);
-	put(root, "views", c->n_views ? json_integer(c->n_views) : json_string("auto"), &rc);
-	put(root, "host_views", json_integer(host->n_views), &rc);
-	put(root, "track", json_string(track_names[c->track]), &rc);
-	put(root, "disks", disks, &rc);
-	put(root, "nets", nets, &rc);
-	put(root, "console", json_string(console_names[c->console]), &rc);
-	put(root, "reboot", json_boolean(!c->no_reboot), &rc);
-	put(root, "quiet", json_boolean(c->quiet), &rc);
+	mb_json_put(root, "format", json_integer(1), &rc);
+	mb_json_put(root, "name", text_or_null(c->name), &rc);
+	mb_json_put(root, "guest", guest_json(c, &rc), &rc);
+	mb_json_put(root, "vcpus", json_integer(c->n_vcpus), &rc);
+	mb_json_put(root, "memory_bytes", json_integer((json_int_t)c->memory_bytes), &rc);
+	mb_json_put(root, "memory_overcommit", json_boolean(run->overcommit), &rc);
+	mb_json_put(root, "views", c->n_views ? json_integer(c->n_views) : json_string("auto"), &rc);
+	mb_json_put(root, "host_views", json_integer(host->n_views), &rc);
+	mb_json_put(root, "track", json_string(track_names[c->track]), &rc);
+	mb_json_put(root, "disks", disks, &rc);
+	mb_json_put(root, "nets", nets, &rc);
+	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);
+	mb_json_put(root, "reboot", json_boolean(!c->no_reboot), &rc);
+	mb_json_put(root, "quiet", json_boolean(c->quiet), &rc);
 	if (!rc)
 		rc = cli_print_json(root);
 	json_decref(root);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <mirrorball/control.h>
+#include <mirrorball/json.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -47,16 +48,9 @@ static void guest_text(const struct mb_machine *machine, char *text, size_t len)
 	mb_error_make_printable(text);
 }
 
-/* Steals value; jansson's setters fail on NULL, so one check at the end covers every allocation. */
-static void put(json_t *object, const char *key, json_t *value, int *rc)
-{
-	if (json_object_set_new(object, key, value))
-		*rc = -ENOMEM;
-}
-
 static void put_number(json_t *object, const char *key, uint64_t value, int *rc)
 {
-	put(object, key, json_integer((json_int_t)value), rc);
+	mb_json_put(object, key, json_integer((json_int_t)value), rc);
 }
 
 void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *rc)
@@ -65,7 +59,7 @@ void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *
 
 	snprintf(name, sizeof(name), "%s", machine->config.name);
 	mb_error_make_printable(name);
-	put(object, "name", json_string(name), rc);
+	mb_json_put(object, "name", json_string(name), rc);
 	put_number(object, "pid", (uint64_t)getpid(), rc);
 }
 
@@ -82,8 +76,8 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 	for (unsigned i = 0; i < config->n_vcpus; i++)
 		n_exits += mb_vcpu_n_exits(mb_vcpus_at(machine->vcpus, i));
 	mb_machine_put_name(machine, stat, &rc);
-	put(stat, "state", json_string(machine->paused ? "paused" : "running"), &rc);
-	put(stat, "guest", json_string(guest), &rc);
+	mb_json_put(stat, "state", json_string(machine->paused ? "paused" : "running"), &rc);
+	mb_json_put(stat, "guest", json_string(guest), &rc);
 	put_number(stat, "cpus", config->n_vcpus, &rc);
 	put_number(stat, "memory_bytes", config->memory_bytes, &rc);
 	put_number(stat, "views", machine->n_views, &rc);
@@ -92,7 +86,7 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 	put_number(stat, "resets", machine->outcome.n_resets, &rc);
 	put_number(stat, "resident_bytes", resident_bytes(), &rc);
 	put_number(stat, "cpu_ms", cpu_ms(), &rc);
-	put(stat, "tracker", mb_machine_tracker_json(machine), &rc);
+	mb_json_put(stat, "tracker", mb_machine_tracker_json(machine), &rc);
 	if (rc) {
 		json_decref(stat);
 		return mb_error_set(err, ENOMEM, "out of memory");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <mirrorball/control.h>
+#include <mirrorball/json.h>
 #include <mirrorball/pagemap.h>
 #include <mirrorball/tracker.h>
 #include <stdlib.h>
@@ -14,57 +15,49 @@
  */
 #define SAME_NS 200000000ull
 
-static void put(json_t *object, const char *key, json_t *value, int *rc)
-{
-	if (json_object_set_new(object, key, value))
-		*rc = -ENOMEM;
-}
-
-static void append(json_t *array, json_t *value, int *rc)
-{
-	if (json_array_append_new(array, value))
-		*rc = -ENOMEM;
-}
-
-json_t *mb_machine_tracker_json(const struct mb_machine *machine)
+static json_t *tracker_json(const struct mb_machine *machine, const struct mb_tracker_stats *s)
 {
 	static const char *const state[] = {
 		[MB_TRACK_AUTO] = "off until somebody watches", [MB_TRACK_ON] = "on"};
-	struct mb_tracker_stats s;
 	json_t *t = json_object();
 	int rc = 0;
 
-	if (!machine->tracker) {
-		put(t, "state", json_string("switched off"), &rc);
-		return t;
-	}
-	mb_tracker_stats(machine->tracker, &s);
-	put(t, "state", json_string(s.running ? "on" : state[machine->config.track]), &rc);
-	put(t, "writes", json_boolean(s.features & MB_PAGEMAP_WRITES), &rc);
-	put(t, "exact", json_boolean(s.features & MB_PAGEMAP_EXACT), &rc);
-	put(t, "regions", json_integer(s.n_regions), &rc);
-	put(t, "covered",
-		json_real(!s.in_use_bytes ? 0
-			  : s.covered_bytes >= s.in_use_bytes
+	mb_json_put(t, "state", json_string(s->running ? "on" : state[machine->config.track]), &rc);
+	mb_json_put(t, "writes", json_boolean(s->features & MB_PAGEMAP_WRITES), &rc);
+	mb_json_put(t, "exact", json_boolean(s->features & MB_PAGEMAP_EXACT), &rc);
+	mb_json_put(t, "regions", json_integer(s->n_regions), &rc);
+	mb_json_put(t, "covered",
+		json_real(!s->in_use_bytes ? 0
+			  : s->covered_bytes >= s->in_use_bytes
 				  ? 1
-				  : (double)s.covered_bytes / (double)s.in_use_bytes),
+				  : (double)s->covered_bytes / (double)s->in_use_bytes),
 		&rc);
-	put(t, "in_use_bytes", json_integer((json_int_t)s.in_use_bytes), &rc);
-	put(t, "huge_bytes", json_integer((json_int_t)s.huge_bytes), &rc);
-	put(t, "windows", json_integer((json_int_t)s.n_windows), &rc);
-	put(t, "zooms", json_integer((json_int_t)s.n_zooms), &rc);
-	put(t, "fault_ns", json_integer((json_int_t)s.fault_ns), &rc);
-	put(t, "cpu_ppm", json_integer(s.cpu_ppm), &rc);
-	put(t, "cpu_budget_ppm", json_integer(s.cpu_budget_ppm), &rc);
-	put(t, "guest_ppm", json_integer(s.guest_ppm), &rc);
-	put(t, "guest_budget_ppm", json_integer(s.guest_budget_ppm), &rc);
-	put(t, "zaps_per_s", json_integer(s.invalidations), &rc);
-	put(t, "faults_per_s", json_integer(s.faults), &rc);
+	mb_json_put(t, "in_use_bytes", json_integer((json_int_t)s->in_use_bytes), &rc);
+	mb_json_put(t, "huge_bytes", json_integer((json_int_t)s->huge_bytes), &rc);
+	mb_json_put(t, "windows", json_integer((json_int_t)s->n_windows), &rc);
+	mb_json_put(t, "zooms", json_integer((json_int_t)s->n_zooms), &rc);
+	mb_json_put(t, "fault_ns", json_integer((json_int_t)s->fault_ns), &rc);
+	mb_json_put(t, "cpu_ppm", json_integer(s->cpu_ppm), &rc);
+	mb_json_put(t, "cpu_budget_ppm", json_integer(s->cpu_budget_ppm), &rc);
+	mb_json_put(t, "guest_ppm", json_integer(s->guest_ppm), &rc);
+	mb_json_put(t, "guest_budget_ppm", json_integer(s->guest_budget_ppm), &rc);
+	mb_json_put(t, "zaps_per_s", json_integer(s->invalidations), &rc);
+	mb_json_put(t, "faults_per_s", json_integer(s->faults), &rc);
 	if (rc) {
 		json_decref(t);
 		return NULL;
 	}
 	return t;
+}
+
+json_t *mb_machine_tracker_json(const struct mb_machine *machine)
+{
+	struct mb_tracker_stats stats;
+
+	if (!machine->tracker)
+		return json_pack("{s:s}", "state", "switched off");
+	mb_tracker_stats(machine->tracker, &stats);
+	return tracker_json(machine, &stats);
 }
 
 static json_t *extent_json(const struct mb_machine *machine, const struct mb_extent *e,
@@ -74,19 +67,19 @@ static json_t *extent_json(const struct mb_machine *machine, const struct mb_ext
 	       *write = writes ? json_array() : json_null();
 
 	for (unsigned v = 0; v < machine->n_views; v++) {
-		append(read, json_real((double)e->view[v].read), rc);
+		mb_json_append(read, json_real((double)e->view[v].read), rc);
 		if (writes)
-			append(write, json_real((double)e->view[v].write), rc);
+			mb_json_append(write, json_real((double)e->view[v].write), rc);
 	}
-	put(x, "gpa", json_integer((json_int_t)mb_ram_gpa(machine->ram, from)), rc);
-	put(x, "bytes", json_integer((json_int_t)len), rc);
-	put(x, "node", e->node < 0 ? json_null() : json_integer(e->node), rc);
-	put(x, "node_share", json_real((double)e->node_share), rc);
-	put(x, "huge", json_boolean(e->huge), rc);
-	put(x, "confidence", json_real((double)e->confidence), rc);
-	put(x, "age_ms", json_integer(e->age_ms), rc);
-	put(x, "read", read, rc);
-	put(x, "write", write, rc);
+	mb_json_put(x, "gpa", json_integer((json_int_t)mb_ram_gpa(machine->ram, from)), rc);
+	mb_json_put(x, "bytes", json_integer((json_int_t)len), rc);
+	mb_json_put(x, "node", e->node < 0 ? json_null() : json_integer(e->node), rc);
+	mb_json_put(x, "node_share", json_real((double)e->node_share), rc);
+	mb_json_put(x, "huge", json_boolean(e->huge), rc);
+	mb_json_put(x, "confidence", json_real((double)e->confidence), rc);
+	mb_json_put(x, "age_ms", json_integer(e->age_ms), rc);
+	mb_json_put(x, "read", read, rc);
+	mb_json_put(x, "write", write, rc);
 	return x;
 }
 
@@ -104,13 +97,14 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 
 		/* Side by side in the file, but not for the guest. */
 		if (e->offset < low && end > low) {
-			append(array,
+			mb_json_append(array,
 				extent_json(machine, e, e->offset, low - e->offset, writes, rc),
 				rc);
-			append(array, extent_json(machine, e, low, end - low, writes, rc), rc);
+			mb_json_append(
+				array, extent_json(machine, e, low, end - low, writes, rc), rc);
 		} else {
-			append(array, extent_json(machine, e, e->offset, e->len_bytes, writes, rc),
-				rc);
+			mb_json_append(array,
+				extent_json(machine, e, e->offset, e->len_bytes, writes, rc), rc);
 		}
 	}
 	free(extent);
@@ -128,7 +122,7 @@ static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, i
 
 		CPU_AND(&both, &topo->node[i].cpus, &machine->view_cpus[view]);
 		if (all || machine->n_views == 1 || CPU_COUNT(&both))
-			append(nodes, json_integer(topo->node[i].id), rc);
+			mb_json_append(nodes, json_integer(topo->node[i].id), rc);
 	}
 	return nodes;
 }
@@ -173,19 +167,20 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 	for (unsigned v = 0; v < machine->n_views; v++) {
 		json_t *view = json_object();
 
-		put(view, "nodes", nodes_json(machine, v, false, &rc), &rc);
-		append(views, view, &rc);
+		mb_json_put(view, "nodes", nodes_json(machine, v, false, &rc), &rc);
+		mb_json_append(views, view, &rc);
 	}
 	mb_machine_put_name(machine, heat, &rc);
-	put(heat, "time_ms",
+	mb_json_put(heat, "time_ms",
 		json_integer((json_int_t)(first_ns ? (mb_now_ns() - first_ns) / 1000000 : 0)), &rc);
-	put(heat, "memory_bytes", json_integer((json_int_t)machine->config.memory_bytes), &rc);
-	put(heat, "views", views, &rc);
-	put(heat, "nodes", nodes_json(machine, 0, true, &rc), &rc);
-	put(heat, "tracker", mb_machine_tracker_json(machine), &rc);
+	mb_json_put(
+		heat, "memory_bytes", json_integer((json_int_t)machine->config.memory_bytes), &rc);
+	mb_json_put(heat, "views", views, &rc);
+	mb_json_put(heat, "nodes", nodes_json(machine, 0, true, &rc), &rc);
+	mb_json_put(heat, "tracker", tracker_json(machine, &stats), &rc);
 	if (!rc)
-		put(heat, "extents", extents_json(machine, stats.features & MB_PAGEMAP_WRITES, &rc),
-			&rc);
+		mb_json_put(heat, "extents",
+			extents_json(machine, stats.features & MB_PAGEMAP_WRITES, &rc), &rc);
 	if (rc) {
 		json_decref(heat);
 		return mb_error_set(err, -rc, "%s", strerror(-rc));
