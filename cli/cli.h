@@ -58,6 +58,17 @@ struct cli_option_user {
 int cli_options_walk(const struct cli_option *table, int argc, char **argv,
 	const struct cli_option_user *user, int *first, struct mb_error *err);
 
+/* The options of a command that has --json and no others but --help and --version. */
+struct cli_json_asked {
+	bool json, help, version;
+};
+extern const struct cli_option cli_json_options[];
+/* struct cli_option_user.set; ctx: struct cli_json_asked. Two walks of one command line share it.
+ */
+int cli_json_option(void *ctx, int index, char *value, struct mb_error *err);
+/* Help or version, whichever was asked for. Exit status. */
+int cli_json_answer(const struct cli_command *command, const struct cli_json_asked *asked);
+
 void cli_command_help(const struct cli_command *command, FILE *out);
 void cli_version(FILE *out);
 /* Says what is wrong with the command line and where help is. Returns CLI_USAGE. */

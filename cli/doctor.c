@@ -12,21 +12,12 @@
 
 static int doctor_main(const struct cli_command *command, int argc, char **argv);
 
-enum { OPT_JSON, OPT_HELP, OPT_VERSION, N_OPTIONS };
-
-static const struct cli_option options[] = {
-	[OPT_JSON] = {"json", NULL, "print JSON for programs"},
-	[OPT_HELP] = {"help", NULL, "show this help"},
-	[OPT_VERSION] = {"version", NULL, "show the version"},
-	[N_OPTIONS] = {0},
-};
-
 const struct cli_command cli_doctor = {
 	.name = "doctor",
 	.summary = "Tell what this host offers and lacks, what that costs and how to fix it",
 	.usage = "[OPTIONS]",
 	.about = "Looks at the host: KVM, memory, NUMA and I/O. Changes nothing.",
-	.options = options,
+	.options = cli_json_options,
 	.epilogue = "Exit status: 0 a machine can run, 1 it cannot, 2 wrong command line.\n"
 		    "More: man mirrorball-doctor.",
 	.main = doctor_main,
@@ -76,23 +67,6 @@ bool doctor_can_run(const struct doctor_report *report)
 	return true;
 }
 
-struct asked {
-	bool json, help, version;
-};
-
-static int set_option(void *ctx, int index, char *value, struct mb_error *err)
-{
-	struct asked *asked = ctx;
-
-	if (index == OPT_JSON)
-		asked->json = true;
-	else if (index == OPT_HELP)
-		asked->help = true;
-	else
-		asked->version = true;
-	return 0;
-}
-
 static int look(struct doctor_report *report)
 {
 	struct utsname name;
@@ -114,25 +88,20 @@ static int look(struct doctor_report *report)
 
 static int doctor_main(const struct cli_command *command, int argc, char **argv)
 {
-	struct asked asked = {0};
-	struct cli_option_user user = {.set = set_option, .ctx = &asked};
+	struct cli_json_asked asked = {0};
+	struct cli_option_user user = {.set = cli_json_option, .ctx = &asked};
 	struct doctor_report *report;
 	struct mb_error err;
 	int first, rc;
 
-	rc = cli_options_walk(options, argc, argv, &user, &first, &err);
+	rc = cli_options_walk(cli_json_options, argc, argv, &user, &first, &err);
 	if (!rc && first < argc)
 		rc = mb_error_set(&err, EINVAL, "unexpected word '%s'; doctor takes options only",
 			argv[first]);
 	if (rc)
 		return cli_usage_error(command, &err);
-	if (asked.help || asked.version) {
-		if (asked.help)
-			cli_command_help(command, stdout);
-		else
-			cli_version(stdout);
-		return cli_flush();
-	}
+	if (asked.help || asked.version)
+		return cli_json_answer(command, &asked);
 	report = calloc(1, sizeof(*report));
 	if (!report) {
 		mb_log("doctor: out of memory");

@@ -123,6 +123,40 @@ void cli_wrap(FILE *out, const char *text, unsigned column, unsigned indent)
 	fputc('\n', out);
 }
 
+/* ---- --json, --help, --version ---- */
+
+enum { OPT_JSON, OPT_HELP, OPT_VERSION, N_OPTIONS };
+
+const struct cli_option cli_json_options[] = {
+	[OPT_JSON] = {"json", NULL, "print JSON for programs"},
+	[OPT_HELP] = {"help", NULL, "show this help"},
+	[OPT_VERSION] = {"version", NULL, "show the version"},
+	[N_OPTIONS] = {0},
+};
+
+int cli_json_option(void *ctx, int index, char *value, struct mb_error *err)
+{
+	struct cli_json_asked *asked = ctx;
+	bool *flag = index == OPT_JSON	 ? &asked->json
+		     : index == OPT_HELP ? &asked->help
+					 : &asked->version;
+
+	/* A walk sees that by itself; two do not. */
+	if (*flag)
+		return mb_error_set(err, EINVAL, "is given twice");
+	*flag = true;
+	return 0;
+}
+
+int cli_json_answer(const struct cli_command *command, const struct cli_json_asked *asked)
+{
+	if (asked->help)
+		cli_command_help(command, stdout);
+	else
+		cli_version(stdout);
+	return cli_flush();
+}
+
 void cli_command_help(const struct cli_command *command, FILE *out)
 {
 	fprintf(out, "Usage: mirrorball %s %s\n\n", command->name, command->usage);

@@ -11,21 +11,12 @@
 
 static int ps_main(const struct cli_command *command, int argc, char **argv);
 
-enum { OPT_JSON, OPT_HELP, OPT_VERSION, N_OPTIONS };
-
-static const struct cli_option options[] = {
-	[OPT_JSON] = {"json", NULL, "print JSON for programs"},
-	[OPT_HELP] = {"help", NULL, "show this help"},
-	[OPT_VERSION] = {"version", NULL, "show the version"},
-	[N_OPTIONS] = {0},
-};
-
 const struct cli_command cli_ps = {
 	.name = "ps",
 	.summary = "List the machines that are running",
 	.usage = "[OPTIONS]",
 	.about = "Lists the running machines of this user, with what they take of the host.",
-	.options = options,
+	.options = cli_json_options,
 	.epilogue =
 		"Exit status: 0 listed, or none is running; 1 a machine did not answer; 2 wrong "
 		"command line.\nMore: man mirrorball-ps.",
@@ -202,46 +193,24 @@ static int show(struct row *rows, unsigned n, bool json)
 	return status;
 }
 
-struct asked {
-	bool json, help, version;
-};
-
-static int set_option(void *ctx, int index, char *value, struct mb_error *err)
-{
-	struct asked *asked = ctx;
-
-	if (index == OPT_JSON)
-		asked->json = true;
-	else if (index == OPT_HELP)
-		asked->help = true;
-	else
-		asked->version = true;
-	return 0;
-}
-
 static int ps_main(const struct cli_command *command, int argc, char **argv)
 {
-	struct asked asked = {0};
-	struct cli_option_user user = {.set = set_option, .ctx = &asked};
+	struct cli_json_asked asked = {0};
+	struct cli_option_user user = {.set = cli_json_option, .ctx = &asked};
 	struct cli_machines machines;
 	struct row *rows;
 	struct mb_error err;
 	int first, rc;
 
-	rc = cli_options_walk(options, argc, argv, &user, &first, &err);
+	rc = cli_options_walk(cli_json_options, argc, argv, &user, &first, &err);
 	if (!rc && first < argc)
 		rc = mb_error_set(&err, EINVAL,
 			"unexpected word '%s'; ps takes options only (stat takes a machine)",
 			argv[first]);
 	if (rc)
 		return cli_usage_error(command, &err);
-	if (asked.help || asked.version) {
-		if (asked.help)
-			cli_command_help(command, stdout);
-		else
-			cli_version(stdout);
-		return cli_flush();
-	}
+	if (asked.help || asked.version)
+		return cli_json_answer(command, &asked);
 	rc = cli_machines_list(&machines, &err);
 	if (rc) {
 		mb_log("ps: %s", err.text);

@@ -10,22 +10,13 @@
 
 static int stat_main(const struct cli_command *command, int argc, char **argv);
 
-enum { OPT_JSON, OPT_HELP, OPT_VERSION, N_OPTIONS };
-
-static const struct cli_option options[] = {
-	[OPT_JSON] = {"json", NULL, "print JSON for programs"},
-	[OPT_HELP] = {"help", NULL, "show this help"},
-	[OPT_VERSION] = {"version", NULL, "show the version"},
-	[N_OPTIONS] = {0},
-};
-
 const struct cli_command cli_stat = {
 	.name = "stat",
 	.summary = "Tell everything about a running machine",
 	.usage = "[OPTIONS] NAME|PID",
 	.about = "Tells what a running machine of this user is, what it has done and what it takes "
 		 "of the host. 'mirrorball ps' lists names and PIDs.",
-	.options = options,
+	.options = cli_json_options,
 	.epilogue = "Exit status: 0 told, 1 there is no such machine or it did not answer, 2 wrong "
 		    "command line.\nMore: man mirrorball-stat.",
 	.main = stat_main,
@@ -189,31 +180,17 @@ static void show(json_t *answer)
 }
 
 struct asked {
+	struct cli_json_asked options;
 	const char *who;
-	bool json, help, version;
 };
-
-static int set_option(void *ctx, int index, char *value, struct mb_error *err)
-{
-	struct asked *asked = ctx;
-	bool *flag = index == OPT_JSON	 ? &asked->json
-		     : index == OPT_HELP ? &asked->help
-					 : &asked->version;
-
-	/* Once before the machine and once behind it: the walk sees each on its own. */
-	if (*flag)
-		return mb_error_set(err, EINVAL, "is given twice");
-	*flag = true;
-	return 0;
-}
 
 /* Options may also stand behind the machine: `stat web1 --json`. */
 static int parse(struct asked *asked, int argc, char **argv, struct mb_error *err)
 {
-	struct cli_option_user user = {.set = set_option, .ctx = asked};
-	int first, rc = cli_options_walk(options, argc, argv, &user, &first, err);
+	struct cli_option_user user = {.set = cli_json_option, .ctx = &asked->options};
+	int first, rc = cli_options_walk(cli_json_options, argc, argv, &user, &first, err);
 
-	if (rc || asked->help || asked->version)
+	if (rc || asked->options.help || asked->options.version)
 		return rc;
 	if (first == argc)
 		return mb_error_set(err, EINVAL,
@@ -221,7 +198,7 @@ static int parse(struct asked *asked, int argc, char **argv, struct mb_error *er
 	asked->who = argv[first];
 	argc -= first;
 	argv += first;
-	rc = cli_options_walk(options, argc, argv, &user, &first, err);
+	rc = cli_options_walk(cli_json_options, argc, argv, &user, &first, err);
 	if (!rc && first < argc)
 		rc = mb_error_set(
 			err, EINVAL, "'%s' is too much; stat takes one machine", argv[first]);
@@ -238,17 +215,12 @@ static int stat_main(const struct cli_command *command, int argc, char **argv)
 
 	if (rc)
 		return cli_usage_error(command, &err);
-	if (asked.help || asked.version) {
-		if (asked.help)
-			cli_command_help(command, stdout);
-		else
-			cli_version(stdout);
-		return cli_flush();
-	}
+	if (asked.options.help || asked.options.version)
+		return cli_json_answer(command, &asked.options);
 	rc = cli_client_open(asked.who, &client, &err);
 	if (!rc)
 		rc = cli_client_ask(client, "stat", &answer, &err);
-	if (!rc && !asked.json)
+	if (!rc && !asked.options.json)
 		show(answer);
 	else if (!rc && cli_print_json(answer))
 		rc = mb_error_set(&err, ENOMEM, "--json: %s", strerror(ENOMEM));
