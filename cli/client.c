@@ -3,12 +3,12 @@
 #include "machines.h"
 #include "parse.h"
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #define TIMEOUT_S	 10
@@ -24,10 +24,7 @@ struct cli_client {
 
 static uint64_t now_ms(void)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+	return mb_now_ns() / 1000000;
 }
 
 /* ---- which machine ---- */

@@ -2,6 +2,7 @@
 #include "heat_feed.h"
 #include "client.h"
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/thread.h>
 #include <poll.h>
 #include <pthread.h>
@@ -10,7 +11,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #define STACK_BYTES (8u << 20) /* a parser of JSON recurses */
@@ -36,10 +36,7 @@ struct heat_feed {
 
 uint64_t heat_now_ms(void)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	return mb_now_ns() / 1000000;
 }
 
 static void hand_over(int fd)

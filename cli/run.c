@@ -2,11 +2,11 @@
 #include "run.h"
 #include "guard.h"
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/log.h>
 #include <mirrorball/splash.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 static int run_main(const struct cli_command *command, int argc, char **argv);
@@ -111,7 +111,8 @@ static void stuck(void *ctx, int signal, const char *doing)
 	_exit(CLI_SIGNAL_BASE + signal);
 }
 
-/* 0, -errno, or the status for a signal that came meanwhile: the guest has not run, nothing is lost. */
+/* 0, -errno, or the status for a signal that came meanwhile: the guest has not run, nothing is
+ * lost. */
 static int build_machine(struct cli_run *run, const struct mb_machine_config *config,
 	const struct mb_host *host, struct mb_machine **out, struct mb_error *err)
 {
@@ -163,15 +164,14 @@ static int dry_run(struct cli_run *run, const struct mb_host *host, struct mb_er
 
 static int run_main(const struct cli_command *command, int argc, char **argv)
 {
-	struct timespec start;
+	uint64_t start_ns = mb_now_ns();
 	struct mb_host host;
 	struct mb_error err;
 	struct cli_run run;
 	int rc;
 
-	clock_gettime(CLOCK_MONOTONIC, &start);
 	rc = cli_run_parse(&run, argc, argv, &err);
-	run.config.start_ns = (uint64_t)start.tv_sec * 1000000000u + (uint64_t)start.tv_nsec;
+	run.config.start_ns = start_ns;
 	if (rc) {
 		cli_run_finish(&run);
 		return cli_usage_error(command, &err);

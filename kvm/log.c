@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mirrorball/clock.h>
 #include <mirrorball/error.h>
 #include <mirrorball/log.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define PERIOD_NS 10000000000ull
@@ -49,12 +49,10 @@ void mb_log(const char *fmt, ...)
 
 void mb_log_guest(struct mb_ratelimit *rl, const char *fmt, ...)
 {
-	struct timespec ts;
-	uint64_t now_ns, start_ns = __atomic_load_n(&rl->period_start_ns, __ATOMIC_RELAXED);
+	uint64_t now_ns = mb_now_ns(),
+		 start_ns = __atomic_load_n(&rl->period_start_ns, __ATOMIC_RELAXED);
 	va_list ap;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	now_ns = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 	if ((!start_ns || now_ns - start_ns > PERIOD_NS) &&
 		__atomic_compare_exchange_n(&rl->period_start_ns, &start_ns, now_ns, false,
 			__ATOMIC_RELAXED, __ATOMIC_RELAXED)) {

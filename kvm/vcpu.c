@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/cpuid.h>
 #include <mirrorball/thread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "vcpu_internal.h"
@@ -14,13 +14,7 @@
 #define STACK_BYTES (256u << 10)
 #define KICK_SIGNAL SIGRTMIN
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 /* The signal's only effect is that KVM_RUN returns. */
 static void on_kick(int signal)
@@ -69,6 +63,7 @@ static int set_up(struct mb_vcpu *vcpu, const char **step)
 	rc = mb_msrs_init_vcpu(host, vcpu->fd);
 	if (rc)
 		return rc;
+	mb_vcpu_open_stats(vcpu);
 	if (mb_vm_x2apic_ids(set->vm)) {
 		*step = "set its APIC's mode";
 		rc = mb_vcpu_start_in_x2apic(vcpu);
@@ -151,7 +146,7 @@ static void *thread_main(void *arg)
 		vcpu->run->immediate_exit = 0;
 		pthread_mutex_unlock(&set->lock);
 		if (!__atomic_load_n(&set->first_run_ns, __ATOMIC_RELAXED))
-			__atomic_compare_exchange_n(&set->first_run_ns, &unset, now_ns(), false,
+			__atomic_compare_exchange_n(&set->first_run_ns, &unset, mb_now_ns(), false,
 				__ATOMIC_RELAXED, __ATOMIC_RELAXED);
 		run_until_request(vcpu);
 		pthread_mutex_lock(&set->lock);
@@ -246,7 +241,7 @@ int mb_vcpus_create(struct mb_vm *vm, const struct mb_vcpus_config *config, stru
 	for (unsigned i = 0; i < set->n; i++) {
 		set->vcpu[i].set = set;
 		set->vcpu[i].index = i;
-		set->vcpu[i].fd = -1;
+		set->vcpu[i].fd = set->vcpu[i].stats_fd = -1;
 		set->vcpu[i].view = config->view ? config->view[i] : 0;
 	}
 	sigaction(KICK_SIGNAL, &kick, NULL);
@@ -293,6 +288,8 @@ void mb_vcpus_destroy(struct mb_vcpus *set)
 			pthread_join(vcpu->thread, NULL);
 		if (vcpu->run)
 			munmap(vcpu->run, mb_vm_host(set->vm)->vcpu_mmap_bytes);
+		if (vcpu->stats_fd >= 0)
+			close(vcpu->stats_fd);
 		if (vcpu->fd >= 0)
 			close(vcpu->fd);
 	}

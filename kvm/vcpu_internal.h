@@ -20,10 +20,18 @@ struct vcpu_power_on {
 	struct mb_msrs msrs;
 };
 
+#define MB_PF_COUNTERS 5
+
+/* Where KVM's statistics of a vCPU have these counters; all 0: not known yet. */
+struct vcpu_stats_map {
+	uint32_t offset[MB_PF_COUNTERS];
+};
+
 struct mb_vcpu {
 	struct mb_vcpus *set;
 	unsigned index;
-	int fd; /* -1: not created */
+	int fd;	      /* -1: not created */
+	int stats_fd; /* -1: KVM has none */
 	struct kvm_run *run;
 	pthread_t thread;
 	bool has_thread;
@@ -49,10 +57,11 @@ struct mb_vcpus {
 	struct mb_cpuid_config *cpuid;	    /* while creating */
 	struct vcpu_power_on power_on[2];   /* of vCPU 0, of the others */
 	uint64_t first_run_ns;		    /* atomic */
+	struct vcpu_stats_map stats;	    /* of the caller of mb_vcpus_n_retries */
 
 	/*
-	 * Atomic. Somebody wants the vCPUs out. Stored before immediate_exit of any vCPU; a thread that
-	 * is kicked out of KVM_RUN loads it. Set and cleared under the lock.
+	 * Atomic. Somebody wants the vCPUs out. Stored before immediate_exit of any vCPU; a thread
+	 * that is kicked out of KVM_RUN loads it. Set and cleared under the lock.
 	 */
 	bool request;
 
@@ -72,6 +81,9 @@ static inline int mb_vcpu_ioctl(const struct mb_vcpu *vcpu, unsigned long reques
 {
 	return mb_host_ioctl(mb_vm_host(vcpu->set->vm), vcpu->fd, request, arg);
 }
+
+/* kvm/vcpu_stats.c; on the vCPU's thread, before it runs. */
+void mb_vcpu_open_stats(struct mb_vcpu *vcpu);
 
 /* kvm/vcpu_state.c; on the vCPU's thread or while paused. */
 /* A new vCPU's APIC, as firmware leaves it where ids are above 254 (SDM vol. 3, "x2APIC"). */

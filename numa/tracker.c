@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/log.h>
 #include <mirrorball/thread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "tracker_internal.h"
 
@@ -24,14 +24,6 @@
 #define IDLE_SHARE	    8	    /* so much less is done for an idle guest */
 #define BUSY_MIN	    0.05f   /* CPUs: an idle guest is looked at, too */
 #define FAULT_NS	    5000u   /* where it cannot be measured */
-
-static uint64_t clock_ns(clockid_t id)
-{
-	struct timespec ts;
-
-	clock_gettime(id, &ts);
-	return (uint64_t)ts.tv_sec * SECOND_NS + (uint64_t)ts.tv_nsec;
-}
 
 /* ---- budgets ---- */
 
@@ -90,9 +82,32 @@ static void look_around(struct mb_tracker *t)
 		t->guess_huge = false;
 }
 
+/*
+ * A vCPU that touches what is being taken out leaves the guest again and again until that is over,
+ * which may be long: the thread that does it may have to wait for a CPU. That is not in the page
+ * tables, but KVM counts it.
+ */
+static void count_retries(struct mb_tracker *t)
+{
+	uint64_t before = t->n_retries;
+	bool knew = t->knows_retries;
+	uint64_t cost_ns, most_ns = (uint64_t)((float)t->now.calls_ns * t->busy);
+
+	t->knows_retries = t->config.retries && !t->config.retries(t->config.ctx, &t->n_retries);
+	if (!t->knows_retries || !knew || !t->now.invalidations)
+		return;
+	t->now.retries = (uint32_t)(t->n_retries - before);
+	/* Less than a fault, which is not known; and all of them no longer than that took. */
+	cost_ns = t->now.retries * t->fault_ns;
+	if (cost_ns > most_ns)
+		cost_ns = most_ns;
+	t->guest.left_ns -= (int64_t)cost_ns;
+	t->now.guest_ns += cost_ns;
+}
+
 static void account_cpu(struct mb_tracker *t)
 {
-	uint64_t cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	uint64_t cpu_ns = mb_clock_ns(CLOCK_THREAD_CPUTIME_ID);
 
 	t->cpu.left_ns -= (int64_t)(cpu_ns - t->thread_cpu_ns);
 	t->now.cpu_ns += cpu_ns - t->thread_cpu_ns;
@@ -119,7 +134,7 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 	if (now_ns - t->second_ns < SECOND_NS)
 		return;
 	/* How much CPU the guest has: this process' but for us. */
-	all_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+	all_ns = mb_clock_ns(CLOCK_PROCESS_CPUTIME_ID);
 	t->now.busy_ns = all_ns - t->process_cpu_ns > t->now.cpu_ns
 				 ? all_ns - t->process_cpu_ns - t->now.cpu_ns
 				 : 0;
@@ -130,6 +145,7 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 		t->busy = BUSY_MIN;
 	t->process_cpu_ns = all_ns;
 	look_around(t);
+	count_retries(t);
 	/* Rates: what is slept through counts. */
 	t->last = t->now;
 	t->last.busy_ns = (uint64_t)(t->busy * (float)(now_ns - t->second_ns));
@@ -156,12 +172,14 @@ void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc)
 /* Budgets go on where they were left: to switch it on again and again buys nothing. */
 static void begin(struct mb_tracker *t, uint64_t now_ns)
 {
-	t->thread_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-	t->process_cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+	t->thread_cpu_ns = mb_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	t->process_cpu_ns = mb_clock_ns(CLOCK_PROCESS_CPUTIME_ID);
 	t->second_ns = now_ns;
 	t->now = t->last = (struct spending){0};
 	t->busy = BUSY_MIN; /* until it is known */
 	look_around(t);
+	t->knows_retries = false;
+	count_retries(t);
 }
 
 /* False: nothing is due, or too much is out. */
@@ -221,7 +239,7 @@ static void *thread_main(void *arg)
 		fault_ns = FAULT_NS;
 	pthread_mutex_lock(&t->lock);
 	t->fault_ns = fault_ns;
-	begin(t, clock_ns(CLOCK_MONOTONIC));
+	begin(t, mb_now_ns());
 	while (t->running) {
 		uint64_t until_ns;
 		struct timespec ts;
@@ -230,14 +248,14 @@ static void *thread_main(void *arg)
 			pthread_cond_wait(&t->wake, &t->lock);
 			continue;
 		}
-		until_ns = work(t, clock_ns(CLOCK_MONOTONIC));
+		until_ns = work(t, mb_now_ns());
 		ts = (struct timespec){.tv_sec = (time_t)(until_ns / SECOND_NS),
 			.tv_nsec = (long)(until_ns % SECOND_NS)};
 		pthread_cond_timedwait(&t->wake, &t->lock, &ts);
 	}
-	mb_windows_drop(t, clock_ns(CLOCK_MONOTONIC));
+	mb_windows_drop(t, mb_now_ns());
 	if (!t->n_holds)
-		mb_zooms_end(t, true, clock_ns(CLOCK_MONOTONIC));
+		mb_zooms_end(t, true, mb_now_ns());
 	pthread_mutex_unlock(&t->lock);
 	return NULL;
 }
@@ -262,7 +280,7 @@ int mb_tracker_create(
 		t->config.cpu_ppm = MB_TRACKER_CPU_PPM;
 	t->fault_ns = config->fault_ns;
 	t->guess_huge = true;
-	t->refilled_ns = clock_ns(CLOCK_MONOTONIC);
+	t->refilled_ns = mb_now_ns();
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -388,7 +406,7 @@ void mb_tracker_hold(struct mb_tracker *t)
 		return;
 	pthread_mutex_lock(&t->lock);
 	if (!t->n_holds++ && t->running)
-		mb_windows_drop(t, clock_ns(CLOCK_MONOTONIC));
+		mb_windows_drop(t, mb_now_ns());
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -401,7 +419,7 @@ void mb_tracker_release(struct mb_tracker *t)
 		pthread_cond_signal(&t->wake);
 		/* It was stopped meanwhile. */
 		if (!t->running)
-			mb_zooms_end(t, true, clock_ns(CLOCK_MONOTONIC));
+			mb_zooms_end(t, true, mb_now_ns());
 	}
 	pthread_mutex_unlock(&t->lock);
 }
@@ -431,6 +449,8 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 		stats->guest_ppm = ppm(t->last.guest_ns, t->last.busy_ns);
 		stats->invalidations = t->last.invalidations;
 		stats->faults = t->last.faults;
+		stats->knows_retries = t->knows_retries;
+		stats->retries = t->last.retries;
 	}
 	pthread_mutex_unlock(&t->lock);
 	stats->in_use_bytes = in_use_bytes(t);
@@ -443,7 +463,7 @@ int mb_tracker_extents(struct mb_tracker *t, struct mb_extent **out, unsigned *n
 	int rc;
 
 	pthread_mutex_lock(&t->lock);
-	rc = mb_heat_extents(t->heat, clock_ns(CLOCK_MONOTONIC), out, n);
+	rc = mb_heat_extents(t->heat, mb_now_ns(), out, n);
 	pthread_mutex_unlock(&t->lock);
 	if (!rc)
 		mb_tracker_find_nodes(t, *out, *n);

@@ -50,7 +50,8 @@ struct budget {
 /* Of a second, or of the one under way. */
 struct spending {
 	uint64_t cpu_ns, guest_ns, busy_ns;
-	uint32_t invalidations, faults;
+	uint64_t calls_ns; /* in calls that drop translations */
+	uint32_t invalidations, faults, retries;
 };
 
 struct mb_tracker {
@@ -84,6 +85,8 @@ struct mb_tracker {
 	unsigned max_out; /* huge pages out at a time, in short windows, and in long ones */
 	unsigned max_zooms;
 	uint64_t real_faults; /* of the process, by the kernel's count */
+	bool knows_retries;
+	uint64_t n_retries; /* by KVM's count, a second ago */
 	uint64_t n_windows, n_zooms;
 };
 
@@ -109,6 +112,7 @@ void mb_tracker_find_nodes(const struct mb_tracker *t, struct mb_extent *extent,
 /* numa/tracker.c. What the guest pays: faults of one vCPU each, and invalidations that all of them
  * notice. */
 void mb_tracker_pay(struct mb_tracker *t, uint64_t faults, unsigned invalidations);
+
 /* Something failed that should not; said once. */
 void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/log.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,6 +18,12 @@
 /* What one window may cost, as a share of what may be spent in a second; and a zoom in seconds. */
 #define WINDOW_SHARE 5
 #define ZOOM_SECONDS 5
+
+/* A call that drops translations is over: a vCPU that touched them meanwhile waited for that. */
+static void dropped(struct mb_tracker *t, uint64_t begin_ns)
+{
+	t->now.calls_ns += mb_now_ns() - begin_ns;
+}
 
 static char *at(const struct mb_tracker *t, unsigned view, uint64_t offset)
 {
@@ -162,6 +169,7 @@ static uint64_t length_ns(const struct mb_tracker *t, const struct window *w)
 static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_ns)
 {
 	unsigned n_touched = 0;
+	uint64_t begin_ns;
 	int rc = 0;
 
 	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
@@ -193,10 +201,12 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 		learn(t, w, now_ns);
 		return;
 	}
+	begin_ns = mb_now_ns();
 	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
 		rc = mb_pagemap_clean(t->pm, at(t, v, w->offset), w->len);
 		mb_tracker_pay(t, 0, 1);
 	}
+	dropped(t, begin_ns);
 	if (rc) {
 		give_up(t, w, "protect pages", rc, now_ns);
 		return;
@@ -278,7 +288,10 @@ static struct zoom *find_zoom(struct mb_tracker *t, uint64_t block)
 static int map_anew(struct mb_tracker *t, unsigned view, uint64_t offset)
 {
 	unsigned before = t->features;
+	uint64_t begin_ns = mb_now_ns();
 	int rc = t->config.remap(t->config.ctx, view, offset, MB_HEAT_BLOCK_BYTES);
+
+	dropped(t, begin_ns);
 
 	if (!rc)
 		rc = mb_pagemap_watch(t->pm, at(t, view, offset), MB_HEAT_BLOCK_BYTES);
@@ -366,7 +379,10 @@ static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
 	t->n_zoomed++;
 	t->n_zooms++;
 	for (unsigned v = 0; v < t->config.n_views; v++) {
+		uint64_t begin_ns = mb_now_ns();
 		int rc = mb_pagemap_split(t->pm, at(t, v, block * MB_HEAT_BLOCK_BYTES));
+
+		dropped(t, begin_ns);
 
 		if (rc) {
 			z->pages_left = 0; /* mb_zooms_end mends what was split */
@@ -480,12 +496,14 @@ void mb_window_open(
 		rc = begin_zoom(t, pick->first_block, now_ns);
 	} else {
 		unsigned n_calls = 0, n_huge = 0;
+		uint64_t begin_ns = mb_now_ns();
 
 		for (unsigned v = 0; v < t->config.n_views && entries && !rc; v++) {
 			rc = mb_pagemap_zap(t->pm, at(t, v, w->offset), w->len);
 			n_calls++;
 			n_huge += (unsigned)__builtin_popcount(w->was_huge[v]);
 		}
+		dropped(t, begin_ns);
 		/* Each small page is there because of a fault since it was last taken out. Huge
 		 * ones may have been mapped by us. */
 		mb_tracker_pay(t, entries - n_huge, n_calls);

@@ -7,20 +7,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "machine_internal.h"
 
 #define MAX_XAPIC_VCPUS 255u /* ids 0..254; 255 is everybody */
 
-uint64_t mb_now_ns(void)
-{
-	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 /* ---- parts, in the order of their making ---- */
 

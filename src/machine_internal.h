@@ -4,6 +4,7 @@
 
 #include <mirrorball/blk.h>
 #include <mirrorball/bus.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/console.h>
 #include <mirrorball/control.h>
 #include <mirrorball/irq.h>
@@ -112,7 +113,7 @@ struct mb_machine {
 /* Asks the main loop for something; any thread, async-signal-safe. */
 void mb_machine_ask(struct mb_machine *machine, unsigned what);
 
-uint64_t mb_now_ns(void); /* CLOCK_MONOTONIC */
+
 
 /* src/machine_signals.c */
 void mb_machine_signals(sigset_t *set); /* those that the machine takes for itself */

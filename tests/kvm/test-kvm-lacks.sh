@@ -41,8 +41,8 @@ lacks cap:121 1 KVM_CAP_SPLIT_IRQCHIP "${run[@]}" --dry-run
 lacks cap:121 1 '"can_run": false' "$MIRRORBALL" doctor --json
 
 # Wanted, all of them away: ADJUST_CLOCK, GET_TSC_KHZ, TSC_DEADLINE_TIMER, X86_SMM, MULTI_ADDRESS_SPACE, X2APIC_API,
-# XSAVE2.
-wanted='cap:39 cap:61 cap:72 cap:117 cap:118 cap:129 cap:208'
+# BINARY_STATS_FD, XSAVE2.
+wanted='cap:39 cap:61 cap:72 cap:117 cap:118 cap:129 cap:203 cap:208'
 lacks "$wanted" 0 'hello: ok' "${run[@]}" splash hello
 lacks "$wanted" 0 'can run machines, with 1 view ' "$MIRRORBALL" doctor
 lacks "$wanted" 1 'views.*more than the 1 ' "${run[@]}" --views 2 splash hello

@@ -18,6 +18,8 @@
 #define FAKE_MAX_MEMSLOTS 64
 #define FAKE_N_CAPS	  512
 #define FAKE_RUN_BYTES	  4096
+#define FAKE_N_PF	  6
+#define FAKE_PF_OFFSET	  64 /* in stats_fd, of the first counter */
 
 struct fake_vcpu {
 	int fd;
@@ -34,8 +36,11 @@ struct fake_vcpu {
 	uint64_t smbase;     /* MSR_IA32_SMBASE, set by the host */
 	uint64_t smm_smbase; /* what it was when the vCPU was put into System Management Mode */
 	uint64_t clock;	     /* MSR_KVM_SYSTEM_TIME_NEW, set by the host */
-	bool completing;     /* an exit that the next KVM_RUN completes: the mode must not change before */
+	bool completing; /* an exit that the next KVM_RUN completes: the mode must not change before
+			  */
 	unsigned n_cpuid; /* entries of the last KVM_SET_CPUID2 */
+	int stats_fd; /* of the last KVM_GET_STATS_FD, the caller's: a test may write counters there
+		       */
 	unsigned n_runs;
 };
 
@@ -58,7 +63,8 @@ struct fake_vm {
 	} ioeventfd[FAKE_MAX_FDS];
 	unsigned n_msis;
 	struct kvm_msi msi[FAKE_MAX_FDS]; /* KVM_SIGNAL_MSI, those not taken yet */
-	uint32_t watched_msr; /* whose writes leave the kernel, by KVM_X86_SET_MSR_FILTER; 0: none */
+	uint32_t
+		watched_msr; /* whose writes leave the kernel, by KVM_X86_SET_MSR_FILTER; 0: none */
 	unsigned n_memslots;
 	struct kvm_userspace_memory_region memslot[FAKE_MAX_MEMSLOTS];
 	unsigned n_vcpus;
@@ -80,12 +86,16 @@ struct fake_kvm {
 	unsigned n_calls[256];	  /* by ioctl number */
 	int fail_rc[256];	  /* not 0: what that ioctl returns ... */
 	unsigned fail_after[256]; /* ... after so many good calls */
-	bool no_smbase;	   /* KVM_SET_MSRS refuses MSR_IA32_SMBASE */
+	bool no_smbase;		  /* KVM_SET_MSRS refuses MSR_IA32_SMBASE */
+	bool no_pf;		  /* statistics have other names */
 	unsigned n_errors; /* requests that KVM itself would refuse, or that the fake does not know
 			    */
 	unsigned n_vms;
 	struct fake_vm *vm[FAKE_MAX_VMS];
 };
+
+/* Names of the counters in a vCPU's statistics, in their order. */
+extern const char *const fake_kvm_pf[FAKE_N_PF];
 
 void fake_kvm_init(struct fake_kvm *fake);
 /* VMs must be destroyed before. */

@@ -18,6 +18,7 @@ static struct mb_host host;
 static struct mb_vm *vm;
 static struct mb_ram *ram;
 static struct mb_vcpus *vcpus;
+static int lacks_stats; /* 1: by what KVM says, 2: by what it does, 3: counters of other names */
 
 /*
  * A guest whose vCPU 0 has sent INIT to those below n_init; the others wait for theirs. As KVM does it
@@ -134,6 +135,11 @@ static void make(unsigned n_views, bool x2apic_ids)
 	fake_kvm_init(&fake);
 	fake.cap[KVM_CAP_MULTI_ADDRESS_SPACE] = (int)n_views;
 	fake.run = run_guest;
+	if (lacks_stats == 1)
+		fake.cap[KVM_CAP_BINARY_STATS_FD] = 0;
+	if (lacks_stats == 2)
+		fake.fail_rc[_IOC_NR(KVM_GET_STATS_FD)] = -EOPNOTSUPP;
+	fake.no_pf = lacks_stats == 3;
 	n_init = n_fatal = 0;
 	for (unsigned i = 0; i < N_VCPUS; i++)
 		clock_written[i] = NOTHING;
@@ -429,6 +435,39 @@ START_TEST(test_no_second_view)
 }
 END_TEST
 
+/* What KVM counts as taken and did not come to an end is counted, of all vCPUs; no KVM, no count. */
+START_TEST(test_retries)
+{
+	uint64_t n, one = 1, taken = 100;
+	make(2, false);
+	ck_assert_int_eq(mb_vcpus_n_retries(vcpus, &n), 0);
+	ck_assert_uint_eq(n, 0);
+	for (unsigned i = 0; i < N_VCPUS; i++) {
+		int fd = fake_vcpu(i)->stats_fd;
+
+		
+		for (unsigned k = 0; k < FAKE_N_PF; k++)
+			ck_assert_int_eq(pwrite(fd, strcmp(fake_kvm_pf[k], "pf_taken") ? &one : &taken, 8,
+				FAKE_PF_OFFSET + 8 * (off_t)k), 8);
+	}
+	ck_assert_int_eq(mb_vcpus_n_retries(vcpus, &n), 0);
+	ck_assert_uint_eq(n, N_VCPUS * 96);
+	finish();
+}
+END_TEST
+
+START_TEST(test_no_retries)
+{
+	uint64_t n;
+
+	lacks_stats = _i + 1;
+	make(1, false);
+	ck_assert_int_eq(mb_vcpus_n_retries(vcpus, &n), -ENOTSUP);
+	lacks_stats = 0;
+	finish();
+}
+END_TEST
+
 START_TEST(test_missing_capability)
 {
 	struct mb_error err;
@@ -561,6 +600,8 @@ int main(void)
 	tcase_add_loop_test(tc, test_leaves_its_view_to_go_offline, 0, 3);
 	tcase_add_test(tc, test_rsm_is_no_triple_fault);
 	tcase_add_test(tc, test_no_second_view);
+	tcase_add_test(tc, test_retries);
+	tcase_add_loop_test(tc, test_no_retries, 0, 3);
 	tcase_add_test(tc, test_missing_capability);
 	tcase_add_test(tc, test_routes);
 	tcase_add_test(tc, test_extended_destination);

@@ -84,6 +84,13 @@ uint64_t mb_vcpu_n_exits(const struct mb_vcpu *vcpu);	   /* exits to user space 
 /* Monotonic time of the first KVM_RUN of any vCPU of the set, in ns; 0 before. */
 uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 
+/*
+ * How many faults on guest memory KVM gave up and took again, of all vCPUs since they were created: above all because
+ * the page was being taken out of page tables at that moment. -ENOTSUP before Linux 5.14. One thread at a time, whether
+ * they run or not.
+ */
+int mb_vcpus_n_retries(struct mb_vcpus *vcpus, uint64_t *n);
+
 /* ---- state; only while paused ---- */
 
 /*

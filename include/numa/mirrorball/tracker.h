@@ -41,6 +41,12 @@ struct mb_tracker_config {
 	 * NULL: huge pages are never looked into.
 	 */
 	int (*remap)(void *ctx, unsigned view, uint64_t offset, uint64_t len);
+	/*
+	 * How many faults vCPUs had to repeat so far, because something was taken out of page
+	 * tables at that moment: KVM lets them try again until it is over. Negative errno: unknown.
+	 * NULL: nobody knows.
+	 */
+	int (*retries)(void *ctx, uint64_t *n);
 	void *ctx;
 };
 
@@ -79,6 +85,8 @@ struct mb_tracker_stats {
 	uint32_t cpu_ppm, guest_ppm; /* the latter is an estimate: faults times their cost */
 	uint32_t cpu_budget_ppm, guest_budget_ppm;
 	uint32_t invalidations, faults;
+	bool knows_retries;
+	uint32_t retries; /* faults that were repeated because of us */
 };
 void mb_tracker_stats(struct mb_tracker *tracker, struct mb_tracker_stats *stats);
 
