@@ -10,36 +10,23 @@
 #define MAX_DETAILS    256u
 #define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
-#define NEW_SHARE      0.5f /* of a new sample in what is known: two of them change a mind */
-#define NEW_SHARE_PART 0.3f /* of one that saw a part of the region only */
-#define HOT	       0.8f /* above: a shorter window tells more */
-#define COLD	       0.2f /* below: a longer one */
-#define NEVER	       0.01f
-#define CHANGED	       0.5f  /* so far from what was known is news */
-#define DIFFERENT      0.35f /* halves that are to be apart */
-#define ALIKE	       0.2f  /* buddies that may be one */
-#define ALIKE_CROWDED  0.4f  /* when regions run short */
+#define NEW_SHARE      0.5f  /* of a new sample in what is known: two of them change a mind */
+#define NEW_SHARE_PART 0.3f  /* of one that saw a part of the region only */
+#define HOT	       0.8f  /* above: a shorter window tells more */
 #define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
 #define USED	       0.3f  /* a view that uses a block, for a zoom */
 
 /* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
-#define PERIOD		8u
-#define PERIOD_SOON	2u
-#define PERIOD_MIN_NS	100000000ull
-#define SOON_MIN_NS	20000000ull
-#define PART_NS		1000000000ull /* a region of which a run is a part: as often as that, at least */
-#define UNEVEN_NS	60000000000ull
-#define UNUSED_NS	4000000000ull
-#define BACKOFF_MIN_NS	10000000000ull
-#define BACKOFF_MAX_NS	600000000000ull
+#define PERIOD	       8u
+#define PERIOD_SOON    2u
+#define PERIOD_MIN_NS  100000000ull
+#define SOON_MIN_NS    20000000ull
+#define PART_NS	       1000000000ull /* a region of which a run is a part: as often as that, at least */
+#define UNEVEN_NS      60000000000ull
+#define UNUSED_NS      4000000000ull
+#define BACKOFF_MIN_NS 10000000000ull
 
-#define DETAIL_AGAIN_NS 60000000000ull /* what was found may have changed */
-
-#define SAMPLES_DECAY	0.8f
-#define CHANCE		1.8f /* times what chance does is more than chance */
-#define CHANCE_LOOKS	3u
-#define GUESS		0.5f /* worth so much of a sample */
-#define AGE_HALF_NS	30e9f
+#define AGE_HALF_NS    30e9f
 
 const uint64_t mb_heat_window_ns[MB_HEAT_WINDOWS] = {
 	MB_HEAT_WINDOW_MIN_NS, 30000000, 100000000, 300000000, MB_HEAT_WINDOW_MAX_NS};
@@ -54,7 +41,7 @@ static float through_window(float p, unsigned from, unsigned to)
 	return from == to || p <= 0 ? p : 1 - powf(1 - fminf(p, 0.99f), scale);
 }
 
-static void know_through(struct known *known, unsigned n_views, unsigned from, unsigned to)
+void mb_heat_know_through(struct known *known, unsigned n_views, unsigned from, unsigned to)
 {
 	for (unsigned v = 0; v < n_views; v++) {
 		known->touch[v] = through_window(known->touch[v], from, to);
@@ -62,7 +49,7 @@ static void know_through(struct known *known, unsigned n_views, unsigned from, u
 	}
 }
 
-static float max_touch(const struct known *known, unsigned n_views)
+float mb_heat_max_touch(const struct known *known, unsigned n_views)
 {
 	float most = 0;
 
@@ -71,7 +58,7 @@ static float max_touch(const struct known *known, unsigned n_views)
 	return most;
 }
 
-static float difference(const struct known *a, const struct known *b, unsigned n_views)
+float mb_heat_difference(const struct known *a, const struct known *b, unsigned n_views)
 {
 	float most = 0;
 
@@ -106,7 +93,7 @@ float mb_heat_confidence(float samples, uint64_t age_ns)
 
 /* ---- the map ---- */
 
-static struct region *new_region(uint64_t first, uint64_t n)
+struct region *mb_heat_new_region(uint64_t first, uint64_t n)
 {
 	struct region *r = calloc(1, sizeof(*r));
 
@@ -119,17 +106,9 @@ static struct region *new_region(uint64_t first, uint64_t n)
 	return r;
 }
 
-static void drop_detail(struct mb_heat_map *map, struct region *r)
+void mb_heat_free_region(struct mb_heat_map *map, struct region *r)
 {
-	if (r->detail)
-		map->n_details--;
-	free(r->detail);
-	r->detail = NULL;
-}
-
-static void free_region(struct mb_heat_map *map, struct region *r)
-{
-	drop_detail(map, r);
+	mb_heat_drop_detail(map, r);
 	free(r);
 }
 
@@ -159,7 +138,7 @@ int mb_heat_create(const struct mb_heat_config *config, struct mb_heat_map **out
 	for (uint64_t at = 0; at < config->n_blocks;) {
 		while (at + size > config->n_blocks)
 			size /= 2;
-		map->region[map->n_regions] = new_region(at, size);
+		map->region[map->n_regions] = mb_heat_new_region(at, size);
 		if (!map->region[map->n_regions])
 			goto err;
 		map->n_regions++;
@@ -177,7 +156,7 @@ void mb_heat_destroy(struct mb_heat_map *map)
 	if (!map)
 		return;
 	for (unsigned i = 0; i < map->n_regions; i++)
-		free_region(map, map->region[i]);
+		mb_heat_free_region(map, map->region[i]);
 	free(map->region);
 	free(map);
 }
@@ -208,7 +187,7 @@ uint64_t mb_heat_n_huge(const struct mb_heat_map *map)
 }
 
 /* The region that has this block: they are in order and leave no gap. */
-static struct region *find_region(const struct mb_heat_map *map, uint64_t block)
+struct region *mb_heat_find_region(const struct mb_heat_map *map, uint64_t block)
 {
 	unsigned low = 0, high = map->n_regions;
 
@@ -280,12 +259,12 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 void mb_heat_skip(
 	struct mb_heat_map *map, const struct mb_heat_pick *pick, bool in_use, uint64_t now_ns)
 {
-	struct region *r = find_region(map, pick->first_block);
+	struct region *r = mb_heat_find_region(map, pick->first_block);
 
 	r->picked = false;
 	r->in_use = in_use;
 	if (!in_use)
-		drop_detail(map, r);
+		mb_heat_drop_detail(map, r);
 	r->due_ns = now_ns + (in_use ? PERIOD_MIN_NS : UNUSED_NS);
 }
 
@@ -313,90 +292,13 @@ static void know_more(
 		if (writes)
 			known->write[v] += share * (x->write[v] - known->write[v]);
 	}
-	known->samples = known->samples * SAMPLES_DECAY + 1;
+	known->samples = known->samples * MB_HEAT_SAMPLES_DECAY + 1;
 }
 
-/* A value of a page: chances of 0..1 as 0..255. */
-static uint8_t nearer(uint8_t value, bool bit, bool first)
-{
-	unsigned x = bit ? 255 : 0;
-
-	return first ? (uint8_t)x : (uint8_t)((value + x + (bit ? 1 : 0)) / 2);
-}
-
-static bool get_bit(const uint64_t *bits, unsigned i)
-{
-	return bits[i / 64] >> i % 64 & 1;
-}
-
-/* Pages of the block that was seen differ: some were used in another way than others. */
-static bool pages_differ(const struct mb_heat_map *map, const struct mb_heat_seen *seen)
-{
-	for (unsigned v = 0; v < map->n_views; v++) {
-		unsigned touched = mb_heat_count(seen->view[v].touched[0]);
-		unsigned written = mb_heat_count(seen->view[v].written[0]);
-
-		if ((touched && touched < seen->n_pages) ||
-			(seen->knows_writes && written && written < touched))
-			return true;
-	}
-	return false;
-}
-
-static void learn_pages(
-	struct mb_heat_map *map, struct region *r, const struct mb_heat_seen *seen, uint64_t now_ns)
-{
-	struct detail *d = r->detail;
-
-	if (!d) {
-		if (now_ns < r->no_detail_before_ns || !pages_differ(map, seen) ||
-			map->n_details >= map->max_details)
-			return;
-		d = r->detail = calloc(1, sizeof(*d));
-		if (!d)
-			return;
-		map->n_details++;
-	}
-	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
-		bool first = !d->looks[i];
-
-		for (unsigned v = 0; v < map->n_views; v++) {
-			const struct mb_heat_seen_view *sv = &seen->view[v];
-
-			d->touch[v][i] = nearer(d->touch[v][i], get_bit(sv->touched[0], i), first);
-			if (seen->knows_writes)
-				d->write[v][i] =
-					nearer(d->write[v][i], get_bit(sv->written[0], i), first);
-		}
-		if (d->looks[i] < UINT8_MAX)
-			d->looks[i]++;
-	}
-	d->seen_ns = now_ns;
-	d->samples = d->samples * SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;
-}
-
-/*
- * The detail is of old, and others use the block now. Only whether they do can be compared: how
- * often, was seen through another window.
- */
-static bool detail_is_wrong(const struct mb_heat_map *map, const struct region *r)
-{
-	for (unsigned v = 0; v < map->n_views; v++) {
-		float touch = r->half[0].touch[v];
-		uint8_t most = mb_heat_most(r->detail->touch[v]);
-
-		if ((!most && touch > CHANGED) ||
-			(most > 127 && touch < NEVER &&
-				max_touch(&r->half[0], map->n_views) > COLD))
-			return true;
-	}
-	return false;
-}
-
-static void change_window(struct mb_heat_map *map, struct region *r, unsigned window)
+void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned window)
 {
 	for (unsigned h = 0; h < 2; h++)
-		know_through(&r->half[h], map->n_views, r->window, window);
+		mb_heat_know_through(&r->half[h], map->n_views, r->window, window);
 	if (r->detail) {
 		for (unsigned v = 0; v < map->n_views; v++) {
 			for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
@@ -414,15 +316,16 @@ static void change_window(struct mb_heat_map *map, struct region *r, unsigned wi
 static void choose_window(struct mb_heat_map *map, struct region *r)
 {
 	struct known known = mb_heat_known(map, r);
-	float most = max_touch(&known, map->n_views);
+	float most = mb_heat_max_touch(&known, map->n_views);
 
 	if (known.samples < 1.5f)
 		return;
 	if (most > HOT && r->window > 0)
-		change_window(map, r, r->window - 1);
+		mb_heat_change_window(map, r, r->window - 1);
 	/* The longest one is for what is touched now and then; it keeps pages out for long. */
-	else if (most < COLD && r->window + (most > NEVER ? 1 : 2) < MB_HEAT_WINDOWS)
-		change_window(map, r, r->window + 1);
+	else if (most < MB_HEAT_COLD &&
+		 r->window + (most > MB_HEAT_NEVER ? 1 : 2) < MB_HEAT_WINDOWS)
+		mb_heat_change_window(map, r, r->window + 1);
 }
 
 /* What the blocks [from, to) of the run say together. *variance: how much they differ. */
@@ -455,7 +358,7 @@ static struct known average(const struct mb_heat_map *map, const struct mb_heat_
 void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uint64_t now_ns)
 {
 	const struct mb_heat_pick *pick = &seen->pick;
-	struct region *r = find_region(map, pick->first_block);
+	struct region *r = mb_heat_find_region(map, pick->first_block);
 	uint64_t from = pick->first_block - r->first, half = r->n / 2, period;
 	bool whole = pick->n_blocks == r->n, part = seen->n_pages < MB_HEAT_BLOCK_PAGES;
 	float variance = 0;
@@ -467,7 +370,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		r->huge = seen->huge || seen->zoomed;
 	/* A part of a zoomed block says nothing of the whole. */
 	if (part && seen->zoomed) {
-		learn_pages(map, r, seen, now_ns);
+		mb_heat_learn_pages(map, r, seen, now_ns);
 		r->due_ns = now_ns + PERIOD_SOON * pick->window_ns;
 		return;
 	}
@@ -491,9 +394,9 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	}
 	r->seen_ns = now_ns;
 	if (r->n == 1 && !(seen->huge & 1))
-		learn_pages(map, r, seen, now_ns);
-	else if (r->detail && detail_is_wrong(map, r)) {
-		drop_detail(map, r);
+		mb_heat_learn_pages(map, r, seen, now_ns);
+	else if (r->detail && mb_heat_detail_is_wrong(map, r)) {
+		mb_heat_drop_detail(map, r);
 		r->no_zoom_before_ns = 0;
 	}
 	now = mb_heat_known(map, r);
@@ -504,207 +407,10 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		period = 0; /* at least, as below */
 	if (period < PERIOD_MIN_NS)
 		period = PERIOD_MIN_NS;
-	if (seen->zoomed ||
-		(old.samples > 0 && difference(&old, &now, map->n_views) > CHANGED * NEW_SHARE))
+	if (seen->zoomed || (old.samples > 0 && mb_heat_difference(&old, &now, map->n_views) >
+							MB_HEAT_CHANGED * NEW_SHARE))
 		period = PERIOD_SOON * pick->window_ns > SOON_MIN_NS ? PERIOD_SOON * pick->window_ns
 								     : SOON_MIN_NS;
 	r->due_ns = now_ns + period;
 	choose_window(map, r);
-}
-
-/* ---- regions ---- */
-
-static bool split(struct mb_heat_map *map, unsigned at)
-{
-	struct region *r = map->region[at], *other;
-
-	if (map->n_regions >= map->max_regions)
-		return false;
-	other = new_region(r->first + r->n / 2, r->n / 2);
-	if (!other)
-		return false;
-	r->n /= 2;
-	other->window = r->window;
-	other->huge = r->huge;
-	other->in_use = r->in_use;
-	other->seen_ns = r->seen_ns;
-	other->due_ns = r->due_ns;
-	other->split_wait_ns = r->split_wait_ns;
-	other->no_split_before_ns = r->no_split_before_ns;
-	other->half[0] = other->half[1] = r->half[1];
-	r->half[1] = r->half[0];
-	/* Of a run only all of it was seen to be so: which of its halves is, has to be seen. */
-	if (r->n < MB_HEAT_RUN_BLOCKS) {
-		r->uneven_before_ns = 0;
-	} else if (r->uneven_block >= other->first) {
-		other->uneven_before_ns = r->uneven_before_ns;
-		other->uneven_block = r->uneven_block;
-		r->uneven_before_ns = 0;
-	}
-	/* What is known is of the halves; of their halves it is a guess, until each was looked at
-	 * twice. */
-	for (unsigned h = 0; h < 2; h++) {
-		r->half[h].samples = fminf(r->half[h].samples, GUESS);
-		other->half[h].samples = fminf(other->half[h].samples, GUESS);
-	}
-	memmove(map->region + at + 2, map->region + at + 1,
-		(map->n_regions - at - 1) * sizeof(struct region *));
-	map->region[at + 1] = other;
-	map->n_regions++;
-	return true;
-}
-
-static bool may_join(const struct mb_heat_map *map, const struct region *a, const struct region *b,
-	uint64_t now_ns)
-{
-	float limit = map->n_regions > map->max_regions / 4 * 3 ? ALIKE_CROWDED : ALIKE;
-	unsigned window = a->window > b->window ? a->window : b->window;
-	struct known ka, kb;
-
-	if (a->n != b->n || a->first % (2 * a->n) || 2 * a->n > map->max_blocks || a->picked ||
-		b->picked || a->detail || b->detail)
-		return false;
-	if (!a->in_use && !b->in_use)
-		return true;
-	if (a->in_use != b->in_use || a->huge != b->huge || now_ns < a->uneven_before_ns ||
-		now_ns < b->uneven_before_ns)
-		return false;
-	ka = mb_heat_known(map, a);
-	kb = mb_heat_known(map, b);
-	if (ka.samples < 2 || kb.samples < 2)
-		return false;
-	know_through(&ka, map->n_views, a->window, window);
-	know_through(&kb, map->n_views, b->window, window);
-	return difference(&ka, &kb, map->n_views) < limit;
-}
-
-static void join(struct mb_heat_map *map, unsigned at, uint64_t now_ns)
-{
-	struct region *a = map->region[at], *b = map->region[at + 1];
-	unsigned window = a->window > b->window ? a->window : b->window;
-
-	change_window(map, a, window);
-	change_window(map, b, window);
-	a->half[0] = mb_heat_known(map, a);
-	a->half[1] = mb_heat_known(map, b);
-	a->n *= 2;
-	a->seen_ns = a->seen_ns < b->seen_ns ? a->seen_ns : b->seen_ns;
-	a->due_ns = a->due_ns < b->due_ns ? a->due_ns : b->due_ns;
-	if (a->split_wait_ns < b->split_wait_ns)
-		a->split_wait_ns = b->split_wait_ns;
-	/* A closer look showed no difference: not again at once. */
-	a->no_split_before_ns = now_ns + a->split_wait_ns;
-	if (a->split_wait_ns < BACKOFF_MAX_NS)
-		a->split_wait_ns *= 2;
-	free_region(map, b);
-	memmove(map->region + at + 1, map->region + at + 2,
-		(map->n_regions - at - 2) * sizeof(struct region *));
-	map->n_regions--;
-}
-
-static bool wants_split(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
-{
-	if (r->n == 1 || r->picked || !r->in_use)
-		return false;
-	if (r->half[0].samples > 1.5f && r->half[1].samples > 1.5f &&
-		difference(&r->half[0], &r->half[1], map->n_views) > DIFFERENT)
-		return true;
-	if (now_ns >= r->uneven_before_ns)
-		return false;
-	return r->n > MB_HEAT_RUN_BLOCKS || now_ns >= r->no_split_before_ns;
-}
-
-/*
- * Whether values of pages differ by no more than chance makes of pages that are all alike. After n
- * looks a value is an average in which the last look counts for a half, the one before it for a
- * quarter, ...: of a chance m it varies by m (1 - m) times the sum of their squares.
- */
-static bool is_chance(const uint8_t *value, const struct detail *d)
-{
-	float mean = 0, squares = 0, expected = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		float x = (float)value[i] / 255;
-
-		mean += x / MB_HEAT_BLOCK_PAGES;
-		squares += x * x / MB_HEAT_BLOCK_PAGES;
-		expected +=
-			(1 + 2 * exp2f(-2 * (float)(d->looks[i] - 1))) / 3 / MB_HEAT_BLOCK_PAGES;
-	}
-	return squares - mean * mean <= CHANCE * mean * (1 - mean) * expected + ALIKE * ALIKE / 4;
-}
-
-static float mean_looks(const struct detail *d)
-{
-	unsigned sum = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-		sum += d->looks[i];
-	return (float)sum / MB_HEAT_BLOCK_PAGES;
-}
-
-/* Whether pages are more like their neighbours than like others: so is memory that is used in
- * parts. */
-static bool has_parts(const uint8_t *value)
-{
-	const unsigned away = 211;
-	unsigned near = 0, far = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		near += (unsigned)abs(value[i] - value[(i + 1) % MB_HEAT_BLOCK_PAGES]);
-		far += (unsigned)abs(value[i] - value[(i + away) % MB_HEAT_BLOCK_PAGES]);
-	}
-	return 2 * near < far;
-}
-
-/* All pages of the detail are alike after all: it is not worth its place, nor another look soon. */
-static bool detail_is_even(const struct mb_heat_map *map, const struct detail *d)
-{
-	if (mean_looks(d) < CHANCE_LOOKS)
-		return false;
-	for (unsigned v = 0; v < map->n_views; v++)
-		if (!is_chance(d->touch[v], d) || !is_chance(d->write[v], d))
-			return false;
-	return true;
-}
-
-/* Few looks, and nothing but a scatter in them. */
-static bool detail_is_scatter(const struct mb_heat_map *map, const struct detail *d)
-{
-	if (mean_looks(d) >= CHANCE_LOOKS)
-		return false;
-	for (unsigned v = 0; v < map->n_views; v++)
-		if (has_parts(d->touch[v]) || has_parts(d->write[v]))
-			return false;
-	return true;
-}
-
-void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
-{
-	struct region *r = find_region(map, block);
-
-	if (r->detail && (detail_is_even(map, r->detail) || detail_is_scatter(map, r->detail)))
-		drop_detail(map, r);
-	r->no_zoom_before_ns = now_ns + (r->detail ? DETAIL_AGAIN_NS : r->zoom_wait_ns);
-	if (!r->detail && r->zoom_wait_ns < BACKOFF_MAX_NS)
-		r->zoom_wait_ns *= 2;
-}
-
-void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
-{
-	for (unsigned i = 0; i < map->n_regions; i++) {
-		struct region *r = map->region[i];
-
-		if (r->detail && !r->picked && detail_is_even(map, r->detail)) {
-			drop_detail(map, r);
-			r->no_detail_before_ns = now_ns + DETAIL_AGAIN_NS;
-		}
-		/* Down to the run that was uneven: it would be found again by chance only. */
-		while (wants_split(map, r, now_ns) && split(map, i))
-			if (now_ns < map->region[i + 1]->uneven_before_ns)
-				r = map->region[++i];
-	}
-	for (unsigned i = 0; i + 1 < map->n_regions; i++)
-		if (may_join(map, map->region[i], map->region[i + 1], now_ns))
-			join(map, i, now_ns);
 }

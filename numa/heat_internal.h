@@ -4,6 +4,15 @@
 
 #include <mirrorball/heat.h>
 
+/* What decides, and where. Chances are of a page in a window. */
+#define MB_HEAT_CHANGED		0.5f /* so far from what was known is news */
+#define MB_HEAT_NEVER		0.01f
+#define MB_HEAT_COLD		0.2f	       /* below: a longer window tells more */
+#define MB_HEAT_ALIKE		0.2f	       /* buddies that may be one */
+#define MB_HEAT_DETAIL_AGAIN_NS 60000000000ull /* what was found may have changed */
+#define MB_HEAT_BACKOFF_MAX_NS	600000000000ull
+#define MB_HEAT_SAMPLES_DECAY	0.8f
+
 extern const uint64_t mb_heat_window_ns[MB_HEAT_WINDOWS];
 
 /* Chances that a page is touched, and written, by each view within the region's window. */
@@ -71,5 +80,24 @@ static inline uint8_t mb_heat_most(const uint8_t value[MB_HEAT_BLOCK_PAGES])
 
 struct known mb_heat_known(const struct mb_heat_map *map, const struct region *r);
 float mb_heat_confidence(float samples, uint64_t age_ns);
+/* The same rates seen through another window. */
+void mb_heat_know_through(struct known *known, unsigned n_views, unsigned from, unsigned to);
+float mb_heat_max_touch(const struct known *known, unsigned n_views);
+float mb_heat_difference(const struct known *a, const struct known *b, unsigned n_views);
+
+struct region *mb_heat_new_region(uint64_t first, uint64_t n); /* NULL: out of memory */
+void mb_heat_free_region(struct mb_heat_map *map, struct region *r);
+/* The region that has this block: they are in order and leave no gap. */
+struct region *mb_heat_find_region(const struct mb_heat_map *map, uint64_t block);
+void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned window);
+
+/* numa/heat_detail.c */
+void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r);
+void mb_heat_learn_pages(struct mb_heat_map *map, struct region *r, const struct mb_heat_seen *seen,
+	uint64_t now_ns);
+/* The detail is of old, and others use the block now. */
+bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r);
+/* All pages are alike after all: it is not worth its place. */
+bool mb_heat_detail_is_even(const struct mb_heat_map *map, const struct detail *d);
 
 #endif
