@@ -84,7 +84,7 @@ def main():
             for answer in ask(path):
                 now = time.monotonic() - begun
                 snapshots.append({"s": now, "host": kernel_counts(), **answer})
-                if len(snapshots) % 5 == 1:
+                if options["memory"] and len(snapshots) % 5 == 1:
                     behind.update(pages(machine.pid, options["memory"]))
                 if options.get("seconds") and now > options["seconds"]:
                     break
