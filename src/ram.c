@@ -120,8 +120,12 @@ int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct 
 	for (unsigned k = 0; k < n_views; k++) {
 		rc = set_slots(ram, k);
 		if (rc) {
-			mb_error_set(err, -rc, "KVM: cannot give %llu MiB of memory to the guest: %s",
-				mib, strerror(-rc));
+			mb_error_set(err, -rc,
+				"KVM: cannot give %llu MiB of memory to the guest: %s%s", mib,
+				strerror(-rc),
+				rc == -EINVAL ? "; more than this host's processors address?"
+						" (lscpu: Address sizes)"
+					      : "");
 			goto err;
 		}
 	}

@@ -251,14 +251,13 @@ static int stats_fd(const struct fake_kvm *fake, struct fake_vcpu *vcpu)
 	ck_assert_int_eq(pwrite(fd, &header, sizeof(header), 0), sizeof(header));
 	ck_assert_int_eq(pwrite(fd, none, sizeof(none), DATA), sizeof(none));
 	for (unsigned i = 0; i < FAKE_N_PF; i++) {
-		struct {
-			struct kvm_stats_desc desc;
-			char name[NAME];
-		} one = {.desc = {.size = 1, .offset = 8 * i}};
+		const struct kvm_stats_desc desc = {.size = 1, .offset = 8 * i};
+		char one[sizeof(desc) + NAME] = {0};
 
-		snprintf(one.name, NAME, "%s", fake->no_pf ? "other" : fake_kvm_pf[i]);
-		ck_assert_int_eq(pwrite(fd, &one, sizeof(one), DESC + (off_t)(i * sizeof(one))),
-			sizeof(one));
+		memcpy(one, &desc, sizeof(desc));
+		snprintf(one + sizeof(desc), NAME, "%s", fake->no_pf ? "other" : fake_kvm_pf[i]);
+		ck_assert_int_eq(
+			pwrite(fd, one, sizeof(one), DESC + (off_t)(i * sizeof(one))), sizeof(one));
 	}
 	vcpu->stats_fd = fd;
 	return fd;
