@@ -163,7 +163,10 @@ static bool may_spend(const struct mb_tracker *t)
 void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc)
 {
 	if (!t->said_error)
-		mb_log("%s: tracker: cannot %s: %s", t->config.name, what, strerror(-rc));
+		mb_log("%s: tracker: cannot %s: %s%s", t->config.name, what, strerror(-rc),
+			rc == -ENOMEM
+				? "; too many mappings (vm.max_map_count), or too little memory"
+				: "");
 	t->said_error = true;
 }
 
