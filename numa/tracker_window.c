@@ -499,7 +499,15 @@ void mb_window_open(
 		uint64_t begin_ns = mb_now_ns();
 
 		for (unsigned v = 0; v < t->config.n_views && entries && !rc; v++) {
-			rc = mb_pagemap_zap(t->pm, at(t, v, w->offset), w->len);
+			/* Linux (6.14) may drop a table with all that it held, and then the next
+			 * touch would map a huge page. */
+			if (w->seen.zoomed && w->len == MB_HEAT_BLOCK_BYTES &&
+				t->features & MB_PAGEMAP_WRITES) {
+				rc = mb_pagemap_split(t->pm, at(t, v, w->offset));
+				n_calls++;
+			} else {
+				rc = mb_pagemap_zap(t->pm, at(t, v, w->offset), w->len);
+			}
 			n_calls++;
 			n_huge += (unsigned)__builtin_popcount(w->was_huge[v]);
 		}

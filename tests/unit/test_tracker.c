@@ -735,7 +735,7 @@ static Suite *make_suite(void)
 	tcase_add_test(heat, test_idle_stays_huge);
 	tcase_add_test(heat, test_hold);
 	tcase_add_loop_test(zoom, test_zoom, 0, 2);
-	tcase_add_loop_test(zoom, test_hold_in_zoom, 1, 3);
+	tcase_add_loop_test(zoom, test_hold_in_zoom, 0, 3);
 	if (!SANITIZED)
 		tcase_add_test(zoom, test_no_mappings_left);
 	tcase_add_loop_test(zoom, test_on_and_off, 0, 2);
