@@ -52,6 +52,7 @@ struct mb_splash_info {
 	X(KEYS, "keys")                                                                            \
 	X(ROUNDS, "rounds")                                                                        \
 	X(PHASE_MS, "phase_ms")                                                                    \
+	X(EVERY_MS, "every_ms")                                                                    \
 	X(RESET, "reset")                                                                          \
 	X(RAW, "raw")                                                                              \
 	X(EACH, "each")                                                                            \
@@ -66,6 +67,10 @@ enum mb_splash_arg {
 
 #define MB_SPLASH_TAKES(name) (1u << MB_SPLASH_ARG_##name)
 
+/* What works for a while and says now and then how far it is. */
+#define MB_SPLASH_TIMED	      (MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(EVERY_MS))
+#define MB_SPLASH_TIMED_USAGE "ms=TIME (300) every_ms=TIME between lines of progress (0: none)"
+
 /* Every program takes these: raw=1 prints plain numbers, each=1 a line a vCPU however many. */
 #define MB_SPLASH_COMMON_ARGS  (MB_SPLASH_TAKES(RAW) | MB_SPLASH_TAKES(EACH))
 #define MB_SPLASH_COMMON_USAGE "raw=0|1 each=0|1"
@@ -77,37 +82,38 @@ enum mb_splash_arg {
 		"ms=TIME of each program (100) seed=N (random)")                                   \
 	X(hello, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(RSM),                                       \
 		"every vCPU says that it reached ring 3, and counts its exits",                    \
-		"ms=TIME (0: 16 exits) rsm=0|1|2 the last vCPU executes RSM (2: prefixed), which "   \
+		"ms=TIME (0: 16 exits) rsm=0|1|2 the last vCPU executes RSM (2: prefixed), which " \
 		"crashes the guest (0)")                                                           \
 	X(touch, MB_SPLASH_TAKES(SIZE), "first touch of memory by all vCPUs, a part each",         \
 		"size=BYTES (all memory, at most 64M)")                                            \
-	X(radix, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(KEYS),              \
+	X(radix, MB_SPLASH_TIMED | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(KEYS),                  \
 		"parallel radix sort of 32-bit keys, again and again",                             \
-		"keys=N (1M) ms=TIME (300) seed=N (random)")                                       \
-	X(readshare, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE),          \
+		"keys=N (1M) " MB_SPLASH_TIMED_USAGE " seed=N (random)")                           \
+	X(readshare, MB_SPLASH_TIMED | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE),              \
 		"all vCPUs read one shared table at random, nobody writes it",                     \
-		"size=BYTES (16M) ms=TIME (300) seed=N (random)")                                  \
-	X(writeshare, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE),         \
+		"size=BYTES (16M) " MB_SPLASH_TIMED_USAGE " seed=N (random)")                      \
+	X(writeshare, MB_SPLASH_TIMED | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE),             \
 		"all vCPUs add to counters on shared pages",                                       \
-		"size=BYTES (64K) ms=TIME (300) seed=N (random)")                                  \
-	X(private, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SIZE),                                    \
+		"size=BYTES (64K) " MB_SPLASH_TIMED_USAGE " seed=N (random)")                      \
+	X(private, MB_SPLASH_TIMED | MB_SPLASH_TAKES(SIZE),                                        \
 		"each vCPU reads and writes memory of its own, in order",                          \
-		"size=BYTES of all vCPUs (64M) ms=TIME (300)")                                     \
+		"size=BYTES of all vCPUs (64M) " MB_SPLASH_TIMED_USAGE)                            \
 	X(phase,                                                                                   \
-		MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE) |              \
+		MB_SPLASH_TIMED | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE) |                  \
 			MB_SPLASH_TAKES(PHASE_MS),                                                 \
 		"who uses which part of memory changes with each phase",                           \
-		"size=BYTES of all vCPUs (16M) phase_ms=TIME (50) ms=TIME (300) seed=N (random)")  \
+		"size=BYTES of all vCPUs (16M) phase_ms=TIME (50) " MB_SPLASH_TIMED_USAGE          \
+		" seed=N (random)")                                                                \
 	X(walk, MB_SPLASH_TAKES(SIZE) | MB_SPLASH_TAKES(ROUNDS),                                   \
 		"each vCPU loads and stores every line of its part: a known number of accesses",   \
 		"size=BYTES of all vCPUs (8M) rounds=N (4)")                                       \
-	X(churn, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE),              \
+	X(churn, MB_SPLASH_TIMED | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE),                  \
 		"torture test: shared pages read and written at random, every stale, torn or "     \
 		"lost one found",                                                                  \
-		"size=BYTES (16M) ms=TIME (300) seed=N (random)")                                  \
+		"size=BYTES (16M) " MB_SPLASH_TIMED_USAGE " seed=N (random)")                      \
 	X(fuzz, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(RESET),              \
 		"garbage to every device register and virtio queue; scratches attached disks",     \
-		"ms=TIME (300) seed=N (random, printed) reset=0|1 resets the machine now " \
+		"ms=TIME (300) seed=N (random, printed) reset=0|1 resets the machine now "         \
 		"and then, and ms counts anew (0)")
 
 #endif

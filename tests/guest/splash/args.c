@@ -81,7 +81,8 @@ static void parse_arg(unsigned program, const char *word)
 	if (!parse_number(word + len + 1, &v))
 		usage_error("\"%s\" is not a number with or without K, M or G; it takes: %s", word,
 			usages[program]);
-	if ((i == MB_SPLASH_ARG_MS || i == MB_SPLASH_ARG_PHASE_MS) && v > MAX_MS)
+	if ((i == MB_SPLASH_ARG_MS || i == MB_SPLASH_ARG_PHASE_MS || i == MB_SPLASH_ARG_EVERY_MS) &&
+		v > MAX_MS)
 		usage_error("\"%s\" is more than a day", word);
 	guest.args.value[i] = v;
 	guest.args.given |= 1u << i;

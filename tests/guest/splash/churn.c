@@ -323,7 +323,7 @@ static void run(struct cpu *self)
 	memset(&c.page[first], 0, (end_page - first) * PAGE_BYTES);
 	memset(&c.seen[self->index * c.n_pages], 0, c.n_pages * 4);
 	measure_begin(self);
-	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	t = run_timer(self);
 	do {
 		for (unsigned i = 0; i < BATCH; i++) {
 			uint64_t r = rnd(self);

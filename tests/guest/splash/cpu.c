@@ -76,12 +76,33 @@ struct timer timer_start(uint64_t ms)
 {
 	struct timer t = {.start = rdtsc(), .length = ms * guest.khz};
 
+	t.next = t.length;
 	return t;
 }
 
-bool timer_over(const struct timer *t)
+struct timer run_timer(const struct cpu *self)
 {
-	return rdtsc() - t->start >= t->length;
+	struct timer t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+
+	if (!self->index)
+		t.every = guest.args.value[MB_SPLASH_ARG_EVERY_MS] * guest.khz;
+	if (t.every)
+		t.next = MIN(t.every, t.length);
+	return t;
+}
+
+bool timer_over(struct timer *t)
+{
+	uint64_t passed = rdtsc() - t->start;
+
+	if (passed < t->next)
+		return false;
+	if (passed >= t->length)
+		return true;
+	progress(passed);
+	/* A line that is late does not make the next one late, too. */
+	t->next = MIN((passed / t->every + 1) * t->every, t->length);
+	return false;
 }
 
 uint64_t timer_cycles(const struct timer *t)

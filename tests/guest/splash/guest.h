@@ -94,14 +94,19 @@ void park(void) __attribute__((noreturn));
 struct timer {
 	uint64_t start;
 	uint64_t length;
+	uint64_t every; /* between two lines of progress; 0: none */
+	uint64_t next;	/* what timer_over waits for: a line, or the end */
 };
 struct timer timer_start(uint64_t ms);
-bool timer_over(const struct timer *t);
+/* ms= of the command line, or 300. On vCPU 0 timer_over then says each every_ms= how many ops all
+ * have done. */
+struct timer run_timer(const struct cpu *self);
+bool timer_over(struct timer *t);
 uint64_t timer_cycles(const struct timer *t);
 
 /*
- * What a program measures, for the lab's instrument (tests/lab/truth): its section 1. All vCPUs meet:
- * none is counted before the last one has begun, and all are until the last one is done.
+ * What a program measures, for the lab's instrument (tests/lab/truth): its section 1. All vCPUs
+ * meet: none is counted before the last one has begun, and all are until the last one is done.
  */
 void measure_begin(struct cpu *self);
 void measure_end(struct cpu *self);
@@ -152,6 +157,7 @@ void run_program(struct cpu *self, const struct program *program);
  */
 void format_rate(char *buf, size_t size, unsigned first, unsigned n, unsigned share);
 void report(void);
+void progress(uint64_t passed); /* cycles since the start */
 
 /* ---- the programs ---- */
 #define DECLARE_PROGRAM(name, args, summary, usage) extern const struct program program_##name;

@@ -172,6 +172,18 @@ void report(void)
 		rate, guest.note[0] ? "; " : "", guest.note);
 }
 
+void progress(uint64_t passed)
+{
+	uint64_t ops = 0;
+	char count[24];
+
+	for (unsigned i = 0; i < guest.n; i++)
+		ops += __atomic_load_n(&cpu_at(i)->ops, __ATOMIC_RELAXED);
+	format_count(count, sizeof(count), ops);
+	say("splash: %s: after %lu ms: %s%s", guest.title, passed / guest.khz, count,
+		unit_after(count));
+}
+
 void splash_main(struct cpu *self, const struct mb_splash_info *info, unsigned index, uint64_t cr3)
 {
 	unsigned n = 0;

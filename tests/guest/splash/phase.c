@@ -96,7 +96,7 @@ static void run(struct cpu *self)
 	bool go_on = true;
 
 	measure_begin(self);
-	whole = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	whole = run_timer(self);
 	for (uint64_t phase = 0; go_on; phase++) {
 		unsigned which = (unsigned)((self->index + phase) % guest.n);
 

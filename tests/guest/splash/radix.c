@@ -118,7 +118,7 @@ static void run(struct cpu *self)
 	bool go_on = true;
 
 	measure_begin(self);
-	whole = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	whole = run_timer(self);
 	while (go_on) {
 		memset(self->tally, 0, sizeof(self->tally));
 		for (uint64_t i = mine.begin; i < mine.end; i++) {

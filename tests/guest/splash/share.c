@@ -41,7 +41,7 @@ static void readshare_run(struct cpu *self)
 		i < part(n_words, self->index + 1, guest.n); i++)
 		area[i] = mix(i ^ seed);
 	measure_begin(self);
-	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	t = run_timer(self);
 	do {
 		for (unsigned i = 0; i < BATCH; i++) {
 			uint64_t index = scale(at, n_words);
@@ -80,7 +80,7 @@ static void writeshare_run(struct cpu *self)
 	struct timer t;
 
 	measure_begin(self);
-	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	t = run_timer(self);
 	do {
 		for (unsigned i = 0; i < BATCH; i++)
 			__atomic_fetch_add(&area[rnd_below(self, n_words)], 1, __ATOMIC_RELAXED);
@@ -125,7 +125,7 @@ static void private_run(struct cpu *self)
 	for (uint64_t *p = begin; p < stop; p++)
 		*p = tag;
 	measure_begin(self);
-	t = timer_start(arg_or(MB_SPLASH_ARG_MS, 300));
+	t = run_timer(self);
 	while (!over) {
 		uint64_t *p = begin;
 
