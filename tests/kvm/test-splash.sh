@@ -22,6 +22,19 @@ for program in "${programs[@]}"; do
 	done
 done
 
+# Progress: more each time, of all vCPUs, until the end; none unless asked for.
+for program in radix readshare writeshare private phase churn; do
+	arg=(ms=1000 every_ms=50 raw=1)
+	[ "$program" != radix ] || arg+=(keys=64K)
+	"$MIRRORBALL" run --quiet --cpus 2 --memory 128M splash "$program" "${arg[@]}" >progress ||
+		bad "$program every_ms=50: status $?"
+	awk '/: after [0-9]+ ms: [0-9]+ ?[A-Za-z]+$/ { n++; wrong += $4 <= ms || $4 >= 1000 || $6 <= ops; ms = $4; ops = $6 }
+		END { exit !n || wrong }' progress || bad "$program every_ms=50: $(cat progress)"
+done
+"$MIRRORBALL" run --quiet --memory 64M splash readshare ms=100 >progress
+! grep after progress || bad "progress that nobody asked for"
+expect 66 'unknown argument "every_ms=1"' "$MIRRORBALL" run --memory 64M splash touch every_ms=1
+
 # The demonstration, the least and more memory than fits below the PCI hole, and more vCPUs than CPUs.
 expect 0 'powered off' "$MIRRORBALL" run
 expect 0 . "$MIRRORBALL" run --quiet --memory 16M splash hello

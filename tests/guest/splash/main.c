@@ -177,6 +177,8 @@ void progress(uint64_t passed)
 	uint64_t ops = 0;
 	char count[24];
 
+	/* The host's scheduler now knows exactly how much CPU time this vCPU has had. */
+	in8(MB_SPLASH_YIELD_PORT);
 	for (unsigned i = 0; i < guest.n; i++)
 		ops += __atomic_load_n(&cpu_at(i)->ops, __ATOMIC_RELAXED);
 	format_count(count, sizeof(count), ops);
