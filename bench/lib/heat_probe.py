@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """Inside the lab: runs a machine, asks for its heat now and then, and notes which page of the host's
-memory is behind each page of the guest. Argument: a JSON object; result: $LAB_OUT/heat.json."""
+memory is behind each page of the guest. Argument: a JSON object; result: $LAB_OUT/heat_probe.json."""
 
 import glob
 import json
@@ -97,7 +97,7 @@ def main():
         machine.kill()
     said = machine.communicate()[0]
     sys.stdout.write(said)
-    with open(os.path.join(os.environ["LAB_OUT"], "heat.json"), "w", encoding="utf-8") as file:
+    with open(os.path.join(os.environ["LAB_OUT"], "heat_probe.json"), "w", encoding="utf-8") as file:
         json.dump({"snapshots": snapshots, "behind": list(behind.items()), "said": said,
                    "status": machine.returncode}, file)
 
