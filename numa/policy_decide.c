@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <math.h>
+
+#include "policy_internal.h"
+
+#define SAME 1e-9 /* relative difference that is rounding */
+
+/* Time a second in memory if all of the unit were there. */
+static double time_at(
+	const struct work *w, const struct unit *u, const double (*ns)[MB_MAX_NODES], int node)
+{
+	double sum = 0;
+
+	for (unsigned v = 0; v < w->n_views; v++) {
+		double accesses = mb_policy_accesses(u, v);
+
+		if (accesses > 0 && ns[v][node] > 0)
+			sum += accesses * ns[v][node];
+	}
+	return sum;
+}
+
+static double time_now(const struct work *w, const struct unit *u)
+{
+	return time_at(w, u, w->home_ns, u->node);
+}
+
+static double time_there(const struct work *w, const struct unit *u, unsigned node)
+{
+	return time_at(w, u, w->target_ns, (int)node);
+}
+
+/* ---- who uses it ---- */
+
+struct users {
+	double all;	 /* accesses a second that are known to come from somewhere */
+	double top_node; /* share of the node, and of the view, that has most */
+	double top_view;
+	unsigned n_views; /* that count */
+};
+
+static struct users find_users(const struct work *w, const struct unit *u)
+{
+	struct users users = {0};
+	double node[MB_MAX_NODES] = {0};
+	bool known[MB_HEAT_VIEWS] = {false};
+
+	for (unsigned v = 0; v < w->n_views; v++) {
+		for (unsigned i = 0; i < w->n_nodes; i++) {
+			node[i] += mb_policy_accesses(u, v) * w->weight[v][i];
+			known[v] |= w->weight[v][i] > 0;
+		}
+		if (known[v])
+			users.all += mb_policy_accesses(u, v);
+	}
+	if (!(users.all > 0))
+		return users;
+	for (unsigned i = 0; i < w->n_nodes; i++)
+		users.top_node = fmax(users.top_node, node[i] / users.all);
+	for (unsigned v = 0; v < w->n_views; v++) {
+		double share = known[v] ? mb_policy_accesses(u, v) / users.all : 0;
+
+		users.top_view = fmax(users.top_view, share);
+		users.n_views += share > 0 && share >= w->config->user_share;
+	}
+	return users;
+}
+
+static enum class class_of(const struct work *w, const struct unit *u, const struct users *users) {
+	double single = w->config->single_share;
+
+	if (users->n_views < 2 || users->top_node >= single ||
+		users->top_view >= single) return CLASS_SINGLE;
+	return u->write_touches > w->config->max_write_share * u->all_touches ? CLASS_WRITE_SHARED
+									      : CLASS_READ_SHARED;
+}
+
+enum class mb_policy_class(const struct work *w, const struct unit *u) {
+	struct users users = find_users(w, u);
+
+	return class_of(w, u, &users);
+}
+
+/* ---- where to ---- */
+
+/* The nearest node for all users together, of those that pass; of equals the emptier one. */
+static int nearest(const struct work *w, const struct unit *u, uint64_t without, bool with_cpus,
+	bool usable, double *ns)
+{
+	int best = -1;
+
+	for (unsigned i = 0; i < w->n_nodes; i++) {
+		const struct mb_policy_node *node = &w->host->node[i];
+		double there;
+
+		if ((int)i == u->node || without >> i & 1 || node->has_cpus != with_cpus ||
+			(usable ? !node->usable : !node->total_bytes))
+			continue;
+		there = time_there(w, u, i);
+		if (!isfinite(there))
+			continue;
+		if (best < 0 || there < *ns * (1 - SAME) ||
+			(there <= *ns * (1 + SAME) && w->room[i] > w->room[best])) {
+			best = (int)i;
+			*ns = there;
+		}
+	}
+	return best;
+}
+
+int mb_policy_target(const struct work *w, const struct unit *u, uint64_t without, double *gain,
+	enum mb_why *why)
+{
+	struct users users = find_users(w, u);
+	bool single = users.top_node >= w->config->single_share;
+	double now = time_now(w, u), there = 0;
+	double least = now * (single ? w->config->min_gain : w->config->min_gain_shared);
+	int best;
+
+	/* Nodes without CPUs are for what finds no room elsewhere. */
+	for (unsigned with_cpus = 2; with_cpus-- > 0;) {
+		best = nearest(w, u, without, with_cpus, true, &there);
+		if (best >= 0 && now - there > 0 && now - there >= least) {
+			*gain = now - there;
+			return best;
+		}
+	}
+	best = nearest(w, u, 0, true, false, &there);
+	if (best < 0 || now <= there * (1 + SAME))
+		*why = MB_WHY_LOCAL;
+	else if (now - there < least)
+		*why = MB_WHY_NO_GAIN;
+	else
+		*why = without ? MB_WHY_NO_ROOM : MB_WHY_FORBIDDEN;
+	return -1;
+}
+
+bool mb_policy_pays_back(const struct work *w, double gain, double cost_ns)
+{
+	return gain > 0 && cost_ns / gain * 1e9 <= (double)w->config->payback_ns;
+}
+
+static double move_cost(const struct work *w, const struct unit *u)
+{
+	double n = (double)u->len_bytes / (double)u->granule_bytes;
+
+	if (u->huge)
+		return n * w->config->move_block_ns;
+	return n * w->config->move_page_ns + (u->split ? w->config->split_block_ns : 0);
+}
+
+/* Its node's controller has too much to do, and another one has time. */
+static int spread_target(const struct work *w, const struct unit *u, double *gain)
+{
+	const struct mb_policy_node *node = w->host->node;
+	double busy = node[u->node].busy, now = time_now(w, u);
+	int best = -1;
+
+	if (!(busy >= w->config->busy_share) || !(w->spread[u->node] > 0))
+		return -1;
+	for (unsigned i = 0; i < w->n_nodes; i++) {
+		double there = time_there(w, u, i), better;
+
+		if (!node[i].usable || !node[i].has_cpus || (int)i == u->node ||
+			!(node[i].busy <= busy - w->config->busy_gap) || !isfinite(there))
+			continue;
+		/* A queue of M/D/1: what is waited for is half of what is busy by what is not. */
+		better = now * busy / (2 * fmax(1 - busy, 0.05)) -
+			 there * node[i].busy / (2 * fmax(1 - node[i].busy, 0.05)) + now - there;
+		if (better > 0 && (best < 0 || better > *gain * (1 + SAME))) {
+			best = (int)i;
+			*gain = better;
+		}
+	}
+	return best;
+}
+
+/* A part of it is there already, and the rest somewhere else. */
+static bool gather(const struct work *w, struct unit *u)
+{
+	struct unit there = *u;
+	double ns = 0;
+
+	if (u->share >= 1 || u->has_record || !w->host->node[u->node].usable ||
+		!w->host->node[u->node].has_cpus)
+		return false;
+	/* At least as far as the nearest other one. */
+	if (nearest(w, &there, 0, true, true, &ns) < 0 || ns <= time_now(w, u))
+		return false;
+	u->target = u->node;
+	u->node = -1;
+	u->gain = (1 - u->share) * (ns - time_now(w, &there));
+	u->cost_ns = (1 - u->share) * move_cost(w, u);
+	return true;
+}
+
+/* Replicas for the views that are far from it, if that is worth it. */
+static void decide_replicas(const struct work *w, struct unit *u)
+{
+	double n = (double)u->len_bytes / (double)MB_HEAT_PAGE_BYTES;
+
+	u->why = MB_WHY_LOCAL;
+	u->gain = u->cost_ns = 0;
+	for (unsigned v = 0; v < w->n_views; v++) {
+		struct unit one = *u;
+		double gain;
+		enum mb_why why;
+
+		for (unsigned o = 0; o < w->n_views; o++)
+			if (o != v)
+				one.read[o] = one.write[o] = 0;
+		if (!(mb_policy_accesses(u, v) > 0) ||
+			mb_policy_target(w, &one, 0, &gain, &why) < 0)
+			continue;
+		u->why = MB_WHY_REPLICATE;
+		u->gain += gain;
+		u->cost_ns += n * w->config->copy_page_ns;
+	}
+}
+
+static enum mb_why decide_move(const struct work *w, struct unit *u)
+{
+	enum mb_why why;
+
+	if (u->class == CLASS_READ_SHARED && w->config->replicas) {
+		decide_replicas(w, u);
+		return u->why;
+	}
+	u->cost_ns = move_cost(w, u);
+	u->target = mb_policy_target(w, u, 0, &u->gain, &why);
+	if (u->target >= 0) {
+		u->gain *= u->share;
+		u->cost_ns *= u->share;
+		return MB_WHY_MIGRATE;
+	}
+	if (u->class == CLASS_SINGLE)
+		return why == MB_WHY_LOCAL && gather(w, u) ? MB_WHY_MIGRATE : why;
+	if (u->class == CLASS_READ_SHARED)
+		return MB_WHY_READ_SHARED;
+	u->target = spread_target(w, u, &u->gain);
+	return u->target >= 0 ? MB_WHY_SPREAD : MB_WHY_WRITE_SHARED;
+}
+
+static enum mb_why decide(const struct work *w, struct unit *u)
+{
+	struct users users = find_users(w, u);
+	enum mb_why why;
+
+	u->class = class_of(w, u, &users);
+	if (u->odd)
+		return MB_WHY_ODD;
+	if (u->node < 0)
+		return MB_WHY_NO_NODE;
+	if (!(u->confidence > w->config->min_confidence))
+		return MB_WHY_UNSURE;
+	if (!(users.all > 0) || !(u->touches >= w->config->cold_per_s))
+		return MB_WHY_COLD;
+	why = decide_move(w, u);
+	if (why != MB_WHY_MIGRATE && why != MB_WHY_REPLICATE && why != MB_WHY_SPREAD)
+		return why;
+	if (!mb_policy_pays_back(w, u->gain, u->cost_ns))
+		return MB_WHY_NO_PAYBACK;
+	if (u->has_record && w->input->now_ns < u->next_ns)
+		return MB_WHY_BACKING_OFF;
+	return why;
+}
+
+void mb_policy_decide(const struct work *w, struct unit *u)
+{
+	u->why = decide(w, u);
+}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "policy_internal.h"
+
+/* ---- budgets ---- */
+
+static double capacity(const struct mb_policy_config *config, uint64_t bytes_per_s)
+{
+	double burst = (double)bytes_per_s * (double)config->burst_ns / 1e9;
+
+	return bytes_per_s ? fmax(burst, (double)MB_HEAT_BLOCK_BYTES) : 0;
+}
+
+static double low_mark(const struct mb_policy_config *config, const struct mb_policy_node *node)
+{
+	return fmax(
+		(double)config->low_free_bytes, config->low_free_share * (double)node->total_bytes);
+}
+
+static double high_mark(const struct mb_policy_config *config, const struct mb_policy_node *node)
+{
+	return fmax(1.5 * (double)config->low_free_bytes,
+		config->high_free_share * (double)node->total_bytes);
+}
+
+/* Accesses a second that one plan takes away from a busy controller: half of the difference. */
+static void allow_spread(struct work *w)
+{
+	const struct mb_policy_node *node = w->host->node;
+	double least = 1;
+
+	for (unsigned i = 0; i < w->n_nodes; i++)
+		if (node[i].usable && node[i].has_cpus)
+			least = fmin(least, node[i].busy);
+	for (unsigned i = 0; i < w->n_units; i++) {
+		const struct unit *u = &w->unit[i];
+
+		if (u->node < 0 || !(node[u->node].busy > least))
+			continue;
+		for (unsigned v = 0; v < w->n_views; v++)
+			w->spread[u->node] += mb_policy_accesses(u, v) *
+					      (node[u->node].busy - least) /
+					      (2 * node[u->node].busy);
+	}
+}
+
+void mb_policy_fill(struct mb_policy *policy, struct work *w)
+{
+	const struct mb_policy_config *c = w->config;
+	double all = capacity(c, c->bytes_per_s), each = capacity(c, c->node_bytes_per_s), s = 0;
+	uint64_t now_ns = w->input->now_ns;
+
+	if (policy->started && now_ns > policy->filled_ns)
+		s = (double)(now_ns - policy->filled_ns) / 1e9;
+	/* Not what a clock that went backwards gives a second time. */
+	if (!policy->started || now_ns > policy->filled_ns)
+		policy->filled_ns = now_ns;
+	policy->bytes =
+		policy->started ? fmin(all, policy->bytes + s * (double)c->bytes_per_s) : all;
+	for (unsigned i = 0; i < MB_MAX_NODES; i++)
+		policy->node_bytes[i] =
+			policy->started ? fmin(each, policy->node_bytes[i] +
+							     s * (double)c->node_bytes_per_s)
+					: each;
+	policy->started = true;
+
+	for (unsigned i = 0; i < w->n_nodes; i++) {
+		const struct mb_policy_node *node = &w->host->node[i];
+		double low = low_mark(c, node), high = fmax(low, high_mark(c, node));
+
+		if ((double)node->free_bytes < low)
+			policy->short_nodes |= 1ull << i;
+		else if ((double)node->free_bytes >= high)
+			policy->short_nodes &= ~(1ull << i);
+		w->room[i] = policy->short_nodes >> i & 1 ? 0 : (double)node->free_bytes - low;
+	}
+	allow_spread(w);
+}
+
+/* ---- spending them ---- */
+
+static int add_action(struct work *w, const struct mb_action *action)
+{
+	struct mb_plan *plan = w->plan;
+
+	if (plan->n_actions == w->room_actions) {
+		unsigned room = w->room_actions ? 2 * w->room_actions : 64;
+		struct mb_action *more = reallocarray(plan->action, room, sizeof(*more));
+
+		if (!more)
+			return -ENOMEM;
+		plan->action = more;
+		w->room_actions = room;
+	}
+	plan->action[plan->n_actions++] = *action;
+	plan->bytes += action->len_bytes;
+	return 0;
+}
+
+static uint64_t least(double a, double b, uint64_t granule)
+{
+	double x = fmin(a, b);
+
+	return x > 0 ? (uint64_t)x / granule * granule : 0;
+}
+
+/* How much may go there, of bytes that are left; and what the limit is if that is not all. */
+static uint64_t may_go(const struct mb_policy *policy, const struct work *w, const struct unit *u,
+	int to, uint64_t left, enum mb_why *limit)
+{
+	uint64_t granule = u->granule_bytes, room, node, all;
+	double of_nodes = policy->node_bytes[to];
+
+	if (u->node >= 0 && u->why != MB_WHY_REPLICATE)
+		of_nodes = fmin(of_nodes, policy->node_bytes[u->node]);
+	room = least((double)left, w->room[to], granule);
+	node = least((double)left, of_nodes, granule);
+	all = least((double)left, policy->bytes, granule);
+	if (w->plan->n_actions >= w->config->max_actions) {
+		*limit = MB_WHY_PLAN_FULL;
+		return 0;
+	}
+	*limit = room <= node && room <= all ? MB_WHY_NO_ROOM
+		 : node <= all		     ? MB_WHY_NODE_BUDGET
+					     : MB_WHY_BUDGET;
+	return *limit == MB_WHY_NO_ROOM ? room : *limit == MB_WHY_NODE_BUDGET ? node : all;
+}
+
+static int go(struct mb_policy *policy, struct work *w, struct unit *u, uint64_t at, uint64_t len,
+	int to, int view, double gain)
+{
+	double share = (double)len / (double)u->len_bytes;
+	struct mb_action action = {
+		.kind = u->why == MB_WHY_REPLICATE ? MB_ACTION_REPLICATE : MB_ACTION_MIGRATE,
+		.why = u->why,
+		.offset = u->offset + at,
+		.len_bytes = len,
+		.huge = u->huge,
+		.split = u->split,
+		.from = u->node < 0 ? -1 : w->host->node[u->node].id,
+		.to = w->host->node[to].id,
+		.view = view,
+		.gain_ns_per_s = gain * share,
+		.cost_ns = view < 0 ? u->cost_ns * share
+				    : (double)len / (double)MB_HEAT_PAGE_BYTES *
+					      w->config->copy_page_ns,
+	};
+
+	policy->bytes -= (double)len;
+	policy->node_bytes[to] -= (double)len;
+	if (u->node >= 0 && view < 0)
+		policy->node_bytes[u->node] -= (double)len;
+	w->room[to] -= (double)len;
+	return add_action(w, &action);
+}
+
+/* As much as may, to the best node; what finds no room there to the next best one. */
+static int migrate(struct mb_policy *policy, struct work *w, struct unit *u)
+{
+	uint64_t without = 0;
+	int to = u->target, rc = 0;
+	double gain = u->gain;
+
+	u->first_target = to;
+	while (u->done_bytes < u->len_bytes && !rc) {
+		enum mb_why why;
+		uint64_t left = u->len_bytes - u->done_bytes,
+			 len = may_go(policy, w, u, to, left, &u->rest);
+
+		if (len)
+			rc = go(policy, w, u, u->done_bytes, len, to, -1, gain);
+		u->done_bytes += len;
+		if (len == left || u->rest != MB_WHY_NO_ROOM || u->node < 0)
+			break;
+		without |= 1ull << to;
+		to = mb_policy_target(w, u, without, &gain, &why);
+		gain *= u->share;
+		if (to < 0 || !mb_policy_pays_back(w, gain, u->cost_ns))
+			break;
+		if (!u->done_bytes)
+			u->first_target = to;
+	}
+	return rc;
+}
+
+static int spread(struct mb_policy *policy, struct work *w, struct unit *u)
+{
+	double accesses = 0;
+	uint64_t len;
+	int rc = 0;
+
+	for (unsigned v = 0; v < w->n_views; v++)
+		accesses += mb_policy_accesses(u, v);
+	len = may_go(policy, w, u, u->target, u->len_bytes, &u->rest);
+	/* No more than makes both equally busy; one granule at least. */
+	if ((double)len * accesses / (double)u->len_bytes > w->spread[u->node]) {
+		len = least((double)len,
+			w->spread[u->node] / accesses * (double)u->len_bytes +
+				(double)u->granule_bytes,
+			u->granule_bytes);
+		u->rest = MB_WHY_WRITE_SHARED;
+	}
+	if (!(w->spread[u->node] > 0))
+		len = 0;
+	w->spread[u->node] -= (double)len / (double)u->len_bytes * accesses;
+	u->first_target = u->target;
+	u->done_bytes = len;
+	if (len)
+		rc = go(policy, w, u, 0, len, u->target, -1, u->gain);
+	return rc;
+}
+
+static int replicate(struct mb_policy *policy, struct work *w, struct unit *u)
+{
+	int rc = 0;
+
+	for (unsigned v = 0; v < w->n_views && !rc; v++) {
+		struct unit one = *u;
+		enum mb_why why;
+		double gain;
+		uint64_t len;
+		int to;
+
+		for (unsigned o = 0; o < w->n_views; o++)
+			if (o != v)
+				one.read[o] = one.write[o] = 0;
+		if (!(mb_policy_accesses(u, v) > 0))
+			continue;
+		to = mb_policy_target(w, &one, 0, &gain, &why);
+		if (to < 0)
+			continue;
+		len = may_go(policy, w, u, to, u->len_bytes, &u->rest);
+		if (!len)
+			continue;
+		if (u->first_target < 0)
+			u->first_target = to;
+		u->done_bytes = len > u->done_bytes ? len : u->done_bytes;
+		rc = go(policy, w, u, 0, len, to, (int)v, gain);
+	}
+	return rc;
+}
+
+/* What pays back soonest first. */
+static int by_payback(const void *a, const void *b)
+{
+	const struct unit *x = *(struct unit *const *)a, *y = *(struct unit *const *)b;
+	double left = x->gain * y->cost_ns, right = y->gain * x->cost_ns;
+
+	if (left != right)
+		return left > right ? -1 : 1;
+	return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+int mb_policy_spend(struct mb_policy *policy, struct work *w)
+{
+	struct unit **order = calloc(w->n_units + 1u, sizeof(*order));
+	unsigned n = 0;
+	int rc = 0;
+
+	if (!order)
+		return -ENOMEM;
+	for (unsigned i = 0; i < w->n_units; i++) {
+		enum mb_why why = w->unit[i].why;
+
+		if (why == MB_WHY_MIGRATE || why == MB_WHY_SPREAD || why == MB_WHY_REPLICATE)
+			order[n++] = &w->unit[i];
+	}
+	qsort(order, n, sizeof(struct unit *), by_payback);
+	for (unsigned i = 0; i < n && !rc; i++) {
+		if (order[i]->why == MB_WHY_MIGRATE)
+			rc = migrate(policy, w, order[i]);
+		else if (order[i]->why == MB_WHY_SPREAD)
+			rc = spread(policy, w, order[i]);
+		else
+			rc = replicate(policy, w, order[i]);
+	}
+	free(order);
+	return rc;
+}
