@@ -112,7 +112,7 @@ int mb_policy_target(const struct work *w, const struct unit *u, uint64_t withou
 	enum mb_why *why)
 {
 	struct users users = find_users(w, u);
-	bool single = users.top_node >= w->config->single_share;
+	bool single = class_of(w, u, &users) == CLASS_SINGLE;
 	double now = time_now(w, u), there = 0;
 	double least = now * (single ? w->config->min_gain : w->config->min_gain_shared);
 	int best;
