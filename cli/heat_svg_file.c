@@ -1,63 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli.h"
 #include "heat.h"
+#include "target.h"
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <mirrorball/log.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-/*
- * Where the picture goes. A file is written beside its place and moved there when it is whole; what
- * is no file (a pipe, a device, standard output) is written as it is.
- */
-struct target {
-	int fd;
-	char path[PATH_MAX], temporary[PATH_MAX + 8];
-	const char *name; /* for messages */
-};
-
-static int open_target(struct target *target, const char *path, struct mb_error *err)
-{
-	struct stat st;
-	mode_t mask;
-
-	*target = (struct target){.name = path};
-	if (!strcmp(path, "-")) {
-		target->name = "standard output";
-		target->fd = STDOUT_FILENO;
-		return 0;
-	}
-	if (!stat(path, &st) && !S_ISREG(st.st_mode)) {
-		target->fd = open(path, O_WRONLY | O_CLOEXEC);
-		return target->fd >= 0 ? 0
-				       : mb_error_set(err, errno, "%s: %s", path, strerror(errno));
-	}
-	/* A link stays one: what it points to is replaced. */
-	if (!realpath(path, target->path)) {
-		if (errno != ENOENT || strlen(path) >= sizeof(target->path))
-			return mb_error_set(err, errno, "%s: %s", path, strerror(errno));
-		strcpy(target->path, path);
-	}
-	snprintf(target->temporary, sizeof(target->temporary), "%s.XXXXXX", target->path);
-	target->fd = mkostemp(target->temporary, O_CLOEXEC);
-	if (target->fd < 0)
-		return mb_error_set(err, errno, "%s: %s", path, strerror(errno));
-	mask = umask(0);
-	umask(mask);
-	fchmod(target->fd, 0666 & ~mask);
-	return 0;
-}
 
 /*
  * Drawn in memory first, which a picture's bounded size allows: so the first write that fails says
  * why.
  */
-static int draw(const struct target *target, const struct heat_record *record)
+static int draw(struct cli_target *target, const struct heat_record *record)
 {
 	char *text = NULL;
 	size_t len;
@@ -66,29 +22,8 @@ static int draw(const struct target *target, const struct heat_record *record)
 
 	if (out && fclose(out))
 		rc = -ENOMEM;
-	for (size_t done = 0; !rc && done < len;) {
-		ssize_t n = write(target->fd, text + done, len - done);
-
-		if (n > 0)
-			done += (size_t)n;
-		else if (n < 0 && errno != EINTR)
-			rc = -errno;
-	}
+	rc = rc ? rc : cli_target_write(target, text, len);
 	free(text);
-	return rc;
-}
-
-/* keep: the picture is to be there. */
-static int close_target(struct target *target, bool keep)
-{
-	int rc = 0;
-
-	if (target->fd != STDOUT_FILENO && close(target->fd))
-		rc = -errno;
-	if (keep && !rc && *target->temporary && rename(target->temporary, target->path))
-		rc = -errno;
-	if ((!keep || rc) && *target->temporary)
-		unlink(target->temporary);
 	return rc;
 }
 
@@ -155,7 +90,7 @@ int heat_record_svg(const struct heat_options *options)
 	struct heat_feed_config config = {.who = options->who, .interval_ms = options->interval_ms};
 	struct heat_record *record = calloc(1, sizeof(*record));
 	struct heat_feed *feed = NULL;
-	struct target target;
+	struct cli_target target;
 	struct mb_error err;
 	int rc, close_rc, status = CLI_FAILED;
 
@@ -166,7 +101,7 @@ int heat_record_svg(const struct heat_options *options)
 	rc = heat_feed_open(&config, &feed, &err);
 	/* Before the recording: who finds out after it has lost it. */
 	if (!rc)
-		rc = open_target(&target, options->svg_path, &err);
+		rc = cli_target_open(&target, options->svg_path, &err);
 	if (!rc) {
 		status = record_heat(feed, options->limit_ms, record, &err);
 		if (isatty(STDERR_FILENO))
@@ -176,7 +111,7 @@ int heat_record_svg(const struct heat_options *options)
 				record->n_columns ? "; the picture ends there" : "");
 		if (record->n_columns)
 			rc = draw(&target, record);
-		close_rc = close_target(&target, record->n_columns && !rc);
+		close_rc = cli_target_close(&target, record->n_columns && !rc);
 		rc = rc ? rc : close_rc;
 		if (rc)
 			mb_error_set(&err, -rc, "%s: %s; the picture was not written", target.name,
