@@ -36,6 +36,7 @@ struct heat_extent {
 	float node_share; /* 0 to 1: how much of used_bytes lives on node */
 	uint8_t node;	  /* where most of it lives: index into heat's nodes, if has_node */
 	bool has_node;
+	bool huge; /* mapped as huge pages; of what was merged: no meaning */
 };
 
 struct heat_tracker {

@@ -183,6 +183,7 @@ static void read_extent(struct reader *r, const struct heat *heat, const json_t 
 	if (out->gpa < end)
 		bad(r, "gpa", "is before the end of the extent before it");
 	out->used_bytes = out->bytes;
+	out->huge = json_is_true(json_object_get(object, "huge"));
 	out->confidence = (float)share(r, object, "confidence");
 	if (out->confidence > 0)
 		out->looked_bytes = out->bytes;

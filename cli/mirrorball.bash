@@ -150,6 +150,24 @@ _mirrorball_heat() {
 	esac
 }
 
+_mirrorball_sim() {
+	local options="--program --machines --cpus --memory --rate --period --trace --machine --nodes --span
+		--views --start --seconds --interval --seed --json --svg --help --version"
+
+	case $prev in
+	--program) _mirrorball_words "private readshare writeshare phase radix idle mixed" "$cur" ;;
+	--start) _mirrorball_words "first interleave worst best" "$cur" ;;
+	--trace | --machine | --svg) _mirrorball_files "$cur" ;;
+	--nodes | --span | --views | --cpus) _mirrorball_words "1 2 4 8" "$cur" ;;
+	--machines) _mirrorball_words "1 10 100" "$cur" ;;
+	--memory) _mirrorball_words "4G 64G 1T" "$cur" ;;
+	--rate | --seed) COMPREPLY=() ;;
+	--period | --seconds) _mirrorball_words "10 60 600" "$cur" ;;
+	--interval) _mirrorball_words "0.5 1 5" "$cur" ;;
+	*) _mirrorball_words "$options" "$cur" ;;
+	esac
+}
+
 _mirrorball() {
 	local cur prev=${COMP_WORDS[COMP_CWORD - 1]} glued i
 
@@ -165,14 +183,15 @@ _mirrorball() {
 		done
 	fi
 	if ((COMP_CWORD == 1)); then
-		_mirrorball_words "run ps stat heat doctor help --help --version" "$cur"
+		_mirrorball_words "run ps stat heat sim doctor help --help --version" "$cur"
 	else
 		case ${COMP_WORDS[1]} in
 		run) _mirrorball_run ;;
 		stat) _mirrorball_stat ;;
 		heat) _mirrorball_heat ;;
+		sim) _mirrorball_sim ;;
 		ps | doctor) _mirrorball_words "--json --help --version" "$cur" ;;
-		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat doctor" "$cur" ;;
+		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat sim doctor" "$cur" ;;
 		esac
 	fi
 	# What bash keeps of the word must not come again.

@@ -431,7 +431,8 @@ static int run_step(struct sim *s, unsigned step)
 
 /* ---- all of it ---- */
 
-static int make_machine(struct sim *s, struct machine *m, const struct mb_sim_load *load)
+static int make_machine(
+	struct sim *s, struct machine *m, const struct mb_sim_load *load, const volatile int *stop)
 {
 	int rc;
 
@@ -441,7 +442,7 @@ static int make_machine(struct sim *s, struct machine *m, const struct mb_sim_lo
 			if (s->view_nodes[v] >> i & 1)
 				m->view[v].weight[i] = load->vcpus[i];
 	rc = mb_policy_create(&m->policy);
-	rc = rc ? rc : mb_sim_oracle_make(&m->oracle, s->config, s->host, load);
+	rc = rc ? rc : mb_sim_oracle_make(&m->oracle, s->config, s->host, load, stop);
 	return rc ? rc : start(s, m);
 }
 
@@ -532,7 +533,7 @@ int mb_sim_run(const struct mb_sim_config *config, const struct mb_sim_host *hos
 	rc = s->machine ? group_views(s) : -ENOMEM;
 	rc = rc ? rc : make_result(result, config);
 	for (unsigned k = 0; k < n_loads && !rc; k++)
-		rc = make_machine(s, &s->machine[k], &load[k]);
+		rc = make_machine(s, &s->machine[k], &load[k], stop);
 	for (unsigned step = 0; step < result->n_steps && !rc; step++)
 		rc = stop && *stop ? -EINTR : run_step(s, step);
 	if (!rc)

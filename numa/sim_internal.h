@@ -55,8 +55,9 @@ struct oracle {
 	uint8_t *best, *worst;
 };
 
+/* -EINTR when *stop is true. */
 int mb_sim_oracle_make(struct oracle *oracle, const struct mb_sim_config *config,
-	const struct mb_sim_host *host, const struct mb_sim_load *load);
+	const struct mb_sim_host *host, const struct mb_sim_load *load, const volatile int *stop);
 void mb_sim_oracle_finish(struct oracle *oracle);
 /* The nearest or farthest node with memory, for accesses from each node. */
 unsigned mb_sim_best(const struct mb_sim_host *host, const double *accesses);

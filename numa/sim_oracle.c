@@ -110,7 +110,7 @@ static void add_uses(struct oracle *oracle, const struct mb_sim_host *host,
 }
 
 int mb_sim_oracle_make(struct oracle *oracle, const struct mb_sim_config *config,
-	const struct mb_sim_host *host, const struct mb_sim_load *load)
+	const struct mb_sim_host *host, const struct mb_sim_load *load, const volatile int *stop)
 {
 	struct borders borders = {0};
 	struct mb_sim_uses uses = {0};
@@ -119,7 +119,7 @@ int mb_sim_oracle_make(struct oracle *oracle, const struct mb_sim_config *config
 	*oracle = (struct oracle){0};
 	for (uint64_t at = 0; at < config->length_ns && !rc; at += config->step_ns) {
 		uses.n = 0;
-		rc = load->uses(load, at, &uses);
+		rc = stop && *stop ? -EINTR : load->uses(load, at, &uses);
 		rc = rc ? rc : add_borders(&borders, &uses);
 	}
 	oracle->n = borders.n ? (unsigned)borders.n : 1;
@@ -133,7 +133,7 @@ int mb_sim_oracle_make(struct oracle *oracle, const struct mb_sim_config *config
 		memcpy(oracle->end, borders.at, borders.n * sizeof(*borders.at));
 	for (uint64_t at = 0; at < config->length_ns && !rc; at += config->step_ns) {
 		uses.n = 0;
-		rc = load->uses(load, at, &uses);
+		rc = stop && *stop ? -EINTR : load->uses(load, at, &uses);
 		if (!rc)
 			add_uses(oracle, host, &uses, (double)config->step_ns / 1e9);
 	}
