@@ -64,9 +64,8 @@ const struct mb_cap_info mb_cap_infos[MB_N_CAPS] = {
 		"a vCPU of the second view that its guest takes offline does not come back; use kernel 5.10"
 		" or later"},
 	[MB_CAP_BINARY_STATS_FD] = {"KVM_CAP_BINARY_STATS_FD", KVM_CAP_BINARY_STATS_FD, "5.14",
-		MB_CAP_WANTED, "counting what the tracker makes vCPUs repeat",
-		"the tracker's budget leaves out faults that vCPUs repeat while pages are taken out; use kernel 5.14"
-		" or later"},
+		MB_CAP_WANTED, "counting the faults that the tracker costs a guest",
+		"the tracker counts page table entries instead, which may be fewer; use kernel 5.14 or later"},
 };
 /* clang-format on */
 

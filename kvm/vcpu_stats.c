@@ -6,10 +6,11 @@
 
 #include "vcpu_internal.h"
 
-/* How a fault on guest memory ended, by KVM's names; what ended in none of these was a retry.
- * pf_guest: with shadow paging the guest's own faults are taken, too. */
-static const char *const names[MB_PF_COUNTERS] = {
-	"pf_taken", "pf_fixed", "pf_emulate", "pf_spurious", "pf_guest"};
+/*
+ * By KVM's names: faults on guest memory, and those among them that were not because of what is in
+ * the monitor's page tables: device registers, and with shadow paging the guest's own.
+ */
+static const char *const names[MB_PF_COUNTERS] = {"pf_taken", "pf_emulate", "pf_guest"};
 
 void mb_vcpu_open_stats(struct mb_vcpu *vcpu)
 {
@@ -52,10 +53,10 @@ static int find_counters(int fd, struct vcpu_stats_map *map)
 	return found == (1u << MB_PF_COUNTERS) - 1 ? 0 : -ENOTSUP;
 }
 
-static int add_retries(const struct mb_vcpu *vcpu, uint64_t *n)
+static int add_faults(const struct mb_vcpu *vcpu, uint64_t *n)
 {
 	const struct vcpu_stats_map *map = &vcpu->set->stats;
-	uint64_t retries = 0;
+	uint64_t faults = 0;
 
 	for (unsigned c = 0; c < MB_PF_COUNTERS; c++) {
 		uint64_t value;
@@ -63,15 +64,15 @@ static int add_retries(const struct mb_vcpu *vcpu, uint64_t *n)
 		if (pread(vcpu->stats_fd, &value, sizeof(value), map->offset[c]) != sizeof(value))
 			return -ENOTSUP;
 		if (!c)
-			retries = value;
+			faults = value;
 		else
-			retries -= retries < value ? retries : value;
+			faults -= faults < value ? faults : value;
 	}
-	*n += retries;
+	*n += faults;
 	return 0;
 }
 
-int mb_vcpus_n_retries(struct mb_vcpus *set, uint64_t *n)
+int mb_vcpus_n_faults(struct mb_vcpus *set, uint64_t *n)
 {
 	int rc = 0;
 
@@ -81,6 +82,6 @@ int mb_vcpus_n_retries(struct mb_vcpus *set, uint64_t *n)
 	if (!set->stats.offset[0])
 		rc = find_counters(set->vcpu[0].stats_fd, &set->stats);
 	for (unsigned i = 0; i < set->n && !rc; i++)
-		rc = add_retries(&set->vcpu[i], n);
+		rc = add_faults(&set->vcpu[i], n);
 	return rc;
 }

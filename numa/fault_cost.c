@@ -9,13 +9,17 @@
 #include <time.h>
 
 /*
- * A machine of one vCPU, in 32-bit mode without paging, that touches N_PAGES pages and writes a
- * port, again and again. The handler of the port takes the pages out before every other round: the
- * difference is what the faults cost the guest, exits and the host's part included.
+ * A machine of one vCPU that, as a process of a guest does, in ring 3 with 4 KiB pages, touches
+ * N_PAGES pages and writes a port, again and again. The handler of the port takes the pages out
+ * before every other round: the difference is what the faults cost the guest, exits and the host's
+ * part included. (In ring 0 a KVM without nested paging may emulate it all, and a guest without
+ * paging has cheaper faults there.)
  */
 #define RAM_BYTES  0x200000ull
 #define CODE_GPA   0x1000ull
 #define GDT_GPA	   0x2000ull
+#define TABLES_GPA 0x3000ull /* four levels, a page each */
+#define STACK_GPA  0x8000ull
 #define PAGES_GPA  0x100000ull
 #define N_PAGES	   64u
 #define N_ROUNDS   16u
@@ -23,17 +27,35 @@
 #define TIMEOUT_NS 3000000000ull /* an emulated host takes its time */
 
 static const uint8_t code[] = {
+	0x6a, 0x2b,			 /* push $0x2b: stack segment of ring 3 */
+	0x68, 0x00, 0x80, 0x00, 0x00,	 /* push $STACK_GPA */
+	0x68, 0x02, 0x30, 0x00, 0x00,	 /* push $0x3002: flags, ports for all */
+	0x6a, 0x23,			 /* push $0x23: code segment of ring 3 */
+	0x68, 0x15, 0x10, 0x00, 0x00,	 /* push $again */
+	0x48, 0xcf,			 /* iretq */
 	0xbe, 0x00, 0x00, 0x10, 0x00,	 /* again: mov $PAGES_GPA, %esi */
 	0xb9, N_PAGES, 0x00, 0x00, 0x00, /* mov $N_PAGES, %ecx */
-	0x89, 0x06, /* next: mov %eax, (%esi): a read might map neighbours, too */
-	0x81, 0xc6, 0x00, 0x10, 0x00, 0x00, /* add $4096, %esi */
-	0x49,				    /* dec %ecx */
-	0x75, 0xf5,			    /* jnz next */
-	0xe6, PORT,			    /* out %al, $PORT */
-	0xeb, 0xe7,			    /* jmp again */
+	0x89, 0x06, /* next: mov %eax, (%rsi): a read might map neighbours, too */
+	0x48, 0x81, 0xc6, 0x00, 0x10, 0x00, 0x00, /* add $4096, %rsi */
+	0xff, 0xc9,				  /* dec %ecx */
+	0x75, 0xf3,				  /* jnz next */
+	0xe6, PORT,				  /* out %al, $PORT */
+	0xeb, 0xe5,				  /* jmp again */
 };
 
-static const uint64_t gdt[] = {0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
+static const uint64_t gdt[] = {
+	0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff};
+
+/* All of RAM where it is, for ring 3: present, writable, user, accessed, dirty. */
+static void make_tables(uint64_t *table)
+{
+	const unsigned per_page = 512;
+
+	for (unsigned level = 0; level < 3; level++)
+		table[level * per_page] = (TABLES_GPA + (level + 1) * 4096) | 0x67;
+	for (unsigned i = 0; i < per_page; i++)
+		table[3 * per_page + i] = i * 4096ull | 0x67;
+}
 
 struct measure {
 	char *ram;
@@ -76,8 +98,12 @@ static const struct mb_vcpu_ops ops = {
 static int run(struct mb_vm *vm, struct measure *m)
 {
 	struct mb_vcpus_config config = {.n_vcpus = 1, .ops = &ops, .ops_ctx = m};
-	struct mb_vcpu_start start = {
-		.rip = CODE_GPA, .gdt_gpa = GDT_GPA, .gdt_limit = sizeof(gdt) - 1};
+	struct mb_vcpu_start start = {.rip = CODE_GPA,
+		.rsp = STACK_GPA,
+		.cr3 = TABLES_GPA,
+		.long_mode = true,
+		.gdt_gpa = GDT_GPA,
+		.gdt_limit = sizeof(gdt) - 1};
 	struct timespec wait = {.tv_nsec = 200000};
 	uint64_t begin_ns = mb_now_ns();
 	struct mb_vcpus *vcpus;
@@ -117,6 +143,7 @@ int mb_fault_cost_ns(const struct mb_host *host, uint64_t *ns)
 	memset(m.ram + PAGES_GPA, 1, N_PAGES * 4096);
 	memcpy(m.ram + CODE_GPA, code, sizeof(code));
 	memcpy(m.ram + GDT_GPA, gdt, sizeof(gdt));
+	make_tables((uint64_t *)(m.ram + TABLES_GPA));
 	slot.hva = m.ram;
 	rc = mb_vm_set_memslot(vm, 0, 0, &slot);
 	if (!rc)

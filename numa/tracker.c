@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <math.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/log.h>
 #include <mirrorball/thread.h>
@@ -27,18 +28,26 @@
 
 /* ---- budgets ---- */
 
-void mb_tracker_pay(struct mb_tracker *t, uint64_t faults, unsigned invalidations)
+uint64_t mb_tracker_cost_ns(const struct mb_tracker *t, uint64_t small, uint64_t huge)
 {
+	return (uint64_t)(((float)small + (float)huge * t->per_huge) * (float)t->fault_ns);
+}
+
+void mb_tracker_pay(struct mb_tracker *t, uint64_t small, uint64_t huge, unsigned invalidations)
+{
+	uint64_t faults_ns = mb_tracker_cost_ns(t, small, huge);
 	/* To drop translations interrupts every vCPU that runs, which is about half of what a fault
 	 * is. */
-	uint64_t cost = faults * t->fault_ns +
-			(uint64_t)((float)(invalidations * t->fault_ns) * t->busy / 2);
+	uint64_t cost = faults_ns + (uint64_t)((float)(invalidations * t->fault_ns) * t->busy / 2);
 
 	t->guest.left_ns -= (int64_t)cost;
 	t->calls.left_ns -= (int64_t)invalidations * CALL_NS;
 	t->now.guest_ns += cost;
-	t->now.faults += (uint32_t)faults;
+	t->now.faults += (uint32_t)(small + huge);
+	t->now.huge_faults += (uint32_t)huge;
+	t->now.paid_faults += faults_ns / t->fault_ns;
 	t->now.invalidations += invalidations;
+	t->may_fault += (float)small + (float)huge * MB_HEAT_BLOCK_PAGES;
 }
 
 static void fill(struct budget *b, int64_t add_ns, int64_t most_ns)
@@ -83,26 +92,37 @@ static void look_around(struct mb_tracker *t)
 }
 
 /*
- * A vCPU that touches what is being taken out leaves the guest again and again until that is over,
- * which may be long: the thread that does it may have to wait for a CPU. That is not in the page
- * tables, but KVM counts it.
+ * Page tables do not show all faults: KVM may map a huge page in parts (without nested paging: as
+ * the guest does), and a vCPU that touches what is being taken out leaves the guest again and again
+ * until that is over, which is long where the thread that does it waits for a CPU. KVM counts them,
+ * with those that the guest has by itself. So what KVM counted is paid for, as far as it can be
+ * because of us.
  */
-static void count_retries(struct mb_tracker *t)
+static void correct(struct mb_tracker *t)
 {
-	uint64_t before = t->n_retries;
-	bool knew = t->knows_retries;
-	uint64_t cost_ns, most_ns = (uint64_t)((float)t->now.calls_ns * t->busy);
+	uint64_t before = t->n_kvm_faults;
+	bool knew = t->knows_kvm_faults;
+	float retries = (float)t->now.calls_ns * t->busy / (float)t->fault_ns, ours, others;
+	int64_t more_ns;
 
-	t->knows_retries = t->config.retries && !t->config.retries(t->config.ctx, &t->n_retries);
-	if (!t->knows_retries || !knew || !t->now.invalidations)
+	t->knows_kvm_faults =
+		t->config.faults && !t->config.faults(t->config.ctx, &t->n_kvm_faults);
+	if (!knew || !t->knows_kvm_faults)
 		return;
-	t->now.retries = (uint32_t)(t->n_retries - before);
-	/* Less than a fault, which is not known; and all of them no longer than that took. */
-	cost_ns = t->now.retries * t->fault_ns;
-	if (cost_ns > most_ns)
-		cost_ns = most_ns;
-	t->guest.left_ns -= (int64_t)cost_ns;
-	t->now.guest_ns += cost_ns;
+	t->now.kvm_faults = t->n_kvm_faults - before;
+	ours = fminf((float)t->now.kvm_faults, t->may_fault + retries);
+	/* What has not come within a second or two will not. */
+	t->may_fault = (t->may_fault - fminf(ours, t->may_fault)) / 2;
+	more_ns = (int64_t)((ours - (float)t->now.paid_faults) * (float)t->fault_ns);
+	t->guest.left_ns -= more_ns;
+	t->now.guest_ns = (uint64_t)(more_ns < -(int64_t)t->now.guest_ns
+					     ? 0
+					     : (int64_t)t->now.guest_ns + more_ns);
+	if (!t->now.huge_faults)
+		return;
+	others = (float)(t->now.faults - t->now.huge_faults);
+	t->per_huge += (fmaxf(ours - others, 0) / (float)t->now.huge_faults - t->per_huge) / 2;
+	t->per_huge = fminf(fmaxf(t->per_huge, 1), MB_HEAT_BLOCK_PAGES);
 }
 
 static void account_cpu(struct mb_tracker *t)
@@ -145,7 +165,7 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 		t->busy = BUSY_MIN;
 	t->process_cpu_ns = all_ns;
 	look_around(t);
-	count_retries(t);
+	correct(t);
 	/* Rates: what is slept through counts. */
 	t->last = t->now;
 	t->last.busy_ns = (uint64_t)(t->busy * (float)(now_ns - t->second_ns));
@@ -181,8 +201,10 @@ static void begin(struct mb_tracker *t, uint64_t now_ns)
 	t->now = t->last = (struct spending){0};
 	t->busy = BUSY_MIN; /* until it is known */
 	look_around(t);
-	t->knows_retries = false;
-	count_retries(t);
+	t->knows_kvm_faults = false;
+	correct(t);
+	if (!t->knows_kvm_faults)
+		t->per_huge = 1;
 }
 
 /* False: nothing is due, or too much is out. */
@@ -283,6 +305,7 @@ int mb_tracker_create(
 		t->config.cpu_ppm = MB_TRACKER_CPU_PPM;
 	t->fault_ns = config->fault_ns;
 	t->guess_huge = true;
+	t->per_huge = MB_HEAT_BLOCK_PAGES; /* the worst, until KVM has said what it does */
 	t->refilled_ns = mb_now_ns();
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_condattr_init(&attr);
@@ -452,8 +475,8 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 		stats->guest_ppm = ppm(t->last.guest_ns, t->last.busy_ns);
 		stats->invalidations = t->last.invalidations;
 		stats->faults = t->last.faults;
-		stats->knows_retries = t->knows_retries;
-		stats->retries = t->last.retries;
+		stats->knows_kvm_faults = t->knows_kvm_faults;
+		stats->kvm_faults = (uint32_t)t->last.kvm_faults;
 	}
 	pthread_mutex_unlock(&t->lock);
 	stats->in_use_bytes = in_use_bytes(t);

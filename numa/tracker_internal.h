@@ -51,7 +51,11 @@ struct budget {
 struct spending {
 	uint64_t cpu_ns, guest_ns, busy_ns;
 	uint64_t calls_ns; /* in calls that drop translations */
-	uint32_t invalidations, faults, retries;
+	uint32_t invalidations;
+	uint32_t faults, huge_faults; /* by the page tables; the latter on huge pages, and among the
+					 former */
+	uint64_t paid_faults;	      /* what they were taken for */
+	uint64_t kvm_faults;	      /* by KVM's count, whosever they are */
 };
 
 struct mb_tracker {
@@ -85,8 +89,11 @@ struct mb_tracker {
 	unsigned max_out; /* huge pages out at a time, in short windows, and in long ones */
 	unsigned max_zooms;
 	uint64_t real_faults; /* of the process, by the kernel's count */
-	bool knows_retries;
-	uint64_t n_retries; /* by KVM's count, a second ago */
+	bool knows_kvm_faults;
+	uint64_t n_kvm_faults; /* a second ago */
+	float may_fault;       /* most faults that were caused and have not been seen yet */
+	float per_huge; /* faults that come of a huge page: more than one where KVM maps it in parts
+			 */
 	uint64_t n_windows, n_zooms;
 };
 
@@ -109,10 +116,13 @@ void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns);
 /* numa/tracker_nodes.c; any thread, without the lock. */
 void mb_tracker_find_nodes(const struct mb_tracker *t, struct mb_extent *extent, unsigned n);
 
-/* numa/tracker.c. What the guest pays: faults of one vCPU each, and invalidations that all of them
- * notice. */
-void mb_tracker_pay(struct mb_tracker *t, uint64_t faults, unsigned invalidations);
-
+/*
+ * numa/tracker.c. What the guest pays: faults of one vCPU each, on small pages and on huge ones,
+ * and invalidations that all of them notice.
+ */
+void mb_tracker_pay(struct mb_tracker *t, uint64_t small, uint64_t huge, unsigned invalidations);
+/* What faults on so many pages will cost, as far as is known. */
+uint64_t mb_tracker_cost_ns(const struct mb_tracker *t, uint64_t small, uint64_t huge);
 /* Something failed that should not; said once. */
 void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc);
 

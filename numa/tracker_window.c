@@ -188,7 +188,7 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 		if (!rc)
 			map_again(t, w, v, touched);
 		/* Small pages were paid for when they were taken out. */
-		mb_tracker_pay(t, (unsigned)__builtin_popcount(f.huge), 0);
+		mb_tracker_pay(t, 0, (unsigned)__builtin_popcount(f.huge), 0);
 	}
 	if (rc) {
 		give_up(t, w, "look at page tables", rc, now_ns);
@@ -204,7 +204,7 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 	begin_ns = mb_now_ns();
 	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
 		rc = mb_pagemap_clean(t->pm, at(t, v, w->offset), w->len);
-		mb_tracker_pay(t, 0, 1);
+		mb_tracker_pay(t, 0, 0, 1);
 	}
 	dropped(t, begin_ns);
 	if (rc) {
@@ -221,7 +221,7 @@ static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns
 	for (unsigned v = 0; v < t->config.n_views; v++) {
 		struct mb_heat_seen_view *view = &w->seen.view[v];
 		struct finder f = {.written = view->written};
-		uint64_t faults = 0;
+		uint64_t small = 0, huge_ones = 0;
 		int rc = look(t, w, v, &f);
 
 		if (rc) {
@@ -240,15 +240,15 @@ static void close_writes(struct mb_tracker *t, struct window *w, uint64_t now_ns
 			/* Translations went with the protection: the next access is a fault, and
 			 * so is the first write. */
 			if (huge)
-				faults += touched + (mb_heat_count(view->written[b]) > 0);
+				huge_ones += touched + (mb_heat_count(view->written[b]) > 0);
 			else
-				faults += mb_heat_count(view->touched[b]) +
-					  mb_heat_count(view->written[b]);
+				small += mb_heat_count(view->touched[b]) +
+					 mb_heat_count(view->written[b]);
 			/* Touched, then: it was in no window of its own. */
 			if (was_huge && !touched)
 				memcpy(view->touched[b], view->written[b], sizeof(block_bits));
 		}
-		mb_tracker_pay(t, faults, 0);
+		mb_tracker_pay(t, small, huge_ones, 0);
 	}
 	learn(t, w, now_ns);
 }
@@ -321,7 +321,7 @@ static void end_zoom(struct mb_tracker *t, struct zoom *z, uint64_t now_ns)
 		else if (has_memory(t, z->block, 1))
 			madvise(at(t, v, offset), MB_HEAT_BLOCK_BYTES, MADV_POPULATE_READ);
 	}
-	mb_tracker_pay(t, t->config.n_views, t->config.n_views);
+	mb_tracker_pay(t, 0, t->config.n_views, t->config.n_views);
 	if (failed) {
 		mb_tracker_complain(t, "map huge pages again", failed);
 		z->again = true;
@@ -390,7 +390,7 @@ static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
 		}
 	}
 	/* Each is zapped and marked. */
-	mb_tracker_pay(t, MB_HEAT_BLOCK_PAGES, 2 * t->config.n_views);
+	mb_tracker_pay(t, MB_HEAT_BLOCK_PAGES, 0, 2 * t->config.n_views);
 	return 0;
 }
 
@@ -436,25 +436,36 @@ static void set_range(struct window *w, unsigned n_blocks, unsigned first_page, 
 	w->len = n_blocks == 1 ? n_pages * MB_HEAT_PAGE_BYTES : n_blocks * MB_HEAT_BLOCK_BYTES;
 }
 
+static unsigned n_huge(const struct mb_tracker *t, const struct window *w)
+{
+	unsigned n = 0;
+
+	for (unsigned v = 0; v < t->config.n_views; v++)
+		n += (unsigned)__builtin_popcount(w->was_huge[v]);
+	return n;
+}
+
 /* Takes less where the whole would cost too much: fewer blocks, then a part of one in small pages.
  */
 static int fit(struct mb_tracker *t, struct window *w, uint64_t *entries)
 {
-	uint64_t limit = (uint64_t)(second_ns(t) / WINDOW_SHARE) / (t->fault_ns ? t->fault_ns : 1);
+	uint64_t limit_ns = (uint64_t)(second_ns(t) / WINDOW_SHARE);
 	unsigned n = MB_HEAT_BLOCK_PAGES,
 		 room = mb_windows_room(t, w->seen.pick.window_ns >= LONG_WINDOW_NS);
 	int rc = count_mapped(t, w, entries);
 
-	if (limit < PART_PAGES)
-		limit = PART_PAGES;
-	while (!rc && (*entries > limit || w->n_out > room) && w->seen.pick.n_blocks > 1) {
+	if (limit_ns < PART_PAGES * t->fault_ns)
+		limit_ns = PART_PAGES * t->fault_ns;
+	while (!rc && w->seen.pick.n_blocks > 1 &&
+		(w->n_out > room ||
+			mb_tracker_cost_ns(t, *entries - n_huge(t, w), n_huge(t, w)) > limit_ns)) {
 		/* One half or the other: in the long run all of it. */
 		if (mb_heat_mix(t->seed) & w->seen.pick.n_blocks)
 			w->seen.pick.first_block += w->seen.pick.n_blocks / 2;
 		set_range(w, w->seen.pick.n_blocks / 2, 0, MB_HEAT_BLOCK_PAGES);
 		rc = count_mapped(t, w, entries);
 	}
-	while (!rc && *entries > limit && n > PART_PAGES) {
+	while (!rc && *entries * t->fault_ns > limit_ns && n > PART_PAGES) {
 		n /= 2;
 		set_range(w, 1, mb_heat_mix(t->seed + n) % (MB_HEAT_BLOCK_PAGES / n) * n, n);
 		rc = count_mapped(t, w, entries);
@@ -495,7 +506,7 @@ void mb_window_open(
 		w->seen.zoomed = 1;
 		rc = begin_zoom(t, pick->first_block, now_ns);
 	} else {
-		unsigned n_calls = 0, n_huge = 0;
+		unsigned n_calls = 0, huge_ones = n_huge(t, w);
 		uint64_t begin_ns = mb_now_ns();
 
 		for (unsigned v = 0; v < t->config.n_views && entries && !rc; v++) {
@@ -509,14 +520,14 @@ void mb_window_open(
 				rc = mb_pagemap_zap(t->pm, at(t, v, w->offset), w->len);
 			}
 			n_calls++;
-			n_huge += (unsigned)__builtin_popcount(w->was_huge[v]);
 		}
 		dropped(t, begin_ns);
 		/* Each small page is there because of a fault since it was last taken out. Huge
 		 * ones may have been mapped by us. */
-		mb_tracker_pay(t, entries - n_huge, n_calls);
+		mb_tracker_pay(t, entries - huge_ones, 0, n_calls);
 		/* The same again when it is protected, and written. */
-		w->reserved_ns = (int64_t)(2 * entries * t->fault_ns);
+		w->reserved_ns =
+			(int64_t)(2 * mb_tracker_cost_ns(t, entries - huge_ones, huge_ones));
 		t->guest.left_ns -= w->reserved_ns;
 	}
 	if (rc) {

@@ -13,11 +13,11 @@ static int remap(void *ctx, unsigned view, uint64_t offset, uint64_t len)
 	return mb_ram_remap(machine->ram, view, offset, len);
 }
 
-static int retries(void *ctx, uint64_t *n)
+static int faults(void *ctx, uint64_t *n)
 {
 	struct mb_machine *machine = ctx;
 
-	return mb_vcpus_n_retries(machine->vcpus, n);
+	return mb_vcpus_n_faults(machine->vcpus, n);
 }
 
 int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
@@ -34,7 +34,7 @@ int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 		.cpu_ppm = machine->config.track_cpu_ppm,
 		.features = MB_PAGEMAP_ALL,
 		.remap = remap,
-		.retries = retries,
+		.faults = faults,
 		.ctx = machine,
 	};
 	int rc;

@@ -85,11 +85,11 @@ uint64_t mb_vcpu_n_exits(const struct mb_vcpu *vcpu);	   /* exits to user space 
 uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 
 /*
- * How many faults on guest memory KVM gave up and took again, of all vCPUs since they were created: above all because
- * the page was being taken out of page tables at that moment. -ENOTSUP before Linux 5.14. One thread at a time, whether
- * they run or not.
+ * How many faults on guest memory KVM has taken, of all vCPUs since they were created: each time that a page was not in
+ * its tables, and each time that a vCPU had to try again because it was just being taken out. -ENOTSUP before Linux
+ * 5.14. One thread at a time, whether they run or not.
  */
-int mb_vcpus_n_retries(struct mb_vcpus *vcpus, uint64_t *n);
+int mb_vcpus_n_faults(struct mb_vcpus *vcpus, uint64_t *n);
 
 /* ---- state; only while paused ---- */
 

@@ -42,11 +42,10 @@ struct mb_tracker_config {
 	 */
 	int (*remap)(void *ctx, unsigned view, uint64_t offset, uint64_t len);
 	/*
-	 * How many faults vCPUs had to repeat so far, because something was taken out of page
-	 * tables at that moment: KVM lets them try again until it is over. Negative errno: unknown.
-	 * NULL: nobody knows.
+	 * How many faults on guest memory KVM has taken so far, those among them that vCPUs had to
+	 * repeat. Negative errno: unknown. NULL: nobody counts.
 	 */
-	int (*retries)(void *ctx, uint64_t *n);
+	int (*faults)(void *ctx, uint64_t *n);
 	void *ctx;
 };
 
@@ -84,9 +83,10 @@ struct mb_tracker_stats {
 	/* Of the last second. */
 	uint32_t cpu_ppm, guest_ppm; /* the latter is an estimate: faults times their cost */
 	uint32_t cpu_budget_ppm, guest_budget_ppm;
-	uint32_t invalidations, faults;
-	bool knows_retries;
-	uint32_t retries; /* faults that were repeated because of us */
+	uint32_t invalidations;
+	uint32_t faults; /* because of us, by the page tables */
+	bool knows_kvm_faults;
+	uint32_t kvm_faults; /* by KVM's count; because of us or not */
 };
 void mb_tracker_stats(struct mb_tracker *tracker, struct mb_tracker_stats *stats);
 
