@@ -41,7 +41,7 @@ holds() {
 heat() { heat=$("$here/heat.py" "$@") || bad "heat.py $*"; }
 
 # It finds the table that all read, while somebody watches, and what it costs is within its budget.
-begin table splash readshare size=16M ms=16000
+begin table --track auto,budget=5 splash readshare size=16M ms=16000
 heat "$pid" watch 12
 holds "read" 'sum(e["bytes"] for e in a["extents"] if e["read"][0] > 50 and e["confidence"] > 0.3) >= 15 << 20'
 holds "hardly written" 'sum(e["bytes"] for e in a["extents"] if (e["write"] or [0])[0] > 50) <= 6 << 20'
