@@ -20,7 +20,7 @@ struct vcpu_power_on {
 	struct mb_msrs msrs;
 };
 
-#define MB_PF_COUNTERS 3
+#define MB_PF_COUNTERS 5
 
 /* Where KVM's statistics of a vCPU have these counters; all 0: not known yet. */
 struct vcpu_stats_map {
@@ -57,7 +57,7 @@ struct mb_vcpus {
 	struct mb_cpuid_config *cpuid;	    /* while creating */
 	struct vcpu_power_on power_on[2];   /* of vCPU 0, of the others */
 	uint64_t first_run_ns;		    /* atomic */
-	struct vcpu_stats_map stats;	    /* of the caller of mb_vcpus_n_faults */
+	struct vcpu_stats_map stats;	    /* of the caller of mb_vcpus_faults */
 
 	/*
 	 * Atomic. Somebody wants the vCPUs out. Stored before immediate_exit of any vCPU; a thread

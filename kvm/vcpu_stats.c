@@ -7,10 +7,14 @@
 #include "vcpu_internal.h"
 
 /*
- * By KVM's names: faults on guest memory, and those among them that were not because of what is in
- * the monitor's page tables: device registers, and with shadow paging the guest's own.
+ * By KVM's names: faults on guest memory, and how they ended. Device registers end in emulation,
+ * and with shadow paging the guest's own faults are among them; what ended in nothing was tried
+ * again.
  */
-static const char *const names[MB_PF_COUNTERS] = {"pf_taken", "pf_emulate", "pf_guest"};
+enum { TAKEN, FIXED, SPURIOUS, EMULATED, OF_GUEST };
+
+static const char *const names[MB_PF_COUNTERS] = {
+	"pf_taken", "pf_fixed", "pf_spurious", "pf_emulate", "pf_guest"};
 
 void mb_vcpu_open_stats(struct mb_vcpu *vcpu)
 {
@@ -53,35 +57,30 @@ static int find_counters(int fd, struct vcpu_stats_map *map)
 	return found == (1u << MB_PF_COUNTERS) - 1 ? 0 : -ENOTSUP;
 }
 
-static int add_faults(const struct mb_vcpu *vcpu, uint64_t *n)
+static int add_faults(const struct mb_vcpu *vcpu, struct mb_vcpu_faults *faults)
 {
 	const struct vcpu_stats_map *map = &vcpu->set->stats;
-	uint64_t faults = 0;
+	uint64_t n[MB_PF_COUNTERS], ended;
 
-	for (unsigned c = 0; c < MB_PF_COUNTERS; c++) {
-		uint64_t value;
-
-		if (pread(vcpu->stats_fd, &value, sizeof(value), map->offset[c]) != sizeof(value))
+	for (unsigned c = 0; c < MB_PF_COUNTERS; c++)
+		if (pread(vcpu->stats_fd, &n[c], sizeof(n[c]), map->offset[c]) != sizeof(n[c]))
 			return -ENOTSUP;
-		if (!c)
-			faults = value;
-		else
-			faults -= faults < value ? faults : value;
-	}
-	*n += faults;
+	ended = n[FIXED] + n[SPURIOUS] + n[EMULATED] + n[OF_GUEST];
+	faults->fixed += n[FIXED] + n[SPURIOUS];
+	faults->repeated += n[TAKEN] > ended ? n[TAKEN] - ended : 0;
 	return 0;
 }
 
-int mb_vcpus_n_faults(struct mb_vcpus *set, uint64_t *n)
+int mb_vcpus_faults(struct mb_vcpus *set, struct mb_vcpu_faults *faults)
 {
 	int rc = 0;
 
-	*n = 0;
+	*faults = (struct mb_vcpu_faults){0};
 	if (set->vcpu[0].stats_fd < 0)
 		return -ENOTSUP;
 	if (!set->stats.offset[0])
 		rc = find_counters(set->vcpu[0].stats_fd, &set->stats);
 	for (unsigned i = 0; i < set->n && !rc; i++)
-		rc = add_faults(&set->vcpu[i], n);
+		rc = add_faults(&set->vcpu[i], faults);
 	return rc;
 }

@@ -100,29 +100,31 @@ static void look_around(struct mb_tracker *t)
  */
 static void correct(struct mb_tracker *t)
 {
-	uint64_t before = t->n_kvm_faults;
-	bool knew = t->knows_kvm_faults;
-	float retries = (float)t->now.calls_ns * t->busy / (float)t->fault_ns, ours, others;
+	struct mb_vcpu_faults before = t->kvm_faults, *n = &t->now.kvm_faults;
+	float most_repeats = (float)t->now.calls_ns * t->busy / (float)t->fault_ns;
+	float fixed, all, small = (float)(t->now.faults - t->now.huge_faults);
 	int64_t more_ns;
+	bool knew = t->knows_kvm_faults;
 
-	t->knows_kvm_faults =
-		t->config.faults && !t->config.faults(t->config.ctx, &t->n_kvm_faults);
+	t->knows_kvm_faults = t->config.faults && !t->config.faults(t->config.ctx, &t->kvm_faults);
 	if (!knew || !t->knows_kvm_faults)
 		return;
-	t->now.kvm_faults = t->n_kvm_faults - before;
-	ours = fminf((float)t->now.kvm_faults, t->may_fault + retries);
+	n->fixed = t->kvm_faults.fixed - before.fixed;
+	n->repeated = t->kvm_faults.repeated - before.repeated;
+	fixed = fminf((float)n->fixed, t->may_fault);
+	all = fixed + fminf((float)n->repeated, most_repeats);
 	/* What has not come within a second or two will not. */
-	t->may_fault = (t->may_fault - fminf(ours, t->may_fault)) / 2;
-	more_ns = (int64_t)((ours - (float)t->now.paid_faults) * (float)t->fault_ns);
+	t->may_fault = (t->may_fault - fixed) / 2;
+	more_ns = (int64_t)((all - (float)t->now.paid_faults) * (float)t->fault_ns);
+	if (more_ns < -(int64_t)t->now.guest_ns)
+		more_ns = -(int64_t)t->now.guest_ns;
 	t->guest.left_ns -= more_ns;
-	t->now.guest_ns = (uint64_t)(more_ns < -(int64_t)t->now.guest_ns
-					     ? 0
-					     : (int64_t)t->now.guest_ns + more_ns);
+	t->now.guest_ns += (uint64_t)more_ns;
 	if (!t->now.huge_faults)
 		return;
-	others = (float)(t->now.faults - t->now.huge_faults);
-	t->per_huge += (fmaxf(ours - others, 0) / (float)t->now.huge_faults - t->per_huge) / 2;
-	t->per_huge = fminf(fmaxf(t->per_huge, 1), MB_HEAT_BLOCK_PAGES);
+	fixed = fminf(fmaxf((fixed - small) / (float)t->now.huge_faults, 1), MB_HEAT_BLOCK_PAGES);
+	t->per_huge = t->knows_per_huge ? (t->per_huge + fixed) / 2 : fixed;
+	t->knows_per_huge = true;
 }
 
 static void account_cpu(struct mb_tracker *t)
@@ -476,7 +478,7 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 		stats->invalidations = t->last.invalidations;
 		stats->faults = t->last.faults;
 		stats->knows_kvm_faults = t->knows_kvm_faults;
-		stats->kvm_faults = (uint32_t)t->last.kvm_faults;
+		stats->kvm_faults = t->last.kvm_faults;
 	}
 	pthread_mutex_unlock(&t->lock);
 	stats->in_use_bytes = in_use_bytes(t);

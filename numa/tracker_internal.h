@@ -55,7 +55,7 @@ struct spending {
 	uint32_t faults, huge_faults; /* by the page tables; the latter on huge pages, and among the
 					 former */
 	uint64_t paid_faults;	      /* what they were taken for */
-	uint64_t kvm_faults;	      /* by KVM's count, whosever they are */
+	struct mb_vcpu_faults kvm_faults; /* by KVM's count, whosever they are */
 };
 
 struct mb_tracker {
@@ -90,8 +90,9 @@ struct mb_tracker {
 	unsigned max_zooms;
 	uint64_t real_faults; /* of the process, by the kernel's count */
 	bool knows_kvm_faults;
-	uint64_t n_kvm_faults; /* a second ago */
-	float may_fault;       /* most faults that were caused and have not been seen yet */
+	struct mb_vcpu_faults kvm_faults; /* a second ago */
+	float may_fault; /* most faults that were caused and have not been seen yet */
+	bool knows_per_huge;
 	float per_huge; /* faults that come of a huge page: more than one where KVM maps it in parts
 			 */
 	uint64_t n_windows, n_zooms;

@@ -44,7 +44,12 @@ static json_t *tracker_json(const struct mb_machine *machine, const struct mb_tr
 	mb_json_put(t, "zaps_per_s", json_integer(s->invalidations), &rc);
 	mb_json_put(t, "faults_per_s", json_integer(s->faults), &rc);
 	mb_json_put(t, "kvm_faults_per_s",
-		s->knows_kvm_faults ? json_integer(s->kvm_faults) : json_null(), &rc);
+		s->knows_kvm_faults ? json_integer((json_int_t)s->kvm_faults.fixed) : json_null(),
+		&rc);
+	mb_json_put(t, "retries_per_s",
+		s->knows_kvm_faults ? json_integer((json_int_t)s->kvm_faults.repeated)
+				    : json_null(),
+		&rc);
 	if (rc) {
 		json_decref(t);
 		return NULL;

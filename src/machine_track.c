@@ -13,11 +13,11 @@ static int remap(void *ctx, unsigned view, uint64_t offset, uint64_t len)
 	return mb_ram_remap(machine->ram, view, offset, len);
 }
 
-static int faults(void *ctx, uint64_t *n)
+static int faults(void *ctx, struct mb_vcpu_faults *faults)
 {
 	struct mb_machine *machine = ctx;
 
-	return mb_vcpus_n_faults(machine->vcpus, n);
+	return mb_vcpus_faults(machine->vcpus, faults);
 }
 
 int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)

@@ -84,12 +84,13 @@ uint64_t mb_vcpu_n_exits(const struct mb_vcpu *vcpu);	   /* exits to user space 
 /* Monotonic time of the first KVM_RUN of any vCPU of the set, in ns; 0 before. */
 uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 
-/*
- * How many faults on guest memory KVM has taken, of all vCPUs since they were created: each time that a page was not in
- * its tables, and each time that a vCPU had to try again because it was just being taken out. -ENOTSUP before Linux
- * 5.14. One thread at a time, whether they run or not.
- */
-int mb_vcpus_n_faults(struct mb_vcpus *vcpus, uint64_t *n);
+/* Faults on guest memory that KVM has taken, of all vCPUs since they were created. */
+struct mb_vcpu_faults {
+	uint64_t fixed;	   /* a page was not in its tables, or not writable there */
+	uint64_t repeated; /* it was just being taken out: the vCPU had to try again */
+};
+/* -ENOTSUP before Linux 5.14. One thread at a time, whether they run or not. */
+int mb_vcpus_faults(struct mb_vcpus *vcpus, struct mb_vcpu_faults *faults);
 
 /* ---- state; only while paused ---- */
 

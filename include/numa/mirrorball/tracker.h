@@ -5,6 +5,7 @@
 #include <mirrorball/error.h>
 #include <mirrorball/heat.h>
 #include <mirrorball/host.h>
+#include <mirrorball/vcpu.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -41,11 +42,9 @@ struct mb_tracker_config {
 	 * NULL: huge pages are never looked into.
 	 */
 	int (*remap)(void *ctx, unsigned view, uint64_t offset, uint64_t len);
-	/*
-	 * How many faults on guest memory KVM has taken so far, those among them that vCPUs had to
-	 * repeat. Negative errno: unknown. NULL: nobody counts.
-	 */
-	int (*faults)(void *ctx, uint64_t *n);
+	/* Faults on guest memory so far, by KVM's count. Negative errno: unknown. NULL: nobody
+	 * counts. */
+	int (*faults)(void *ctx, struct mb_vcpu_faults *faults);
 	void *ctx;
 };
 
@@ -86,7 +85,7 @@ struct mb_tracker_stats {
 	uint32_t invalidations;
 	uint32_t faults; /* because of us, by the page tables */
 	bool knows_kvm_faults;
-	uint32_t kvm_faults; /* by KVM's count; because of us or not */
+	struct mb_vcpu_faults kvm_faults; /* by KVM's count; because of us or not */
 };
 void mb_tracker_stats(struct mb_tracker *tracker, struct mb_tracker_stats *stats);
 
