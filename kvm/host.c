@@ -65,7 +65,7 @@ const struct mb_cap_info mb_cap_infos[MB_N_CAPS] = {
 		" or later"},
 	[MB_CAP_BINARY_STATS_FD] = {"KVM_CAP_BINARY_STATS_FD", KVM_CAP_BINARY_STATS_FD, "5.14",
 		MB_CAP_WANTED, "counting the faults that the tracker costs a guest",
-		"the tracker counts page table entries instead, which may be fewer; use kernel 5.14 or later"},
+		"the tracker counts page table entries instead, which may be fewer; use kernel 5.19 or later"},
 };
 /* clang-format on */
 

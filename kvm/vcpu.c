@@ -14,8 +14,6 @@
 #define STACK_BYTES (256u << 10)
 #define KICK_SIGNAL SIGRTMIN
 
-
-
 /* The signal's only effect is that KVM_RUN returns. */
 static void on_kick(int signal)
 {
@@ -63,7 +61,7 @@ static int set_up(struct mb_vcpu *vcpu, const char **step)
 	rc = mb_msrs_init_vcpu(host, vcpu->fd);
 	if (rc)
 		return rc;
-	mb_vcpu_open_stats(vcpu);
+	
 	if (mb_vm_x2apic_ids(set->vm)) {
 		*step = "set its APIC's mode";
 		rc = mb_vcpu_start_in_x2apic(vcpu);

@@ -21,17 +21,19 @@ struct vcpu_power_on {
 };
 
 #define MB_PF_COUNTERS 5
+#define MB_PF_SPAN     64 /* of KVM's statistics: they are side by side */
 
-/* Where KVM's statistics of a vCPU have these counters; all 0: not known yet. */
+/* Where KVM's statistics of a vCPU have these counters. */
 struct vcpu_stats_map {
-	uint32_t offset[MB_PF_COUNTERS];
+	uint64_t first; /* of all of them */
+	uint64_t at[MB_PF_COUNTERS];
 };
 
 struct mb_vcpu {
 	struct mb_vcpus *set;
 	unsigned index;
 	int fd;	      /* -1: not created */
-	int stats_fd; /* -1: KVM has none */
+	int stats_fd; /* -1: not open */
 	struct kvm_run *run;
 	pthread_t thread;
 	bool has_thread;
@@ -57,7 +59,7 @@ struct mb_vcpus {
 	struct mb_cpuid_config *cpuid;	    /* while creating */
 	struct vcpu_power_on power_on[2];   /* of vCPU 0, of the others */
 	uint64_t first_run_ns;		    /* atomic */
-	struct vcpu_stats_map stats;	    /* of the caller of mb_vcpus_faults */
+	struct vcpu_stats_map stats;	    /* since mb_vcpus_open_stats */
 
 	/*
 	 * Atomic. Somebody wants the vCPUs out. Stored before immediate_exit of any vCPU; a thread
@@ -81,9 +83,6 @@ static inline int mb_vcpu_ioctl(const struct mb_vcpu *vcpu, unsigned long reques
 {
 	return mb_host_ioctl(mb_vm_host(vcpu->set->vm), vcpu->fd, request, arg);
 }
-
-/* kvm/vcpu_stats.c; on the vCPU's thread, before it runs. */
-void mb_vcpu_open_stats(struct mb_vcpu *vcpu);
 
 /* kvm/vcpu_state.c; on the vCPU's thread or while paused. */
 /* A new vCPU's APIC, as firmware leaves it where ids are above 254 (SDM vol. 3, "x2APIC"). */

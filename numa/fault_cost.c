@@ -171,10 +171,9 @@ int mb_fault_cost_ns(const struct mb_host *host, uint64_t *ns)
 		out_ns = median(m.took_ns[1]);
 		*ns = out_ns > there_ns ? (out_ns - there_ns) / N_PAGES + 1 : 1;
 	}
-	mb_vm_destroy(vm);
-	munmap(m.ram, RAM_BYTES);
-	return rc;
 out:
 	mb_vm_destroy(vm);
+	if (m.ram != MAP_FAILED)
+		munmap(m.ram, RAM_BYTES);
 	return rc;
 }

@@ -24,6 +24,8 @@
 #define CALL_NS		    1000000 /* what one of them is in its budget */
 #define IDLE_SHARE	    8	    /* so much less is done for an idle guest */
 #define BUSY_MIN	    0.05f   /* CPUs: an idle guest is looked at, too */
+#define OWN_DECAY	    0.9f    /* a second: what the guest did by itself is of old */
+#define MAX_DEBT_S	    60	    /* of the budget: then enough has been waited for */
 #define FAULT_NS	    5000u   /* where it cannot be measured */
 
 /* ---- budgets ---- */
@@ -47,7 +49,7 @@ void mb_tracker_pay(struct mb_tracker *t, uint64_t small, uint64_t huge, unsigne
 	t->now.huge_faults += (uint32_t)huge;
 	t->now.paid_faults += faults_ns / t->fault_ns;
 	t->now.invalidations += invalidations;
-	t->may_fault += (float)small + (float)huge * MB_HEAT_BLOCK_PAGES;
+	t->may_fault += (float)huge * MB_HEAT_BLOCK_PAGES;
 }
 
 static void fill(struct budget *b, int64_t add_ns, int64_t most_ns)
@@ -98,32 +100,49 @@ static void look_around(struct mb_tracker *t)
  * with those that the guest has by itself. So what KVM counted is paid for, as far as it can be
  * because of us.
  */
+static uint64_t since(uint64_t *last, uint64_t now)
+{
+	uint64_t n = now > *last ? now - *last : 0;
+
+	*last += n;
+	return n;
+}
+
 static void correct(struct mb_tracker *t)
 {
-	struct mb_vcpu_faults before = t->kvm_faults, *n = &t->now.kvm_faults;
+	struct mb_vcpu_faults now, *n = &t->now.kvm_faults;
 	float most_repeats = (float)t->now.calls_ns * t->busy / (float)t->fault_ns;
-	float fixed, all, small = (float)(t->now.faults - t->now.huge_faults);
+	float small = (float)(t->now.faults - t->now.huge_faults), ours, per_huge;
 	int64_t more_ns;
 	bool knew = t->knows_kvm_faults;
 
-	t->knows_kvm_faults = t->config.faults && !t->config.faults(t->config.ctx, &t->kvm_faults);
-	if (!knew || !t->knows_kvm_faults)
+	t->knows_kvm_faults = t->config.faults && !t->config.faults(t->config.ctx, &now);
+	if (!t->knows_kvm_faults)
 		return;
-	n->fixed = t->kvm_faults.fixed - before.fixed;
-	n->repeated = t->kvm_faults.repeated - before.repeated;
-	fixed = fminf((float)n->fixed, t->may_fault);
-	all = fixed + fminf((float)n->repeated, most_repeats);
+	n->fixed = since(&t->kvm_faults.fixed, now.fixed);
+	n->repeated = since(&t->kvm_faults.repeated, now.repeated);
+	if (!knew)
+		return;
+	if (!t->now.invalidations && !t->n_zoomed)
+		t->own_faults = (t->own_faults + (float)n->fixed) / 2;
+	else
+		t->own_faults *= OWN_DECAY;
+	/* Small pages are paid for when they are taken out, whenever they come back. */
+	ours = fmaxf((float)n->fixed - t->own_faults, (float)t->now.faults);
+	ours = fminf(ours, small + t->may_fault);
 	/* What has not come within a second or two will not. */
-	t->may_fault = (t->may_fault - fixed) / 2;
-	more_ns = (int64_t)((all - (float)t->now.paid_faults) * (float)t->fault_ns);
+	t->may_fault = (t->may_fault - fmaxf(ours - small, 0)) / 2;
+	more_ns = (int64_t)((ours + fminf((float)n->repeated, most_repeats) -
+				    (float)t->now.paid_faults) *
+			    (float)t->fault_ns);
 	if (more_ns < -(int64_t)t->now.guest_ns)
 		more_ns = -(int64_t)t->now.guest_ns;
 	t->guest.left_ns -= more_ns;
 	t->now.guest_ns += (uint64_t)more_ns;
 	if (!t->now.huge_faults)
 		return;
-	fixed = fminf(fmaxf((fixed - small) / (float)t->now.huge_faults, 1), MB_HEAT_BLOCK_PAGES);
-	t->per_huge = t->knows_per_huge ? (t->per_huge + fixed) / 2 : fixed;
+	per_huge = fminf(fmaxf((ours - small) / (float)t->now.huge_faults, 1), MB_HEAT_BLOCK_PAGES);
+	t->per_huge = t->knows_per_huge ? (t->per_huge + per_huge) / 2 : per_huge;
 	t->knows_per_huge = true;
 }
 
@@ -136,18 +155,43 @@ static void account_cpu(struct mb_tracker *t)
 	t->thread_cpu_ns = cpu_ns;
 }
 
+static uint64_t per_second(uint64_t n, uint64_t passed_ns)
+{
+	return n * SECOND_NS / passed_ns;
+}
+
+/* It may have been longer: what is slept through counts. */
+static void second_over(struct mb_tracker *t, uint64_t passed_ns)
+{
+	struct spending *last = &t->last;
+
+	*last = t->now;
+	t->now = (struct spending){0};
+	last->busy_ns = (uint64_t)(t->busy * (float)passed_ns);
+	last->cpu_ns = per_second(last->cpu_ns, passed_ns);
+	last->invalidations = (uint32_t)per_second(last->invalidations, passed_ns);
+	last->faults = (uint32_t)per_second(last->faults, passed_ns);
+	last->kvm_faults.fixed = per_second(last->kvm_faults.fixed, passed_ns);
+	last->kvm_faults.repeated = per_second(last->kvm_faults.repeated, passed_ns);
+}
+
 static void account(struct mb_tracker *t, uint64_t now_ns)
 {
 	float passed = (float)(now_ns - t->refilled_ns);
+	int64_t least_ns;
 	uint64_t all_ns;
 
 	account_cpu(t);
 	/* Little changes in a guest that does nothing, and a host that has many of those wants to
 	 * sleep. */
-	if (t->busy <= BUSY_MIN)
+	if (t->busy <= BUSY_MIN && t->guest.left_ns >= 0)
 		passed /= IDLE_SHARE;
 	fill(&t->guest, (int64_t)(passed * (float)t->config.guest_ppm / 1e6f * t->busy),
 		(int64_t)((float)t->config.guest_ppm * 1000 * t->busy));
+	/* However wrong it was: it has to find out some day. */
+	least_ns = -(int64_t)t->config.guest_ppm * 1000 * MAX_DEBT_S * t->config.n_vcpus;
+	if (t->guest.left_ns < least_ns)
+		t->guest.left_ns = least_ns;
 	fill(&t->cpu, (int64_t)(passed * (float)t->config.cpu_ppm / 1e6f),
 		(int64_t)t->config.cpu_ppm * 200);
 	fill(&t->calls, (int64_t)(passed * INVALIDATIONS_PER_S * CALL_NS / SECOND_NS),
@@ -168,11 +212,7 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 	t->process_cpu_ns = all_ns;
 	look_around(t);
 	correct(t);
-	/* Rates: what is slept through counts. */
-	t->last = t->now;
-	t->last.busy_ns = (uint64_t)(t->busy * (float)(now_ns - t->second_ns));
-	t->now = (struct spending){0};
-	t->last.cpu_ns = t->last.cpu_ns * SECOND_NS / (now_ns - t->second_ns);
+	second_over(t, now_ns - t->second_ns);
 	t->second_ns = now_ns;
 	mb_heat_adapt(t->heat, now_ns);
 }
@@ -280,6 +320,7 @@ static void *thread_main(void *arg)
 			.tv_nsec = (long)(until_ns % SECOND_NS)};
 		pthread_cond_timedwait(&t->wake, &t->lock, &ts);
 	}
+	correct(t);
 	mb_windows_drop(t, mb_now_ns());
 	if (!t->n_holds)
 		mb_zooms_end(t, true, mb_now_ns());

@@ -292,7 +292,6 @@ static int map_anew(struct mb_tracker *t, unsigned view, uint64_t offset)
 	int rc = t->config.remap(t->config.ctx, view, offset, MB_HEAT_BLOCK_BYTES);
 
 	dropped(t, begin_ns);
-
 	if (!rc)
 		rc = mb_pagemap_watch(t->pm, at(t, view, offset), MB_HEAT_BLOCK_BYTES);
 	t->features = mb_pagemap_features(t->pm);
@@ -383,7 +382,6 @@ static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
 		int rc = mb_pagemap_split(t->pm, at(t, v, block * MB_HEAT_BLOCK_BYTES));
 
 		dropped(t, begin_ns);
-
 		if (rc) {
 			z->pages_left = 0; /* mb_zooms_end mends what was split */
 			return rc;

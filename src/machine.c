@@ -13,8 +13,6 @@
 
 #define MAX_XAPIC_VCPUS 255u /* ids 0..254; 255 is everybody */
 
-
-
 /* ---- parts, in the order of their making ---- */
 
 static int make_host_side(struct mb_machine *machine, struct mb_error *err)

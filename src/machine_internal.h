@@ -113,8 +113,6 @@ struct mb_machine {
 /* Asks the main loop for something; any thread, async-signal-safe. */
 void mb_machine_ask(struct mb_machine *machine, unsigned what);
 
-
-
 /* src/machine_signals.c */
 void mb_machine_signals(sigset_t *set); /* those that the machine takes for itself */
 int mb_machine_start_signals(struct mb_machine *machine, struct mb_error *err);

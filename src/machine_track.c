@@ -41,6 +41,8 @@ int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 
 	if (machine->config.track == MB_TRACK_OFF)
 		return 0;
+	/* Without them it counts by itself. */
+	mb_vcpus_open_stats(machine->vcpus);
 	for (unsigned v = 0; v < machine->n_views; v++)
 		config.view_base[v] = mb_ram_view_base(machine->ram, v);
 	rc = mb_tracker_create(&config, &machine->tracker, err);

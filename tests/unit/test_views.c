@@ -137,8 +137,10 @@ static void make(unsigned n_views, bool x2apic_ids)
 	fake.run = run_guest;
 	if (lacks_stats == 1)
 		fake.cap[KVM_CAP_BINARY_STATS_FD] = 0;
-	if (lacks_stats == 2)
-		fake.fail_rc[_IOC_NR(KVM_GET_STATS_FD)] = -EOPNOTSUPP;
+	if (lacks_stats == 2) {
+		fake.fail_rc[_IOC_NR(KVM_GET_STATS_FD)] = -EMFILE;
+		fake.fail_after[_IOC_NR(KVM_GET_STATS_FD)] = 2;
+	}
 	fake.no_pf = lacks_stats == 3;
 	n_init = n_fatal = 0;
 	for (unsigned i = 0; i < N_VCPUS; i++)
@@ -442,6 +444,8 @@ START_TEST(test_faults)
 	uint64_t few = 3, taken = 100;
 
 	make(2, false);
+	ck_assert_int_eq(mb_vcpus_faults(vcpus, &n), -ENOTSUP);
+	ck_assert_int_eq(mb_vcpus_open_stats(vcpus), 0);
 	ck_assert_int_eq(mb_vcpus_faults(vcpus, &n), 0);
 	ck_assert_uint_eq(n.fixed + n.repeated, 0);
 	for (unsigned i = 0; i < N_VCPUS; i++) {
@@ -463,6 +467,7 @@ START_TEST(test_no_statistics)
 
 	lacks_stats = _i + 1;
 	make(1, false);
+	ck_assert_int_lt(mb_vcpus_open_stats(vcpus), 0);
 	ck_assert_int_eq(mb_vcpus_faults(vcpus, &n), -ENOTSUP);
 	lacks_stats = 0;
 	finish();

@@ -84,12 +84,20 @@ uint64_t mb_vcpu_n_exits(const struct mb_vcpu *vcpu);	   /* exits to user space 
 /* Monotonic time of the first KVM_RUN of any vCPU of the set, in ns; 0 before. */
 uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 
+/*
+ * Opens KVM's statistics, a descriptor for each vCPU; before mb_vcpus_resume, since KVM answers nothing about a vCPU that
+ * is in the guest. -ENOTSUP before Linux 5.19 (the counters came then), -errno; the vCPUs run without, too.
+ */
+int mb_vcpus_open_stats(struct mb_vcpus *vcpus);
+
 /* Faults on guest memory that KVM has taken, of all vCPUs since they were created. */
 struct mb_vcpu_faults {
-	uint64_t fixed;	   /* a page was not in its tables, or not writable there */
-	uint64_t repeated; /* it was just being taken out: the vCPU had to try again */
+	uint64_t fixed; /* a page was not in its tables, or not writable there */
+	/* It was just being taken out: the vCPU had to try again. A fault under way counts as one, so that a later
+	 * answer may be less. */
+	uint64_t repeated;
 };
-/* -ENOTSUP before Linux 5.14. One thread at a time, whether they run or not. */
+/* -ENOTSUP unless opened. One thread at a time, whether they run or not. */
 int mb_vcpus_faults(struct mb_vcpus *vcpus, struct mb_vcpu_faults *faults);
 
 /* ---- state; only while paused ---- */
