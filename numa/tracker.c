@@ -123,13 +123,15 @@ static void correct(struct mb_tracker *t)
 	n->repeated = since(&t->kvm_faults.repeated, now.repeated);
 	if (!knew)
 		return;
-	if (!t->now.invalidations && !t->n_zoomed)
-		t->own_faults = (t->own_faults + (float)n->fixed) / 2;
-	else
-		t->own_faults *= OWN_DECAY;
 	/* Small pages are paid for when they are taken out, whenever they come back. */
 	ours = fmaxf((float)n->fixed - t->own_faults, (float)t->now.faults);
 	ours = fminf(ours, small + t->may_fault);
+	if (!t->now.invalidations && !t->n_zoomed)
+		t->own_faults =
+			t->knows_own ? (t->own_faults + (float)n->fixed) / 2 : (float)n->fixed;
+	else
+		t->own_faults *= OWN_DECAY;
+	t->knows_own = true;
 	/* What has not come within a second or two will not. */
 	t->may_fault = (t->may_fault - fmaxf(ours - small, 0)) / 2;
 	more_ns = (int64_t)((ours + fminf((float)n->repeated, most_repeats) -
@@ -219,6 +221,9 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 
 static bool may_spend(const struct mb_tracker *t)
 {
+	/* A second first, in which nothing is out: what KVM counts then is not because of us. */
+	if (t->knows_kvm_faults && !t->knows_own)
+		return false;
 	return t->guest.left_ns > 0 && t->cpu.left_ns > 0 && t->calls.left_ns > 0;
 }
 

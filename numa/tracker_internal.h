@@ -92,6 +92,7 @@ struct mb_tracker {
 	bool knows_kvm_faults;
 	struct mb_vcpu_faults kvm_faults; /* a second ago */
 	float may_fault; /* most faults on huge pages that were caused and have not been seen yet */
+	bool knows_own;
 	float own_faults; /* of the guest, a second: seen while nothing was out */
 	bool knows_per_huge;
 	float per_huge; /* faults that come of a huge page: more than one where KVM maps it in parts
