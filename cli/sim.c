@@ -226,6 +226,10 @@ static int check(struct asked *a, struct mb_error *err)
 	if (a->svg && !strcmp(a->svg, "-") && a->json)
 		return mb_error_set(err, EINVAL,
 			"--json and --svg - exclude each other: both are standard output");
+	/* What the built-in host gets for them must be a number, too. */
+	if (!a->trace && a->memory_bytes > UINT64_MAX / 8 / a->n_machines)
+		return mb_error_set(err, EINVAL,
+			"--memory: more than can be counted for %u machines", a->n_machines);
 	if (!a->trace && a->memory_bytes / MB_HEAT_BLOCK_BYTES < a->n_vcpus)
 		return mb_error_set(
 			err, EINVAL, "--memory: 2M for each of the %u vCPUs at least", a->n_vcpus);

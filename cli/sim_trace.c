@@ -244,7 +244,10 @@ int sim_trace_load(struct sim_trace *trace, struct mb_sim_config *config,
 		load->first_node = (unsigned)__builtin_ctzll(first->view_nodes[0]);
 	/* As long as it was recorded, and the last line for as long as the ones before it. */
 	if (!config->length_ns)
-		config->length_ns = (ms + (trace->n > 1 ? ms / (trace->n - 1) : 10000)) * 1000000;
+		config->length_ns =
+			ms > UINT64_MAX / 4000000
+				? UINT64_MAX
+				: (ms + (trace->n > 1 ? ms / (trace->n - 1) : 10000)) * 1000000;
 	if (config->length_ns < config->step_ns)
 		config->length_ns = config->step_ns;
 	snprintf(run->name, sizeof(run->name), "%s", first->name);

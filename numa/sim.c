@@ -6,6 +6,8 @@
 
 #include "sim_internal.h"
 
+#define MAX_STEPS 10000000u
+
 #define MOST_BUSY 0.95 /* queues are bounded by how many accesses CPUs have under way */
 
 void mb_sim_defaults(struct mb_sim_config *config)
@@ -108,7 +110,7 @@ static int put(struct sim *s, struct machine *m, uint64_t end, unsigned node)
 					s->host->distance[node][i] < s->host->distance[node][best]))
 				best = i;
 		if (best == MB_MAX_NODES)
-			return -EINVAL;
+			return -ENOSPC;
 		room = (s->host->memory_bytes[best] - s->used[best]) / MB_HEAT_BLOCK_BYTES *
 		       MB_HEAT_BLOCK_BYTES;
 		if (len > room) {
@@ -452,9 +454,12 @@ static int check(const struct mb_sim_config *config, const struct mb_sim_host *h
 	uint64_t need = 0, have = 0;
 
 	if (!host->n_nodes || host->n_nodes > MB_MAX_NODES || !config->n_views ||
-		config->n_views > MB_HEAT_VIEWS || !config->step_ns ||
-		config->length_ns / config->step_ns > 10000000)
+		config->n_views > MB_HEAT_VIEWS || !config->step_ns)
 		return mb_error_set(err, EINVAL, "a simulation without nodes, views or steps");
+	if (config->length_ns / config->step_ns > MAX_STEPS)
+		return mb_error_set(err, EINVAL, "%llu s in steps of %.4g s: more than %u steps",
+			(unsigned long long)(config->length_ns / 1000000000),
+			(double)config->step_ns / 1e9, MAX_STEPS);
 	for (unsigned i = 0; i < host->n_nodes; i++)
 		have += host->memory_bytes[i] / MB_HEAT_BLOCK_BYTES * MB_HEAT_BLOCK_BYTES;
 	for (unsigned i = 0; i < n_loads; i++)
@@ -541,6 +546,11 @@ int mb_sim_run(const struct mb_sim_config *config, const struct mb_sim_host *hos
 	else
 		mb_sim_result_finish(result);
 	finish(s);
+	if (rc == -ENOSPC)
+		return mb_error_set(err, ENOSPC,
+			"the machines nearly fill the host, and it has no room for them in pieces "
+			"of 2 MiB;"
+			" a host with more memory?");
 	return rc ? mb_error_set(err, -rc, "%s", strerror(-rc)) : 0;
 }
 

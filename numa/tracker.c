@@ -250,6 +250,7 @@ static void begin(struct mb_tracker *t, uint64_t now_ns)
 	look_around(t);
 	t->knows_kvm_faults = false;
 	correct(t);
+	t->now = (struct spending){0}; /* what KVM had counted before */
 	if (!t->knows_kvm_faults)
 		t->per_huge = 1;
 }
