@@ -178,6 +178,7 @@ def main():
         (signal.SIGHUP, 129),
     ):
         run = started("--kernel", "halt.elf")
+        run.expect(rb"Ctrl-\]")  # it runs: before, one signal is enough
         os.kill(run.child, number)
         run.expect(rb"power button")
         os.kill(run.child, number)
