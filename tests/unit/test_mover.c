@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The mover on real mappings of a real file in memory. What moves needs two nodes:
+ * tests/lab/test-mover.sh runs this there. Threads of the test are the vCPUs.
+ */
+#include "run.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <mirrorball/mover.h>
+#include <mirrorball/ram_file.h>
+#include <mirrorball/topology.h>
+#include <numa.h>
+#include <numaif.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define BYTES (8ull << 20)
+#define VIEWS 2u
+#define PAGE  4096ull
+#define NONE  (-1)
+
+static int fd, nodes[2] = {NONE, NONE};
+static struct mb_ram_mapping view[VIEWS], own;
+static struct mb_mover *mover;
+
+static bool two_nodes(void)
+{
+	long long free_bytes;
+	unsigned n = 0;
+
+	for (int i = 0; i <= numa_max_node() && n < 2; i++)
+		if (numa_node_size64(i, &free_bytes) > 0 && free_bytes > (long long)(4 * BYTES))
+			nodes[n++] = i;
+	if (n == 2)
+		return true;
+	skip("two NUMA nodes");
+	return false;
+}
+
+static uint64_t word(uint64_t at, unsigned i)
+{
+	return (at + i) * 0x9e3779b97f4a7c15ull;
+}
+
+/* Memory in [0, in_use), on the first node. */
+static void make(bool in_huge_pages, bool may_move_mapped, uint64_t in_use)
+{
+	struct mb_mover_config config = {
+		.ram_bytes = BYTES, .n_views = VIEWS, .may_move_mapped = may_move_mapped};
+
+	fd = config.ram_fd = mb_ram_file_open(BYTES);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &own), 0);
+	config.own_base = own.base;
+	for (unsigned v = 0; v < VIEWS; v++) {
+		ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &view[v]), 0);
+		config.view_base[v] = view[v].base;
+		if (!in_huge_pages)
+			madvise(view[v].base, BYTES, MADV_NOHUGEPAGE);
+	}
+	if (nodes[0] != NONE)
+		numa_run_on_node(nodes[0]);
+	for (uint64_t at = 0; at < in_use; at += PAGE)
+		for (unsigned i = 0; i < PAGE / 8; i++)
+			((uint64_t *)(view[0].base + at))[i] = word(at, i);
+	for (uint64_t at = 0; at < in_use; at += PAGE)
+		*(volatile char *)(view[1].base + at);
+	numa_run_on_node(-1);
+	ck_assert_int_eq(mb_mover_create(&config, &mover), 0);
+}
+
+/* Asserted once: Check writes of each assertion into a file. */
+static void check(uint64_t in_use, unsigned but)
+{
+	unsigned wrong = 0;
+
+	for (uint64_t at = 0; at < in_use; at += PAGE) {
+		const uint64_t *page = (const void *)(view[at / PAGE % VIEWS].base + at);
+
+		for (unsigned i = but; i < PAGE / 8; i++)
+			wrong += page[i] != word(at, i);
+	}
+	ck_assert_uint_eq(wrong, 0);
+}
+
+static void finish(void)
+{
+	mb_mover_destroy(mover);
+	for (unsigned v = 0; v < VIEWS; v++)
+		mb_ram_file_unmap(&view[v], BYTES);
+	mb_ram_file_unmap(&own, BYTES);
+	close(fd);
+}
+
+/* Pages of [from, to) that are in memory on this node. */
+static unsigned on_node(uint64_t from, uint64_t to, int node)
+{
+	unsigned n = 0;
+
+	for (uint64_t at = from; at < to; at += PAGE) {
+		void *page = view[0].base + at;
+		int status = -1;
+
+		*(volatile char *)page;
+		n += !move_pages(0, 1, &page, NULL, &status, 0) && status == node;
+	}
+	return n;
+}
+
+static uint64_t pmd_mapped(void)
+{
+	FILE *smaps = fopen("/proc/self/smaps", "re");
+	unsigned long kib, sum = 0;
+	char line[512];
+
+	while (fgets(line, sizeof(line), smaps))
+		if (sscanf(line, "ShmemPmdMapped: %lu kB", &kib) == 1)
+			sum += kib;
+	fclose(smaps);
+	return (uint64_t)sum << 10;
+}
+
+/* _i: in huge pages; 2: as without privilege. */
+START_TEST(test_moves)
+{
+	struct mb_move move = {.offset = 2 * PAGE, .len_bytes = BYTES - 4 * PAGE};
+	struct mb_moved moved = {0};
+	bool huge = _i & 1, privileged = !(_i & 2);
+	uint64_t in_use = BYTES / 2, before;
+
+	if (!two_nodes())
+		return;
+	make(huge, privileged, in_use);
+	move.node = (unsigned)nodes[1];
+	if (huge)
+		move = (struct mb_move){
+			.len_bytes = BYTES, .node = (unsigned)nodes[1], .huge = true};
+	before = pmd_mapped();
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.there_bytes + moved.moved_bytes + moved.absent_bytes +
+				  moved.busy_bytes + moved.full_bytes,
+		move.len_bytes);
+	ck_assert_uint_eq(moved.busy_bytes + moved.full_bytes + moved.there_bytes, 0);
+	ck_assert_uint_eq(moved.moved_bytes, in_use - move.offset);
+	ck_assert_uint_eq(on_node(move.offset, in_use, nodes[1]), (in_use - move.offset) / PAGE);
+	ck_assert_uint_eq(on_node(0, move.offset, nodes[0]), move.offset / PAGE);
+	printf("%s%s: %.1f us a page, longest batch %.1f ms\n", huge ? "huge" : "small",
+		privileged ? "" : ", unprivileged",
+		(double)moved.ns / 1000 / ((double)moved.moved_bytes / PAGE),
+		(double)moved.longest_ns / 1e6);
+	check(in_use, 0);
+	if (huge && before)
+		ck_assert_uint_ge(pmd_mapped(),
+			before / 2); /* without privilege view 1 has to touch it first */
+	/* Again: nothing to do. And nothing was made where there was nothing. */
+	moved = (struct mb_moved){0};
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.there_bytes, in_use - move.offset);
+	ck_assert_uint_eq(moved.moved_bytes, 0);
+	finish();
+}
+END_TEST
+
+/* ---- beside vCPUs ---- */
+
+struct vcpu {
+	pthread_t thread;
+	unsigned view;
+	uint64_t from, to;
+	bool stop; /* atomic */
+	uint64_t n;
+};
+
+static void *vcpu_main(void *arg)
+{
+	struct vcpu *c = arg;
+
+	while (!__atomic_load_n(&c->stop, __ATOMIC_RELAXED)) {
+		for (uint64_t at = c->from; at < c->to; at += PAGE)
+			__atomic_add_fetch((uint64_t *)(view[c->view].base + at) + c->view, 1,
+				__ATOMIC_RELAXED);
+		c->n++;
+	}
+	return NULL;
+}
+
+static void start_vcpus(struct vcpu *c)
+{
+	for (unsigned v = 0; v < VIEWS; v++)
+		ck_assert_int_eq(pthread_create(&c[v].thread, NULL, vcpu_main, &c[v]), 0);
+}
+
+/* No write is lost. */
+static void stop_vcpus(struct vcpu *c)
+{
+	for (unsigned v = 0; v < VIEWS; v++) {
+		__atomic_store_n(&c[v].stop, true, __ATOMIC_RELAXED);
+		pthread_join(c[v].thread, NULL);
+	}
+	for (unsigned v = 0; v < VIEWS; v++) {
+		unsigned lost = 0;
+
+		for (uint64_t at = 0; at < BYTES; at += PAGE)
+			lost += ((uint64_t *)(view[!v].base + at))[v] !=
+				word(at, v) + (at >= c[v].from && at < c[v].to ? c[v].n : 0);
+		ck_assert_uint_eq(lost, 0);
+	}
+	check(BYTES, VIEWS);
+}
+
+static void there_and_back(unsigned times, bool huge, struct mb_moved *moved)
+{
+	*moved = (struct mb_moved){0};
+	for (unsigned i = 0; i < times; i++) {
+		struct mb_move move = {
+			.len_bytes = BYTES, .node = (unsigned)nodes[!(i & 1)], .huge = huge};
+
+		ck_assert_int_eq(mb_mover_move(mover, &move, moved), 0);
+	}
+	printf("moved %llu MiB, busy %llu KiB, longest batch %.1f ms\n",
+		(unsigned long long)moved->moved_bytes >> 20,
+		(unsigned long long)moved->busy_bytes >> 10, (double)moved->longest_ns / 1e6);
+	ck_assert_uint_eq(
+		moved->moved_bytes + moved->busy_bytes + moved->there_bytes, times * BYTES);
+}
+
+/* Each view has a half, and writes it all the time: with or without privilege it moves. */
+START_TEST(test_beside_users)
+{
+	struct vcpu c[VIEWS] = {
+		{.view = 0, .to = BYTES / 2}, {.view = 1, .from = BYTES / 2, .to = BYTES}};
+	struct mb_moved moved;
+
+	if (!two_nodes())
+		return;
+	make(_i & 1, !(_i & 2), BYTES);
+	start_vcpus(c);
+	there_and_back(2, _i & 1, &moved);
+	stop_vcpus(c);
+	ck_assert_uint_ge(moved.moved_bytes, 2 * BYTES / 20 * 19);
+	finish();
+}
+END_TEST
+
+/* Both views write every page: without privilege hardly any moves. */
+START_TEST(test_beside_writers)
+{
+	struct vcpu c[VIEWS] = {{.view = 0, .to = BYTES}, {.view = 1, .to = BYTES}};
+	struct mb_moved moved;
+
+	if (!two_nodes())
+		return;
+	make(_i & 1, !(_i & 2), BYTES);
+	start_vcpus(c);
+	there_and_back(2, _i & 1, &moved);
+	stop_vcpus(c);
+	if (!(_i & 2))
+		ck_assert_uint_ge(moved.moved_bytes, 2 * BYTES / 20 * 19);
+	finish();
+}
+END_TEST
+
+/* ---- what cannot move ---- */
+
+/* A pipe that refers to pages, as an I/O in flight does: they stay, all others move. */
+START_TEST(test_pinned)
+{
+	enum { PINNED = 16 };
+	struct mb_move move = {.len_bytes = BYTES};
+	struct mb_moved moved = {0};
+	struct iovec some = {.iov_len = PINNED * PAGE};
+	int ends[2];
+
+	if (!two_nodes())
+		return;
+	make(false, !_i, BYTES);
+	move.node = (unsigned)nodes[1];
+	some.iov_base = view[0].base + 100 * PAGE;
+	ck_assert_int_eq(pipe(ends), 0);
+	ck_assert_int_eq(vmsplice(ends[1], &some, 1, 0), PINNED * PAGE);
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.busy_bytes, PINNED * PAGE);
+	ck_assert_uint_eq(moved.moved_bytes, BYTES - PINNED * PAGE);
+	ck_assert_uint_eq(on_node(100 * PAGE, (100 + PINNED) * PAGE, nodes[0]), PINNED);
+	check(BYTES, 0);
+	close(ends[0]);
+	close(ends[1]);
+	moved = (struct mb_moved){0};
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.moved_bytes, PINNED * PAGE);
+	check(BYTES, 0);
+	finish();
+}
+END_TEST
+
+/* It finds out by itself that it has no privilege. */
+START_TEST(test_without_cap_sys_nice)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct none[2] = {0};
+	struct mb_move move = {.len_bytes = BYTES};
+	struct mb_moved moved = {0};
+
+	if (!two_nodes())
+		return;
+	make(_i, true, BYTES);
+	move.node = (unsigned)nodes[1];
+	ck_assert_int_eq(syscall(SYS_capset, &header, none), 0);
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.moved_bytes, BYTES);
+	ck_assert_uint_eq(on_node(0, BYTES, nodes[1]), BYTES / PAGE);
+	check(BYTES, 0);
+	finish();
+}
+END_TEST
+
+/* Memory on this node until it gives no more to moves, either. */
+static void fill_node(int node)
+{
+	enum { PAGES = 512, BATCHES = 64 };
+	int to[PAGES], status[PAGES];
+	long long free_bytes;
+	void *page[PAGES];
+	size_t bytes;
+	char *at;
+
+	numa_node_size64(node, &free_bytes);
+	bytes = (size_t)free_bytes + BATCHES * PAGES * PAGE;
+	at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		-1, 0);
+	ck_assert_ptr_ne(at, MAP_FAILED);
+	madvise(at, bytes, MADV_NOHUGEPAGE);
+	/* Preferred, not bound: what does not fit goes elsewhere, and nobody is killed. */
+	numa_set_preferred(node);
+	for (size_t i = 0; i < bytes; i += PAGE)
+		at[i] = 1;
+	numa_set_preferred(-1);
+	/* An allocation leaves more than a move does. */
+	for (unsigned b = 0; b < BATCHES; b++) {
+		for (unsigned i = 0; i < PAGES; i++) {
+			page[i] = at + bytes - (b * PAGES + i + 1) * PAGE;
+			to[i] = node;
+		}
+		if (move_pages(0, PAGES, page, to, status, MPOL_MF_MOVE) < 0)
+			break;
+	}
+}
+
+/* A node without memory for it: what fits is moved, the rest is told. */
+START_TEST(test_full)
+{
+	struct mb_move move = {.len_bytes = BYTES};
+	struct mb_moved moved = {0};
+
+	if (!two_nodes())
+		return;
+	make(false, true, BYTES);
+	move.node = (unsigned)nodes[1];
+	fill_node(nodes[1]);
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	printf("full: moved %llu KiB, full %llu KiB\n", (unsigned long long)moved.moved_bytes >> 10,
+		(unsigned long long)moved.full_bytes >> 10);
+	ck_assert_uint_eq(moved.moved_bytes + moved.full_bytes, BYTES);
+	ck_assert_uint_gt(moved.full_bytes, 0);
+	check(BYTES, 0);
+	finish();
+}
+END_TEST
+
+/* ---- without a second node ---- */
+
+START_TEST(test_nothing_to_do)
+{
+	struct mb_move move = {.len_bytes = BYTES};
+	struct mb_moved moved = {0};
+	void *page;
+	int node = 0;
+
+	make(true, true, BYTES / 4);
+	page = view[0].base;
+	ck_assert_int_eq(move_pages(0, 1, &page, NULL, &node, 0), 0);
+	move.node = (unsigned)node;
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.there_bytes + moved.moved_bytes, BYTES / 4);
+	ck_assert_uint_eq(moved.absent_bytes, BYTES / 4 * 3);
+	ck_assert_int_eq(lseek(fd, BYTES / 4, SEEK_DATA), -1); /* holes stay */
+	check(BYTES / 4, 0);
+	finish();
+}
+END_TEST
+
+START_TEST(test_bad_moves)
+{
+	static const struct mb_move bad[] = {{.offset = 1, .len_bytes = PAGE},
+		{.len_bytes = PAGE + 1}, {.len_bytes = BYTES + PAGE},
+		{.offset = BYTES, .len_bytes = PAGE}, {.offset = PAGE, .len_bytes = -PAGE},
+		{.len_bytes = PAGE, .node = 63}, {.len_bytes = PAGE, .node = 5000}};
+	struct mb_move none = {0};
+	struct mb_moved moved = {0};
+
+	make(false, true, BYTES);
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		ck_assert_int_eq(mb_mover_move(mover, &bad[i], &moved), -EINVAL);
+	ck_assert_int_eq(mb_mover_move(mover, &none, &moved), 0);
+	ck_assert_uint_eq(moved.moved_bytes + moved.there_bytes, 0);
+	check(BYTES, 0);
+	finish();
+}
+END_TEST
+
+static void *move_all(void *arg)
+{
+	struct mb_move move = {
+		.len_bytes = BYTES, .node = nodes[1] != NONE ? (unsigned)nodes[1] : 0};
+	struct mb_moved moved = {0};
+	int *rc = arg;
+
+	do
+		*rc = mb_mover_move(mover, &move, &moved);
+	while (!*rc);
+	return NULL;
+}
+
+/* Once hold returns nothing moves, and who was moving gives up. */
+START_TEST(test_hold)
+{
+	pthread_t thread;
+	int rc = 0;
+
+	if (!two_nodes())
+		return;
+	make(false, true, BYTES);
+	ck_assert_int_eq(pthread_create(&thread, NULL, move_all, &rc), 0);
+	usleep(2000);
+	mb_mover_hold(mover);
+	memset(view[0].base, 1, BYTES);
+	pthread_join(thread, NULL);
+	ck_assert_int_eq(rc, -ECANCELED);
+	mb_mover_release(mover);
+	mb_mover_hold(NULL);
+	mb_mover_release(NULL);
+	finish();
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("mover");
+	TCase *moves = tcase_create("moves"), *beside = tcase_create("beside"),
+	      *left = tcase_create("left");
+
+	tcase_set_timeout(moves, 60);
+	tcase_add_test(moves, test_nothing_to_do);
+	tcase_add_test(moves, test_bad_moves);
+	tcase_add_test(moves, test_hold);
+	tcase_add_loop_test(moves, test_moves, 0, 4);
+	suite_add_tcase(suite, moves);
+	tcase_set_timeout(beside, 60);
+	tcase_add_loop_test(beside, test_beside_users, 0, 4);
+	tcase_add_loop_test(beside, test_beside_writers, 0, 4);
+	suite_add_tcase(suite, beside);
+	tcase_set_timeout(left, 60);
+	tcase_add_loop_test(left, test_pinned, 0, 2);
+	tcase_add_loop_test(left, test_without_cap_sys_nice, 0, 2);
+	tcase_add_test(left, test_full);
+	suite_add_tcase(suite, left);
+	return run_suite(suite);
+}
