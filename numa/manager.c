@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/clock.h>
+#include <mirrorball/log.h>
+#include <mirrorball/manager.h>
+#include <mirrorball/thread.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STACK_BYTES (256u << 10) /* the policy's host is large */
+#define SECOND_NS   1000000000ull
+
+struct mb_manager {
+	struct mb_manager_config config;
+	struct mb_policy *policy; /* only the thread that steps */
+	pthread_t thread;
+	bool runs;
+	bool said_error; /* only the thread that steps */
+
+	/* Protects what follows; no other lock is taken under it, and nothing is called. */
+	pthread_mutex_t lock;
+	pthread_cond_t wake;
+	bool stop;
+	unsigned n_holds;
+	struct mb_manager_stats stats;
+	struct mb_decision decision[MB_MANAGER_DECISIONS]; /* a ring */
+	uint64_t n_decisions;				   /* so far */
+	struct mb_manager_sample sample[MB_MANAGER_SAMPLES];
+	unsigned n_samples;
+	unsigned sample_every, sample_skip; /* steps */
+};
+
+int mb_manager_create(const struct mb_manager_config *config, struct mb_manager **out)
+{
+	struct mb_manager *m = calloc(1, sizeof(*m));
+	pthread_condattr_t attr;
+	int rc;
+
+	if (!m)
+		return -ENOMEM;
+	m->config = *config;
+	m->sample_every = 1;
+	rc = mb_policy_create(&m->policy);
+	if (rc) {
+		free(m);
+		return rc;
+	}
+	pthread_mutex_init(&m->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&m->wake, &attr);
+	pthread_condattr_destroy(&attr);
+	*out = m;
+	return 0;
+}
+
+void mb_manager_destroy(struct mb_manager *m)
+{
+	if (!m)
+		return;
+	mb_manager_stop(m);
+	mb_policy_destroy(m->policy);
+	pthread_cond_destroy(&m->wake);
+	pthread_mutex_destroy(&m->lock);
+	free(m);
+}
+
+void mb_manager_hold(struct mb_manager *m)
+{
+	if (!m)
+		return;
+	pthread_mutex_lock(&m->lock);
+	m->n_holds++;
+	pthread_mutex_unlock(&m->lock);
+}
+
+void mb_manager_release(struct mb_manager *m)
+{
+	if (!m)
+		return;
+	pthread_mutex_lock(&m->lock);
+	m->n_holds--;
+	pthread_mutex_unlock(&m->lock);
+}
+
+static bool may_go_on(struct mb_manager *m)
+{
+	bool may;
+
+	pthread_mutex_lock(&m->lock);
+	may = !m->n_holds && !m->stop;
+	pthread_mutex_unlock(&m->lock);
+	return may;
+}
+
+/* ---- what is known ---- */
+
+/* A second, by the policy's estimate; *local: those by views that have this node. */
+static double accesses(
+	const struct mb_manager *m, const struct mb_extent *e, int node, double *local)
+{
+	const struct mb_policy_host *host = &m->config.host;
+	const struct mb_policy_config *policy = &m->config.policy;
+	double per_touch = e->huge ? policy->block_touch_accesses / MB_HEAT_BLOCK_PAGES
+				   : policy->page_touch_accesses;
+	double pages = (double)e->len_bytes / (double)MB_HEAT_PAGE_BYTES, sum = 0;
+
+	for (unsigned v = 0; v < m->config.n_views; v++) {
+		double of_view = pages * per_touch * (double)(e->view[v].read + e->view[v].write);
+
+		sum += of_view;
+		for (unsigned i = 0; i < host->n_nodes; i++)
+			if (host->node[i].id == node && m->config.view[v].weight[i] > 0)
+				*local += of_view;
+	}
+	return sum;
+}
+
+/* Of what is left over of an extent nobody knows where it is; with two nodes it is on the other. */
+static int other_node(const struct mb_policy_host *host, int node)
+{
+	if (host->n_nodes != 2)
+		return -1;
+	return host->node[host->node[0].id == node].id;
+}
+
+struct found {
+	double all, local;
+	double bytes[MB_MAX_NODES], accesses[MB_MAX_NODES];
+};
+
+static void add_found(const struct mb_manager *m, const struct mb_extent *e, int node, double share,
+	struct found *found)
+{
+	const struct mb_policy_host *host = &m->config.host;
+	double local = 0, all = accesses(m, e, node, &local);
+
+	found->all += all * share;
+	found->local += local * share;
+	for (unsigned i = 0; i < host->n_nodes; i++) {
+		if (host->node[i].id != node)
+			continue;
+		found->bytes[i] += (double)e->len_bytes * share;
+		found->accesses[i] += all * share;
+	}
+}
+
+static void note_sample(struct mb_manager *m, uint64_t now_ns)
+{
+	if (m->sample_skip++ % m->sample_every)
+		return;
+	if (m->n_samples == MB_MANAGER_SAMPLES) {
+		for (unsigned i = 0; i < MB_MANAGER_SAMPLES / 2; i++)
+			m->sample[i] = m->sample[2 * i];
+		m->n_samples /= 2;
+		m->sample_every *= 2;
+	}
+	m->sample[m->n_samples++] = (struct mb_manager_sample){.time_ns = now_ns,
+		.locality = m->stats.locality,
+		.moved_bytes = m->stats.moved_bytes};
+}
+
+static void note_extents(
+	struct mb_manager *m, const struct mb_extent *extent, unsigned n, uint64_t now_ns)
+{
+	const struct mb_policy_host *host = &m->config.host;
+	struct found found = {0};
+
+	for (unsigned i = 0; i < n; i++) {
+		const struct mb_extent *e = &extent[i];
+
+		if (e->node < 0)
+			continue;
+		add_found(m, e, e->node, (double)e->node_share, &found);
+		add_found(m, e, other_node(host, e->node), 1 - (double)e->node_share, &found);
+	}
+	pthread_mutex_lock(&m->lock);
+	m->stats.n_nodes = host->n_nodes;
+	for (unsigned i = 0; i < host->n_nodes; i++) {
+		struct mb_manager_node *node = &m->stats.node[i];
+
+		node->id = host->node[i].id;
+		node->total_bytes = host->node[i].total_bytes;
+		node->free_bytes = host->node[i].free_bytes;
+		node->guest_bytes = (uint64_t)found.bytes[i];
+		node->accesses_per_s = found.accesses[i];
+	}
+	m->stats.knows_locality = found.all > 0;
+	m->stats.locality = found.all > 0 ? (float)(found.local / found.all) : 0;
+	if (found.all > 0)
+		note_sample(m, now_ns);
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* ---- what is done ---- */
+
+static void note_move(struct mb_manager *m, const struct mb_decision *d)
+{
+	struct mb_manager_stats *s = &m->stats;
+
+	pthread_mutex_lock(&m->lock);
+	m->decision[m->n_decisions++ % MB_MANAGER_DECISIONS] = *d;
+	s->n_moves++;
+	s->moved_bytes += d->moved.moved_bytes;
+	s->busy_bytes += d->moved.busy_bytes;
+	s->full_bytes += d->moved.full_bytes;
+	s->move_ns += d->moved.ns;
+	if (d->moved.longest_ns > s->longest_ns)
+		s->longest_ns = d->moved.longest_ns;
+	for (unsigned i = 0; i < s->n_nodes; i++) {
+		if (s->node[i].id == d->to)
+			s->node[i].in_bytes += d->moved.moved_bytes;
+		if (s->node[i].id == d->from)
+			s->node[i].out_bytes += d->moved.moved_bytes;
+	}
+	pthread_mutex_unlock(&m->lock);
+}
+
+static void complain(struct mb_manager *m, const char *what, int rc)
+{
+	if (!m->said_error)
+		mb_log("%s: migration: cannot %s: %s", m->config.name, what, strerror(-rc));
+	m->said_error = true;
+}
+
+/* False: no more of this plan. */
+static bool act(struct mb_manager *m, const struct mb_action *a, uint64_t now_ns)
+{
+	struct mb_move move = {.offset = a->offset,
+		.len_bytes = a->len_bytes,
+		.node = (unsigned)a->to,
+		.huge = a->huge};
+	struct mb_decision d = {.time_ns = now_ns,
+		.offset = a->offset,
+		.len_bytes = a->len_bytes,
+		.why = a->why,
+		.from = a->from,
+		.to = a->to,
+		.gain_ns_per_s = a->gain_ns_per_s};
+
+	if (a->kind != MB_ACTION_MIGRATE)
+		return true;
+	d.rc = m->config.ops->move(m->config.ctx, &move, &d.moved);
+	note_move(m, &d);
+	if (d.rc && d.rc != -ECANCELED)
+		complain(m, "move memory", d.rc);
+	return d.rc != -ECANCELED;
+}
+
+static void note_plan(struct mb_manager *m, const struct mb_plan *plan)
+{
+	pthread_mutex_lock(&m->lock);
+	memset(m->stats.why_bytes, 0, sizeof(m->stats.why_bytes));
+	for (unsigned i = 0; i < plan->n_verdicts; i++)
+		m->stats.why_bytes[plan->verdict[i].why] += plan->verdict[i].len_bytes;
+	pthread_mutex_unlock(&m->lock);
+}
+
+void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
+{
+	struct mb_policy_input input = {.now_ns = now_ns,
+		.config = &m->config.policy,
+		.host = &m->config.host,
+		.n_views = m->config.n_views,
+		.view = m->config.view};
+	uint64_t begin_ns = mb_now_ns();
+	struct mb_extent *extent = NULL;
+	struct mb_plan plan = {0};
+	int rc;
+
+	if (!may_go_on(m))
+		return;
+	m->config.ops->look(m->config.ctx, &m->config.host);
+	rc = m->config.ops->extents(m->config.ctx, &extent, &input.n_extents);
+	if (rc) {
+		complain(m, "ask the tracker", rc);
+		return;
+	}
+	input.extent = extent;
+	note_extents(m, extent, input.n_extents, now_ns);
+	/* What is planned counts as done: not while it cannot be. */
+	rc = may_go_on(m) ? mb_policy_plan(m->policy, &input, &plan) : -ECANCELED;
+	if (!rc) {
+		note_plan(m, &plan);
+		for (unsigned i = 0; i < plan.n_actions && act(m, &plan.action[i], now_ns); i++)
+			;
+	} else if (rc != -ECANCELED) {
+		complain(m, "make a plan", rc);
+	}
+	mb_plan_finish(&plan);
+	free(extent);
+	pthread_mutex_lock(&m->lock);
+	m->stats.n_steps++;
+	m->stats.step_ns = mb_now_ns() - begin_ns;
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* ---- the thread ---- */
+
+static void *thread_main(void *arg)
+{
+	struct mb_manager *m = arg;
+
+	pthread_setname_np(pthread_self(), "manager");
+	pthread_mutex_lock(&m->lock);
+	while (!m->stop) {
+		uint64_t until_ns = mb_now_ns() + SECOND_NS;
+		struct timespec ts = {.tv_sec = (time_t)(until_ns / SECOND_NS),
+			.tv_nsec = (long)(until_ns % SECOND_NS)};
+
+		if (pthread_cond_timedwait(&m->wake, &m->lock, &ts) != ETIMEDOUT)
+			continue;
+		pthread_mutex_unlock(&m->lock);
+		mb_manager_step(m, mb_now_ns());
+		pthread_mutex_lock(&m->lock);
+	}
+	pthread_mutex_unlock(&m->lock);
+	return NULL;
+}
+
+int mb_manager_start(struct mb_manager *m, struct mb_error *err)
+{
+	int rc = mb_thread_start(&m->thread, STACK_BYTES, NULL, thread_main, m);
+
+	if (rc)
+		return mb_error_set(err, -rc, "migration: its thread: %s", strerror(-rc));
+	m->runs = true;
+	return 0;
+}
+
+void mb_manager_stop(struct mb_manager *m)
+{
+	if (!m || !m->runs)
+		return;
+	pthread_mutex_lock(&m->lock);
+	m->stop = true;
+	pthread_cond_signal(&m->wake);
+	pthread_mutex_unlock(&m->lock);
+	pthread_join(m->thread, NULL);
+	m->runs = false;
+}
+
+/* ---- what others ask ---- */
+
+void mb_manager_stats(struct mb_manager *m, struct mb_manager_stats *stats)
+{
+	pthread_mutex_lock(&m->lock);
+	*stats = m->stats;
+	pthread_mutex_unlock(&m->lock);
+}
+
+unsigned mb_manager_decisions(struct mb_manager *m, struct mb_decision *out, unsigned max)
+{
+	uint64_t n;
+
+	pthread_mutex_lock(&m->lock);
+	n = m->n_decisions < MB_MANAGER_DECISIONS ? m->n_decisions : MB_MANAGER_DECISIONS;
+	if (n > max)
+		n = max;
+	for (uint64_t i = 0; i < n; i++)
+		out[i] = m->decision[(m->n_decisions - n + i) % MB_MANAGER_DECISIONS];
+	pthread_mutex_unlock(&m->lock);
+	return (unsigned)n;
+}
+
+unsigned mb_manager_samples(struct mb_manager *m, struct mb_manager_sample *out, unsigned max)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&m->lock);
+	n = m->n_samples < max ? m->n_samples : max;
+	memcpy(out, m->sample + m->n_samples - n, n * sizeof(*out));
+	pthread_mutex_unlock(&m->lock);
+	return n;
+}

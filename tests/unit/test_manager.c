@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The manager with a fake tracker and a fake mover; time is what the test says. */
+#include "run.h"
+
+#include <errno.h>
+#include <mirrorball/manager.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SECOND 1000000000ull
+#define MIB    (1ull << 20)
+
+static struct {
+	struct mb_extent extent[4];
+	unsigned n;
+	int rc, move_rc;
+	unsigned n_moves;
+	uint64_t busy_bytes;
+	struct mb_move last;
+	struct mb_manager *hold; /* is held in the first move */
+} fake;
+static struct mb_manager *manager;
+
+static int extents(void *ctx, struct mb_extent **out, unsigned *n)
+{
+	if (fake.rc)
+		return fake.rc;
+	*out = malloc(sizeof(fake.extent));
+	memcpy(*out, fake.extent, sizeof(fake.extent));
+	*n = fake.n;
+	return 0;
+}
+
+static void look(void *ctx, struct mb_policy_host *host)
+{
+	for (unsigned i = 0; i < host->n_nodes; i++)
+		host->node[i].usable = true;
+}
+
+static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
+{
+	fake.n_moves++;
+	fake.last = *what;
+	if (fake.hold)
+		mb_manager_hold(fake.hold);
+	if (fake.move_rc)
+		return fake.move_rc;
+	moved->moved_bytes += what->len_bytes - fake.busy_bytes;
+	moved->busy_bytes += fake.busy_bytes;
+	for (unsigned i = 0; i < fake.n && !fake.busy_bytes; i++)
+		if (fake.extent[i].offset == what->offset)
+			fake.extent[i].node = (int)what->node;
+	return 0;
+}
+
+static const struct mb_manager_ops ops = {.extents = extents, .look = look, .move = move};
+
+/* Two nodes and views; two extents of 64 MiB, both on node 0, the second one used by view 1. */
+static void make(void)
+{
+	struct mb_manager_config config = {.name = "test", .ops = &ops, .n_views = 2};
+
+	memset(&fake, 0, sizeof(fake));
+	mb_policy_defaults(&config.policy);
+	config.host.n_nodes = 2;
+	for (unsigned i = 0; i < 2; i++) {
+		config.host.node[i] = (struct mb_policy_node){.id = (int)i,
+			.usable = true,
+			.has_cpus = true,
+			.total_bytes = 4096 * MIB,
+			.free_bytes = 2048 * MIB,
+			.distance = {21, 21}};
+		config.host.node[i].distance[i] = 10;
+		config.view[i].weight[i] = 2;
+		fake.extent[i] = (struct mb_extent){.offset = i * 64 * MIB,
+			.len_bytes = 64 * MIB,
+			.confidence = 1,
+			.huge = true,
+			.node_share = 1};
+		fake.extent[i].view[i].write = 100;
+	}
+	fake.n = 2;
+	ck_assert_int_eq(mb_manager_create(&config, &manager), 0);
+}
+
+START_TEST(test_moves_what_is_far)
+{
+	struct mb_manager_stats stats;
+	struct mb_manager_sample sample[4];
+	struct mb_decision d[4];
+
+	make();
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_eq(fake.n_moves, 1);
+	ck_assert_uint_eq(fake.last.offset, 64 * MIB);
+	ck_assert_uint_eq(fake.last.node, 1);
+	ck_assert(fake.last.huge);
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 1);
+	mb_manager_stats(manager, &stats);
+	ck_assert_uint_eq(stats.n_steps, 2);
+	ck_assert_uint_eq(stats.n_moves, 1);
+	ck_assert_uint_eq(stats.moved_bytes, 64 * MIB);
+	ck_assert_uint_eq(stats.why_bytes[MB_WHY_LOCAL], 128 * MIB);
+	ck_assert_uint_eq(stats.node[1].in_bytes, 64 * MIB);
+	ck_assert_uint_eq(stats.node[0].out_bytes, 64 * MIB);
+	ck_assert_uint_eq(stats.node[0].guest_bytes, 64 * MIB);
+	ck_assert(stats.knows_locality && stats.locality == 1);
+	ck_assert_uint_eq(mb_manager_decisions(manager, d, 4), 1);
+	ck_assert_int_eq(d[0].why, MB_WHY_MIGRATE);
+	ck_assert_uint_eq(d[0].time_ns, SECOND);
+	ck_assert_uint_eq(mb_manager_samples(manager, sample, 4), 2);
+	ck_assert_float_eq_tol(sample[0].locality, 0.5f, 0.001f);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
+/* What could not move waits, as what moved does. */
+START_TEST(test_busy)
+{
+	struct mb_manager_stats stats;
+
+	make();
+	fake.busy_bytes = MIB;
+	mb_manager_step(manager, SECOND);
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 1);
+	mb_manager_stats(manager, &stats);
+	ck_assert_uint_eq(stats.busy_bytes, MIB);
+	ck_assert_uint_eq(stats.why_bytes[MB_WHY_BACKING_OFF], 64 * MIB);
+	mb_manager_step(manager, 60 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 2);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
+START_TEST(test_held)
+{
+	struct mb_manager_stats stats;
+	struct mb_decision d;
+
+	make();
+	mb_manager_hold(manager);
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_eq(fake.n_moves, 0);
+	mb_manager_release(manager);
+	/* Stopped in the middle: nothing more of that plan. */
+	fake.extent[0].node = 1;
+	fake.hold = manager;
+	fake.move_rc = -ECANCELED;
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 1);
+	mb_manager_stats(manager, &stats);
+	ck_assert_uint_eq(stats.moved_bytes, 0);
+	ck_assert_uint_eq(mb_manager_decisions(manager, &d, 1), 1);
+	ck_assert_int_eq(d.rc, -ECANCELED);
+	mb_manager_hold(NULL);
+	mb_manager_release(NULL);
+	mb_manager_stop(NULL);
+	mb_manager_destroy(NULL);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
+/* A tracker without an answer is no reason to stop; nor is a node that refuses. */
+START_TEST(test_errors)
+{
+	struct mb_manager_stats stats;
+
+	make();
+	fake.rc = -ENOMEM;
+	mb_manager_step(manager, SECOND);
+	fake.rc = 0;
+	fake.move_rc = -EPERM;
+	mb_manager_step(manager, 2 * SECOND);
+	fake.move_rc = 0;
+	mb_manager_step(manager, 60 * SECOND);
+	mb_manager_stats(manager, &stats);
+	ck_assert_uint_eq(stats.n_moves, 2);
+	ck_assert_uint_eq(stats.moved_bytes, 64 * MIB);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
+/* However long it runs, what it keeps is bounded, and reaches back to the start. */
+START_TEST(test_keeps)
+{
+	struct mb_manager_sample sample[MB_MANAGER_SAMPLES];
+	struct mb_decision d[MB_MANAGER_DECISIONS];
+	struct mb_error err;
+	unsigned n;
+
+	make();
+	for (unsigned i = 1; i <= 1000; i++) {
+		fake.extent[1].node = 0;
+		mb_manager_step(manager, i * 1000 * SECOND);
+	}
+	n = mb_manager_samples(manager, sample, MB_MANAGER_SAMPLES);
+	ck_assert_uint_ge(n, MB_MANAGER_SAMPLES / 2);
+	ck_assert_uint_eq(sample[0].time_ns, 1000 * SECOND);
+	ck_assert_uint_ge(sample[n - 1].time_ns, 980 * 1000 * SECOND);
+	for (unsigned i = 1; i < n; i++)
+		ck_assert_uint_gt(sample[i].time_ns, sample[i - 1].time_ns);
+	n = mb_manager_decisions(manager, d, MB_MANAGER_DECISIONS);
+	ck_assert_uint_gt(n, 10);
+	for (unsigned i = 1; i < n; i++)
+		ck_assert_uint_gt(d[i].time_ns, d[i - 1].time_ns);
+	ck_assert_uint_eq(mb_manager_decisions(manager, d, 2), 2);
+	ck_assert_int_eq(mb_manager_start(manager, &err), 0);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("manager");
+	TCase *cases = tcase_create("manager");
+
+	tcase_add_test(cases, test_moves_what_is_far);
+	tcase_add_test(cases, test_busy);
+	tcase_add_test(cases, test_held);
+	tcase_add_test(cases, test_errors);
+	tcase_add_test(cases, test_keeps);
+	suite_add_tcase(suite, cases);
+	return run_suite(suite);
+}
