@@ -52,8 +52,9 @@ _mirrorball_machines() {
 	_mirrorball_words "${words[*]} $1" "$cur"
 }
 
-_mirrorball_stat() {
-	local options="--json --help --version" word
+# $1: options of a command that takes a machine.
+_mirrorball_one_machine() {
+	local options=$1 word
 
 	for word in "${COMP_WORDS[@]:2:COMP_CWORD-2}"; do
 		if [[ $word != -* ]]; then
@@ -70,14 +71,14 @@ _mirrorball_stat() {
 
 _mirrorball_run() {
 	local options="--kernel --initrd --append --no-reboot --cpus --memory --memory-overcommit
-		--views --track --name --disk --net --console --dry-run --json --quiet --help --version"
+		--views --track --migrate --name --disk --net --console --dry-run --json --quiet --help --version"
 	local i word
 
 	# After "splash" comes one of its programs, and then words that only it knows.
 	for ((i = 2; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --name | --disk | --net | --console)
+		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --migrate | --name | --disk | --net | --console)
 			((++i)) ;;
 		splash)
 			if ((i + 1 == COMP_CWORD)); then
@@ -94,6 +95,7 @@ _mirrorball_run() {
 	--console) _mirrorball_words "serial virtio off" "$cur" ;;
 	--views) _mirrorball_words "auto 1 2" "$cur" ;;
 	--track) _mirrorball_words "auto on off auto,budget= on,budget=" "$cur" ;;
+	--migrate) _mirrorball_words "auto on off" "$cur" ;;
 	--cpus) _mirrorball_words "1 2 4 8" "$cur" ;;
 	--memory) _mirrorball_words "512M 1G 2G 4G 8G 16G" "$cur" ;;
 	--append | --name) COMPREPLY=() ;;
@@ -183,15 +185,16 @@ _mirrorball() {
 		done
 	fi
 	if ((COMP_CWORD == 1)); then
-		_mirrorball_words "run ps stat heat sim doctor help --help --version" "$cur"
+		_mirrorball_words "run ps stat heat numa sim doctor help --help --version" "$cur"
 	else
 		case ${COMP_WORDS[1]} in
 		run) _mirrorball_run ;;
-		stat) _mirrorball_stat ;;
+		stat) _mirrorball_one_machine "--json --help --version" ;;
+		numa) _mirrorball_one_machine "--why --json --help --version" ;;
 		heat) _mirrorball_heat ;;
 		sim) _mirrorball_sim ;;
 		ps | doctor) _mirrorball_words "--json --help --version" "$cur" ;;
-		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat sim doctor" "$cur" ;;
+		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat numa sim doctor" "$cur" ;;
 		esac
 	fi
 	# What bash keeps of the word must not come again.

@@ -32,6 +32,7 @@ enum {
 	OPT_OVERCOMMIT,
 	OPT_VIEWS,
 	OPT_TRACK,
+	OPT_MIGRATE,
 	OPT_NAME,
 	HEAD_DEVICES,
 	OPT_DISK,
@@ -66,6 +67,9 @@ const struct cli_option cli_run_options[] = {
 	[OPT_TRACK] = {"track", "auto|on|off[,budget=PERCENT]",
 		"count which view touches and writes which memory, for 'mirrorball heat'; auto: while "
 		"somebody watches. budget: of the guest's time (default: auto,budget=0.5)"},
+	[OPT_MIGRATE] = {"migrate", "auto|on|off",
+		"move memory to the NUMA node that uses it; auto: with --track on; on: tracks, too. Does "
+		"nothing on a host with one node (default: auto)"},
 	[OPT_NAME] = {"name", "NAME",
 		"in messages and for MAC addresses (default: from the first writable disk)"},
 	[HEAD_DEVICES] = {NULL, NULL, "Devices"},
@@ -196,6 +200,19 @@ static int set_track(struct cli_run *run, const char *value, struct mb_error *er
 	return cli_parse_track(copy, &run->config, err);
 }
 
+static int set_migrate(struct mb_machine_config *config, const char *value, struct mb_error *err)
+{
+	if (!strcmp(value, "auto"))
+		config->migrate = MB_MIGRATE_AUTO;
+	else if (!strcmp(value, "on"))
+		config->migrate = MB_MIGRATE_ON;
+	else if (!strcmp(value, "off"))
+		config->migrate = MB_MIGRATE_OFF;
+	else
+		return mb_error_set(err, EINVAL, "'%s': auto, on or off", value);
+	return 0;
+}
+
 static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 {
 	struct cli_run *run = ctx;
@@ -228,6 +245,8 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 			       : 0;
 	case OPT_TRACK:
 		return set_track(run, value, err);
+	case OPT_MIGRATE:
+		return set_migrate(config, value, err);
 	case OPT_NAME:
 		config->name = value;
 		return cli_parse_name(value, err);
@@ -330,6 +349,9 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 	if (config->cmdline && !config->kernel_path)
 		return mb_error_set(err, EINVAL, "--append: there is no --kernel that it is for%s",
 			config->splash ? "; splash takes its arguments after the program" : "");
+	if (config->migrate == MB_MIGRATE_ON && config->track == MB_TRACK_OFF)
+		return mb_error_set(err, EINVAL,
+			"--migrate on and --track off: who uses which memory must be known to move it");
 	if (run->json && !run->dry_run)
 		return mb_error_set(err, EINVAL, "--json: only together with --dry-run");
 	for (unsigned i = 0; i < config->n_disks; i++)
@@ -400,6 +422,8 @@ int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *e
 	if (rc)
 		return rc;
 	default_name(run);
+	if (run->config.migrate == MB_MIGRATE_ON)
+		run->config.track = MB_TRACK_ON;
 	if (!run->config.kernel_path && !run->config.splash)
 		run->config.splash = CLI_RUN_DEMO;
 	if (!run->config.cmdline)

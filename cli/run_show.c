@@ -27,6 +27,12 @@ static const char *const track_texts[] = {
 	[MB_TRACK_OFF] = "never",
 };
 
+static const char *const migrate_names[] = {
+	[MB_MIGRATE_AUTO] = "auto",
+	[MB_MIGRATE_ON] = "on",
+	[MB_MIGRATE_OFF] = "off",
+};
+
 static uint64_t file_bytes(const char *path)
 {
 	struct stat st;
@@ -114,6 +120,10 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 	else
 		printf("%-10sauto (the host has %u)\n", "views", host->n_views);
 	printf("%-10s%s\n", "tracked", track_texts[c->track]);
+	printf("%-10s%s\n", "migrated",
+		c->migrate == MB_MIGRATE_OFF || c->track != MB_TRACK_ON
+			? "never"
+			: "between NUMA nodes, if there are several");
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
 
@@ -221,6 +231,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	mb_json_put(root, "views", c->n_views ? json_integer(c->n_views) : json_string("auto"), &rc);
 	mb_json_put(root, "host_views", json_integer(host->n_views), &rc);
 	mb_json_put(root, "track", json_string(track_names[c->track]), &rc);
+	mb_json_put(root, "migrate", json_string(migrate_names[c->migrate]), &rc);
 	mb_json_put(root, "disks", disks, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);

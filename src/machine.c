@@ -168,12 +168,12 @@ static void user_pause(struct mb_machine *machine, bool pause)
 		return;
 	machine->paused = pause;
 	if (pause) {
-		mb_tracker_hold(machine->tracker);
+		mb_machine_hold_memory(machine);
 		mb_vcpus_pause(machine->vcpus);
 	} else {
 		mb_vcpus_tell_stopped(machine->vcpus);
 		mb_vcpus_resume(machine->vcpus);
-		mb_tracker_release(machine->tracker);
+		mb_machine_release_memory(machine);
 	}
 }
 
@@ -184,7 +184,7 @@ static void restart(struct mb_machine *machine)
 
 	/* A vCPU may be waiting for the terminal with the text of a guest that is about to go. */
 	__atomic_store_n(&machine->restarting, true, __ATOMIC_RELEASE);
-	mb_tracker_hold(machine->tracker);
+	mb_machine_hold_memory(machine);
 	mb_vcpus_pause(machine->vcpus);
 	__atomic_store_n(&machine->restarting, false, __ATOMIC_RELEASE);
 	__atomic_and_fetch(&machine->asked, ~(unsigned)(MB_ASK_RESET | MB_ASK_CRASH), __ATOMIC_ACQ_REL);
@@ -208,7 +208,7 @@ static void restart(struct mb_machine *machine)
 		machine->outcome.n_resets++;
 		machine->started_ns = mb_now_ns();
 		mb_vcpus_resume(machine->vcpus);
-		mb_tracker_release(machine->tracker);
+		mb_machine_release_memory(machine);
 	}
 }
 
@@ -356,6 +356,7 @@ static const struct {
 	{"opening its disks and networks", mb_machine_add_devices},
 	{"loading its guest", mb_machine_load_guest},
 	{"starting its tracker", mb_machine_add_tracker},
+	{"starting its migration", mb_machine_add_manager},
 	/* Last: a machine that others can see is one that runs. */
 	{"making its control socket", mb_machine_add_control},
 };
@@ -425,6 +426,8 @@ int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struc
 	rc = mb_loop_run(machine->loop);
 	end_ns = mb_now_ns();
 	__atomic_store_n(&machine->ending, true, __ATOMIC_RELEASE);
+	/* At most a batch is waited for. */
+	mb_machine_hold_memory(machine);
 	if (!machine->paused)
 		mb_vcpus_pause(machine->vcpus);
 
@@ -455,7 +458,8 @@ void mb_machine_destroy(struct mb_machine *machine)
 		__atomic_store_n(&machine->doing, "taking it down", __ATOMIC_RELEASE);
 	/* Who waits for an answer will get none: better now than when everything is down. */
 	mb_control_destroy(machine->control);
-	/* Before the page tables that it works on. */
+	/* Before the page tables that they work on. */
+	mb_machine_remove_manager(machine);
 	mb_machine_remove_tracker(machine);
 	/* Then vCPUs: nobody calls a device any more. The I/O loops last: devices stop on them. */
 	if (machine->vcpus)

@@ -87,6 +87,7 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 	put_number(stat, "resident_bytes", resident_bytes(), &rc);
 	put_number(stat, "cpu_ms", cpu_ms(), &rc);
 	mb_json_put(stat, "tracker", mb_machine_tracker_json(machine), &rc);
+	mb_json_put(stat, "migration", mb_machine_migration_json(machine), &rc);
 	if (rc) {
 		json_decref(stat);
 		return mb_error_set(err, ENOMEM, "out of memory");
@@ -98,6 +99,7 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 static const struct mb_control_request requests[] = {
 	{"stat", answer_stat},
 	{"heat", mb_machine_answer_heat},
+	{"numa", mb_machine_answer_numa},
 	{0},
 };
 

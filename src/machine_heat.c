@@ -119,7 +119,7 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 }
 
 /* With one view every node is of that view. */
-static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
+json_t *mb_machine_nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
 	json_t *nodes = json_array();
@@ -174,7 +174,7 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 	for (unsigned v = 0; v < machine->n_views; v++) {
 		json_t *view = json_object();
 
-		mb_json_put(view, "nodes", nodes_json(machine, v, false, &rc), &rc);
+		mb_json_put(view, "nodes", mb_machine_nodes_json(machine, v, false, &rc), &rc);
 		mb_json_append(views, view, &rc);
 	}
 	mb_machine_put_name(machine, heat, &rc);
@@ -183,7 +183,7 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 	mb_json_put(
 		heat, "memory_bytes", json_integer((json_int_t)machine->config.memory_bytes), &rc);
 	mb_json_put(heat, "views", views, &rc);
-	mb_json_put(heat, "nodes", nodes_json(machine, 0, true, &rc), &rc);
+	mb_json_put(heat, "nodes", mb_machine_nodes_json(machine, 0, true, &rc), &rc);
 	mb_json_put(heat, "tracker", tracker_json(machine, &stats), &rc);
 	if (!rc)
 		mb_json_put(heat, "extents",

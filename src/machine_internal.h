@@ -12,6 +12,8 @@
 #include <mirrorball/log.h>
 #include <mirrorball/loop.h>
 #include <mirrorball/machine.h>
+#include <mirrorball/manager.h>
+#include <mirrorball/mover.h>
 #include <mirrorball/net.h>
 #include <mirrorball/pci.h>
 #include <mirrorball/pvpanic.h>
@@ -61,6 +63,8 @@ struct mb_machine {
 	struct mb_bus *bus;
 	struct mb_vcpus *vcpus;
 	struct mb_tracker *tracker; /* NULL: switched off */
+	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */
+	struct mb_manager *manager;
 	unsigned n_views;
 	struct mb_topology *topology; /* mb_machine_topology */
 	cpu_set_t view_cpus[MB_MAX_VIEWS]; /* with more than one view: of each, a group of near nodes */
@@ -135,6 +139,19 @@ const struct mb_topology *mb_machine_topology(struct mb_machine *machine);
 int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_remove_tracker(struct mb_machine *machine);
 
+/* src/machine_migrate.c: memory moves to who uses it. After the tracker; removed before it. */
+int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err);
+void mb_machine_remove_manager(struct mb_machine *machine);
+const char *mb_machine_migrate_state(struct mb_machine *machine); /* for people */
+/* Nothing is looked at or moved from hold to release: while vCPUs stand still, or memory is emptied.
+ * Counted. */
+void mb_machine_hold_memory(struct mb_machine *machine);
+void mb_machine_release_memory(struct mb_machine *machine);
+
+/* src/machine_numa.c */
+json_t *mb_machine_migration_json(struct mb_machine *machine); /* NULL: out of memory */
+int mb_machine_answer_numa(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err);
+
 /* src/machine_devices.c */
 int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_reset_devices(struct mb_machine *machine); /* vCPUs paused */
@@ -142,6 +159,8 @@ void mb_machine_remove_devices(struct mb_machine *machine); /* vCPUs gone */
 
 /* src/machine_heat.c: requests of the control socket. */
 json_t *mb_machine_tracker_json(const struct mb_machine *machine); /* NULL: out of memory */
+/* Ids of the host's nodes, those of a view or all. */
+json_t *mb_machine_nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc);
 int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err);
 void mb_machine_heat_closed(void *ctx, uint64_t connection);
 

@@ -56,9 +56,9 @@ offers() {
 	done
 }
 
-offers 'mirrorball ' run ps stat heat sim doctor help --version
+offers 'mirrorball ' run ps stat heat numa sim doctor help --version
 offers 'mirrorball d' doctor '!run'
-offers 'mirrorball help ' run ps stat heat sim doctor
+offers 'mirrorball help ' run ps stat heat numa sim doctor
 offers 'mirrorball sim --program ' private phase mixed '!--json'
 offers 'mirrorball sim --machine vm' vmlinuz
 offers 'mirrorball sim --start w' worst '!first'
@@ -114,7 +114,7 @@ if mkdir -p "$sockets"; then
 fi
 
 # Every option of --help, and no other.
-for command in run ps stat heat sim doctor; do
+for command in run ps stat heat numa sim doctor; do
 	mapfile -t options < <("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p')
 	[ "${#options[@]}" -ge 3 ] || {
 		echo "FAILED: $command --help shows ${options[*]}"

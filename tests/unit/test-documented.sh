@@ -10,7 +10,7 @@ bad() {
 	n_bad=$((n_bad + 1))
 }
 
-for command in run ps stat heat sim doctor; do
+for command in run ps stat heat numa sim doctor; do
 	page=$here/man/mirrorball-$command.1.scd
 	in_help=$("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p' | sort -u)
 	# An option has a paragraph that begins with it.

@@ -42,7 +42,10 @@ struct mb_mover_config {
 int mb_mover_create(const struct mb_mover_config *config, struct mb_mover **out);
 void mb_mover_destroy(struct mb_mover *mover); /* takes NULL */
 
-/* [offset, offset + len_bytes) of the file, multiples of 4 KiB, to a node of the host. */
+/*
+ * [offset, offset + len_bytes) of the file, multiples of 4 KiB, to a node of the host. A huge page of
+ * which a part is in it moves as a whole.
+ */
 struct mb_move {
 	uint64_t offset, len_bytes;
 	unsigned node;

@@ -43,6 +43,13 @@ enum mb_track {
 	MB_TRACK_OFF,
 };
 
+/* Whether memory moves to the node that uses it. */
+enum mb_migrate {
+	MB_MIGRATE_AUTO, /* with MB_TRACK_ON, on a host with several nodes */
+	MB_MIGRATE_ON,	 /* the same; cli/ sees to it that it is tracked */
+	MB_MIGRATE_OFF,
+};
+
 struct mb_machine_config {
 	const char *name; /* never NULL */
 	unsigned n_vcpus; /* 1..MB_MAX_VCPUS */
@@ -50,6 +57,7 @@ struct mb_machine_config {
 	unsigned n_views; /* 0: as many as are of use: one for each node, if the guest is tracked */
 	enum mb_track track;
 	uint32_t track_guest_ppm, track_cpu_ppm; /* what tracking may cost (tracker.h); 0: its defaults */
+	enum mb_migrate migrate;
 
 	/* Either a kernel ... */
 	const char *kernel_path;

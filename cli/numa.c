@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli.h"
+#include "client.h"
+#include "units.h"
+#include <errno.h>
+#include <mirrorball/log.h>
+#include <string.h>
+
+static int numa_main(const struct cli_command *command, int argc, char **argv);
+
+enum { OPT_WHY, OPT_JSON, OPT_HELP, OPT_VERSION, N_OPTIONS };
+
+static const struct cli_option options[] = {
+	[OPT_WHY] = {"why", NULL, "also the newest moves, and why the rest stays where it is"},
+	[OPT_JSON] = {"json", NULL, "print JSON, with everything"},
+	[OPT_HELP] = {"help", NULL, "show this help"},
+	[OPT_VERSION] = {"version", NULL, "show the version"},
+	[N_OPTIONS] = {0},
+};
+
+const struct cli_command cli_numa = {
+	.name = "numa",
+	.summary = "Tell where a machine's memory is, and what was moved",
+	.usage = "[OPTIONS] NAME|PID",
+	.about =
+		"Tells on which of the host's nodes a running machine's memory is and is used, how "
+		"much of its use is local, and what was moved. 'mirrorball ps' lists names and "
+		"PIDs.",
+	.options = options,
+	.epilogue = "Exit status: 0 told, 1 there is no such machine or it did not answer, 2 wrong "
+		    "command line.\nMore: man mirrorball-numa.",
+	.main = numa_main,
+};
+
+#define SHOWN_DECISIONS 20u
+#define SHOWN_SAMPLES	16u
+
+struct asked {
+	struct cli_json_asked common;
+	bool why;
+	const char *who;
+};
+
+static int set_option(void *ctx, int index, char *value, struct mb_error *err)
+{
+	struct asked *asked = ctx;
+
+	switch (index) {
+	case OPT_WHY:
+		asked->why = true;
+		break;
+	case OPT_JSON:
+		asked->common.json = true;
+		break;
+	case OPT_HELP:
+		asked->common.help = true;
+		break;
+	case OPT_VERSION:
+		asked->common.version = true;
+		break;
+	}
+	return 0;
+}
+
+/* ---- the answer, which a machine of another version may have made: what is not there is 0 ---- */
+
+static uint64_t number(const json_t *object, const char *key)
+{
+	json_int_t n = json_integer_value(json_object_get(object, key));
+
+	return n > 0 ? (uint64_t)n : 0;
+}
+
+static double real(const json_t *object, const char *key)
+{
+	return json_number_value(json_object_get(object, key));
+}
+
+static void show_bytes(const json_t *object, const char *key, int width)
+{
+	char text[32];
+
+	cli_format_bytes(number(object, key), text, sizeof(text));
+	printf("  %*s", width, text);
+}
+
+static void show_text(const json_t *value)
+{
+	char text[128];
+
+	snprintf(text, sizeof(text), "%s", json_is_string(value) ? json_string_value(value) : "-");
+	mb_error_make_printable(text);
+	fputs(text, stdout);
+}
+
+static void show_row(const char *label)
+{
+	printf("%-18s ", label);
+}
+
+static void show_nodes(const json_t *nodes)
+{
+	json_t *node;
+	size_t i;
+
+	if (!json_array_size(nodes))
+		return;
+	printf("\n%4s  %8s  %8s  %12s  %8s  %8s\n", "NODE", "MEMORY", "FREE", "ACCESSES/s",
+		"MOVED IN", "OUT");
+	json_array_foreach(nodes, i, node)
+	{
+		printf("%4llu", (unsigned long long)number(node, "node"));
+		show_bytes(node, "guest_bytes", 8);
+		show_bytes(node, "free_bytes", 8);
+		printf("  %12.0f", real(node, "accesses_per_s"));
+		show_bytes(node, "in_bytes", 8);
+		show_bytes(node, "out_bytes", 8);
+		putchar('\n');
+	}
+}
+
+/* Oldest first, as many as fit a screen, from all of the time. */
+static void show_samples(const json_t *samples)
+{
+	size_t n = json_array_size(samples), step = (n + SHOWN_SAMPLES - 1) / SHOWN_SAMPLES;
+	char text[32];
+
+	if (!n)
+		return;
+	printf("\n%8s  %6s  %8s\n", "TIME", "LOCAL", "MOVED");
+	for (size_t i = (n - 1) % step; i < n; i += step) {
+		const json_t *one = json_array_get(samples, i);
+
+		cli_format_ms(number(one, "time_ms"), text, sizeof(text));
+		printf("%8s  %4.0f %%", text, real(one, "locality") * 100);
+		show_bytes(one, "moved_bytes", 8);
+		putchar('\n');
+	}
+}
+
+static void show_reasons(json_t *reasons)
+{
+	const char *why;
+	json_t *value;
+
+	printf("\n%8s  %s\n", "MEMORY", "WHAT THE LAST PLAN SAYS OF IT");
+	json_object_foreach(reasons, why, value)
+	{
+		char text[32], name[64];
+		json_int_t n = json_integer_value(value);
+
+		cli_format_bytes(n > 0 ? (uint64_t)n : 0, text, sizeof(text));
+		snprintf(name, sizeof(name), "%s", why);
+		mb_error_make_printable(name);
+		printf("%8s  %s\n", text, name);
+	}
+}
+
+static void show_decisions(const json_t *decisions)
+{
+	size_t n = json_array_size(decisions);
+
+	if (!n)
+		return;
+	printf("\n%8s  %-18s  %8s  %4s  %2s  %8s  %8s  %8s  %s\n", "TIME", "ADDRESS", "SIZE",
+		"FROM", "TO", "MOVED", "BUSY", "NO ROOM", "WHY");
+	for (size_t i = n > SHOWN_DECISIONS ? n - SHOWN_DECISIONS : 0; i < n; i++) {
+		const json_t *d = json_array_get(decisions, i), *from = json_object_get(d, "from"),
+			     *error = json_object_get(d, "error");
+		char text[32];
+
+		cli_format_ms(number(d, "time_ms"), text, sizeof(text));
+		printf("%8s  %#-18llx", text, (unsigned long long)number(d, "gpa"));
+		show_bytes(d, "bytes", 8);
+		if (json_is_integer(from))
+			printf("  %4lld", (long long)json_integer_value(from));
+		else
+			printf("  %4s", "-");
+		printf("  %2llu", (unsigned long long)number(d, "to"));
+		show_bytes(d, "moved_bytes", 8);
+		show_bytes(d, "busy_bytes", 8);
+		show_bytes(d, "full_bytes", 8);
+		fputs("  ", stdout);
+		show_text(json_object_get(d, "why"));
+		if (json_is_string(error)) {
+			fputs("; ", stdout);
+			show_text(error);
+		}
+		putchar('\n');
+	}
+}
+
+static void show(const json_t *answer, bool why)
+{
+	const json_t *m = json_object_get(answer, "migration"),
+		     *locality = json_object_get(m, "locality");
+	char text[32];
+
+	show_row("name");
+	show_text(json_object_get(answer, "name"));
+	putchar('\n');
+	show_row("migration");
+	show_text(json_object_get(m, "state"));
+	putchar('\n');
+	if (!json_object_get(m, "nodes"))
+		return;
+	show_row("local");
+	if (json_is_number(locality))
+		printf("%.1f %% of accesses\n", json_number_value(locality) * 100);
+	else
+		printf("not known yet\n");
+	cli_format_bytes(number(m, "moved_bytes"), text, sizeof(text));
+	show_row("moved");
+	printf("%s, in %llu moves\n", text, (unsigned long long)number(m, "moves"));
+	show_nodes(json_object_get(m, "nodes"));
+	show_samples(json_object_get(answer, "samples"));
+	if (!why)
+		return;
+	show_reasons(json_object_get(answer, "reasons"));
+	show_decisions(json_object_get(answer, "decisions"));
+}
+
+/* Options may also stand behind the machine. */
+static int parse(struct asked *asked, int argc, char **argv, struct mb_error *err)
+{
+	struct cli_option_user user = {.set = set_option, .ctx = asked};
+	int first, rc = cli_options_walk(options, argc, argv, &user, &first, err);
+
+	if (rc || asked->common.help || asked->common.version)
+		return rc;
+	if (first == argc)
+		return mb_error_set(err, EINVAL,
+			"no machine is named; 'mirrorball ps' lists those that are running");
+	asked->who = argv[first];
+	argc -= first;
+	argv += first;
+	rc = cli_options_walk(options, argc, argv, &user, &first, err);
+	if (!rc && first < argc)
+		rc = mb_error_set(
+			err, EINVAL, "'%s' is too much; numa takes one machine", argv[first]);
+	return rc;
+}
+
+static int numa_main(const struct cli_command *command, int argc, char **argv)
+{
+	struct cli_client *client = NULL;
+	struct asked asked = {0};
+	json_t *answer = NULL;
+	struct mb_error err;
+	int rc = parse(&asked, argc, argv, &err);
+
+	if (rc)
+		return cli_usage_error(command, &err);
+	if (asked.common.help || asked.common.version)
+		return cli_json_answer(command, &asked.common);
+	rc = cli_client_open(asked.who, &client, &err);
+	if (!rc)
+		rc = cli_client_ask(client, "numa", &answer, &err);
+	if (!rc && !asked.common.json)
+		show(answer, asked.why);
+	else if (!rc && cli_print_json(answer))
+		rc = mb_error_set(&err, ENOMEM, "--json: %s", strerror(ENOMEM));
+	if (rc)
+		mb_log("numa: %s", err.text);
+	cli_client_close(client);
+	json_decref(answer);
+	return rc || cli_flush() ? CLI_FAILED : CLI_OK;
+}

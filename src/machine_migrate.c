@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/manager.h>
+#include <numa.h>
+#include <numaif.h>
+#include <string.h>
+
+#include "machine_internal.h"
+
+#define NEVER_NS 1e18
+
+/* The manager's way to the machine; on its thread. */
+
+static int extents(void *ctx, struct mb_extent **out, unsigned *n)
+{
+	struct mb_machine *machine = ctx;
+
+	return mb_tracker_extents(machine->tracker, out, n);
+}
+
+static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
+{
+	struct mb_machine *machine = ctx;
+
+	return mb_mover_move(machine->mover, what, moved);
+}
+
+/* Free memory changes all the time, and the cpuset may. */
+static void look(void *ctx, struct mb_policy_host *host)
+{
+	unsigned long allowed[1024 / (8 * sizeof(unsigned long))] = {0};
+	bool knows = !get_mempolicy(NULL, allowed, 8 * sizeof(allowed), NULL, MPOL_F_MEMS_ALLOWED);
+	const unsigned bits = 8 * sizeof(allowed[0]);
+
+	for (unsigned i = 0; i < host->n_nodes; i++) {
+		struct mb_policy_node *node = &host->node[i];
+		unsigned id = (unsigned)node->id;
+		long long free_bytes = 0, total_bytes = numa_node_size64(node->id, &free_bytes);
+
+		node->free_bytes = total_bytes > 0 ? (uint64_t)free_bytes : 0;
+		node->usable = total_bytes > 0 && knows && id < 8 * sizeof(allowed) &&
+			       allowed[id / bits] >> id % bits & 1;
+	}
+}
+
+static const struct mb_manager_ops ops = {.extents = extents, .look = look, .move = move};
+
+/* A view's touches come from the CPUs that its vCPUs may run on. */
+static void weigh_views(const struct mb_machine *machine, const struct mb_topology *topo,
+	struct mb_manager_config *config)
+{
+	for (unsigned v = 0; v < machine->n_views; v++)
+		for (unsigned i = 0; i < topo->n_nodes; i++) {
+			cpu_set_t cpus = topo->node[i].cpus;
+
+			if (machine->n_views > 1)
+				CPU_AND(&cpus, &topo->node[i].cpus, &machine->view_cpus[v]);
+			config->view[v].weight[i] = (float)CPU_COUNT(&cpus);
+		}
+}
+
+static unsigned nodes_with_memory(const struct mb_topology *topo)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
+		n += topo->node[i].has_memory;
+	return n;
+}
+
+static bool wants(struct mb_machine *machine)
+{
+	if (!machine->tracker || machine->config.migrate == MB_MIGRATE_OFF ||
+		machine->config.track != MB_TRACK_ON)
+		return false;
+	return nodes_with_memory(mb_machine_topology(machine)) > 1;
+}
+
+const char *mb_machine_migrate_state(struct mb_machine *machine)
+{
+	if (machine->manager)
+		return "on";
+	if (machine->config.migrate == MB_MIGRATE_OFF)
+		return "switched off";
+	if (machine->config.track != MB_TRACK_ON)
+		return "off without --track on";
+	return nodes_with_memory(mb_machine_topology(machine)) > 1 ? "not possible on this host"
+								   : "off on a host with one node";
+}
+
+int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
+{
+	struct mb_manager_config config = {.name = machine->config.name,
+		.ops = &ops,
+		.ctx = machine,
+		.n_views = machine->n_views};
+	struct mb_mover_config mover = {
+		.ram_fd = mb_ram_fd(machine->ram),
+		.ram_bytes = machine->config.memory_bytes,
+		.n_views = machine->n_views,
+		.own_base = mb_ram_own_base(machine->ram),
+		.may_move_mapped = true,
+	};
+	int rc;
+
+	if (!wants(machine))
+		return 0;
+	for (unsigned v = 0; v < machine->n_views; v++)
+		mover.view_base[v] = mb_ram_view_base(machine->ram, v);
+	rc = mb_mover_create(&mover, &machine->mover);
+	if (rc) {
+		mb_log("%s: runs, but its memory stays where it is: move_pages: %s",
+			machine->config.name, strerror(-rc));
+		return 0;
+	}
+	mb_policy_defaults(&config.policy);
+	/* A part of a huge page takes all of it along: Linux has no way to take one apart. */
+	config.policy.split_block_ns = NEVER_NS;
+	mb_policy_host_init(&config.host, mb_machine_topology(machine), UINT64_MAX);
+	weigh_views(machine, mb_machine_topology(machine), &config);
+	rc = mb_manager_create(&config, &machine->manager);
+	if (rc)
+		return mb_error_set(err, -rc, "migration: %s", strerror(-rc));
+	return mb_manager_start(machine->manager, err);
+}
+
+void mb_machine_remove_manager(struct mb_machine *machine)
+{
+	mb_mover_hold(machine->mover);
+	mb_manager_destroy(machine->manager);
+	machine->manager = NULL;
+	mb_mover_destroy(machine->mover);
+	machine->mover = NULL;
+}
+
+/* The manager begins nothing, and what it has begun ends with the batch that is being moved. */
+void mb_machine_hold_memory(struct mb_machine *machine)
+{
+	mb_manager_hold(machine->manager);
+	mb_mover_hold(machine->mover);
+	mb_tracker_hold(machine->tracker);
+}
+
+void mb_machine_release_memory(struct mb_machine *machine)
+{
+	mb_tracker_release(machine->tracker);
+	mb_mover_release(machine->mover);
+	mb_manager_release(machine->manager);
+}

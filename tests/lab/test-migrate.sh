@@ -1,0 +1,99 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Memory follows its users on two nodes: what begins on the wrong one, what nobody has to move, and guests that check
+# themselves while it happens.
+lab_options=(--in "$(dirname "$0")/tracker.sh")
+. "$(dirname "$0")/guests.sh"
+# shellcheck source=tests/lab/tracker.sh
+. /in/tracker.sh
+
+# asked NAME PYTHON: of the machine's answer a
+asked() {
+	mirrorball numa --json "$1" >"$1.numa" 2>>"$1.said" || return
+	python3 -c "import json, sys; a = json.load(open(sys.argv[1])); m = a['migration']; print(int($2))" "$1.numa"
+}
+
+# pages PID: in KiB of guest memory, what each node has of what the views' page tables have, by the kernel's count
+pages() {
+	awk '/mirrorball-ram/ { for (i = 1; i <= NF; i++) if ($i ~ /^N[01]=/) { split($i, a, /[N=]/); n[a[2]] += a[3] * 4 } }
+		END { print n[0] + 0, n[1] + 0 }' "/proc/$1/numa_maps" || echo 0 0
+}
+
+# Everything begins on node 1, where only half of it belongs: the cpuset says so, and then no more.
+wrong() {
+	local before after moved=0 end
+	mkdir -p /sys/fs/cgroup/wrong
+	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
+	echo 1 >/sys/fs/cgroup/wrong/cpuset.mems
+	# shellcheck disable=SC2016 # of the inner shell
+	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/wrong/cgroup.procs; exec "$@"' sh)
+	begin wrong private size=64M ms=100000
+	as_user=()
+	answers wrong
+	sleep 3
+	before=$(pages "$pid")
+	echo "wrong: $(asked wrong "(m['locality'] or 0) * 100") % local at first"
+	echo 0-1 >/sys/fs/cgroup/wrong/cpuset.mems
+	end=$((SECONDS + 60))
+	until [ "${moved:-0}" -ge $((24 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
+		sleep 1
+		moved=$(asked wrong "m['moved_bytes'] >> 10")
+	done
+	ask wrong 4
+	tell wrong
+	echo "wrong: after $((SECONDS - begun)) s: $(asked wrong "m['locality'] * 100") % of accesses local, moved $moved KiB"
+	after=$(pages "$pid")
+	echo "wrong: KiB on nodes 0 and 1: $before before, $after after"
+	holds "wrong: nine tenths live with their user" 'own0 + own1 >= 40 << 10 && at_home * 100 >= (own0 + own1) * 90'
+	expect "wrong: all on node 1 at first" 1 "$((${before%% *} < 4096))"
+	expect "wrong: the kernel finds half on node 0" 1 "$((${after%% *} >= 24 << 10))"
+	mirrorball numa wrong --why
+	expect "wrong: says why" 1 "$(asked wrong "any(d['why'] == 'migrate' and d['to'] == 0 for d in a['decisions'])")"
+	kill -INT "$pid"
+	ended 20
+	expect "wrong: status" 130 "$status"
+}
+
+# Memory changes its user every few seconds, and is followed some of the time.
+phases() {
+	begin phases phase size=16M phase_ms=8000 ms=20000
+	answers phases
+	sleep 15
+	echo "phases: moved $(asked phases "m['moved_bytes'] >> 10") KiB in $(asked phases "m['moves']") moves"
+	ended_ok phases 60
+}
+
+churns() {
+	begin churn churn size=32M ms=8000 "seed=$RANDOM"
+	answers churn
+	sleep 5
+	echo "churn: moved $(asked churn "m['moved_bytes'] >> 10") KiB"
+	ended_ok churn 60
+}
+
+# still NAME SECONDS WORD...: next to nothing moves
+still() {
+	local name=$1 seconds=$2 moved
+	shift 2
+	begin "$name" "$@" "ms=$(((seconds + 2) * 1000))"
+	answers "$name"
+	sleep "$seconds"
+	moved=$(asked "$name" "m['moved_bytes'] >> 10")
+	echo "$name: moved ${moved:=none} KiB"
+	expect "$name: hardly anything moves" 1 "$((moved <= 4096))"
+	ended_ok "$name" 60
+}
+
+off() {
+	start off --quiet "${machine[@]}" --track on,budget=50 --migrate off splash hello ms=4000
+	answers off
+	expect "--migrate off" 1 "$(asked off "m['state'] == 'switched off'")"
+	ended 30
+}
+
+for part in wrong phases churns "still shared 10 writeshare size=4M" "still home 6 private size=32M" "still idle 4 hello" off; do
+	begun=$SECONDS
+	in_lanes "$part"
+	echo "$part: $((SECONDS - begun)) s"
+done
+finish
