@@ -13,6 +13,7 @@
 
 #define STACK_BYTES	    (256u << 10)
 #define SECOND_NS	    1000000000ull
+#define ADAPT_NS	    1300000000ull
 #define MIN_SLEEP_NS	    2000000ull
 #define MAX_SLEEP_NS	    200000000ull
 #define INVALIDATIONS_PER_S 200u /* of all views together, whatever the size of the guest */
@@ -216,7 +217,6 @@ static void account(struct mb_tracker *t, uint64_t now_ns)
 	correct(t);
 	second_over(t, now_ns - t->second_ns);
 	t->second_ns = now_ns;
-	mb_heat_adapt(t->heat, now_ns);
 }
 
 static bool may_spend(const struct mb_tracker *t)
@@ -289,6 +289,12 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 			mb_window_close(t, w, now_ns);
 	}
 	mb_zooms_end(t, false, now_ns);
+	/* What a window is open on is neither divided nor joined: so after some were closed, and
+	 * not in step with those that come once a second. */
+	if (now_ns - t->adapted_ns >= ADAPT_NS) {
+		mb_heat_adapt(t->heat, now_ns);
+		t->adapted_ns = now_ns;
+	}
 	for (unsigned i = 0; i < MAX_OPEN; i++) {
 		struct window *w = &t->window[i];
 		if (w->phase != CLOSED || !may_spend(t))

@@ -83,6 +83,7 @@ struct mb_tracker {
 		calls; /* calls: left_ns is a count of invalidations, times 10^6 */
 	struct spending now, last;
 	uint64_t second_ns, refilled_ns; /* since when `now` is; when budgets were filled */
+	uint64_t adapted_ns;		 /* when regions were divided and joined */
 	uint64_t thread_cpu_ns, process_cpu_ns;
 	float busy;	  /* CPUs' worth of time that the guest used of late */
 	bool guess_huge;  /* the kernel does not tell huge pages, but memory comes in them */

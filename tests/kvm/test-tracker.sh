@@ -41,8 +41,8 @@ holds() {
 heat() { heat=$("$here/heat.py" "$@") || bad "heat.py $*"; }
 
 # It finds the table that all read, while somebody watches, and what it costs is within its budget.
-begin table --track auto,budget=5 splash readshare size=16M ms=16000
-heat "$pid" watch 12
+begin table --track auto,budget=5 splash readshare size=16M ms=26000
+heat "$pid" watch 22
 holds "read" 'sum(e["bytes"] for e in a["extents"] if e["read"][0] > 50 and e["confidence"] > 0.3) >= 15 << 20'
 holds "hardly written" 'sum(e["bytes"] for e in a["extents"] if (e["write"] or [0])[0] > 50) <= 6 << 20'
 holds "whole" 'all(e["bytes"] > 0 and e["gpa"] % 4096 == 0 for e in a["extents"])'
@@ -52,7 +52,7 @@ ended table 0 'readshare: ok'
 
 # Off when nobody watches any more; the next one begins with what was known.
 begin idle splash hello ms=100000
-heat "$pid" watch 1
+heat "$pid" watch 3
 sleep 0.3
 expect 0 'state *off until somebody watches' "$MIRRORBALL" stat idle
 heat "$pid" watch 0
@@ -61,8 +61,8 @@ kill -INT "$pid"
 ended idle 130 ''
 
 # Always on, and never.
-begin always --track on,budget=5 splash writeshare size=4M ms=12000
-heat "$pid" watch 4
+begin always --track on,budget=5 splash writeshare size=4M ms=15000
+heat "$pid" watch 9
 holds "written" 'not a["tracker"]["writes"] or any(e["write"][0] > 50 for e in a["extents"])'
 ended always 0 'writeshare: ok'
 begin never --track off splash hello ms=10000
@@ -71,7 +71,8 @@ holds "says so" 'not a["ok"] and "--track off" in a["error"]'
 ended never 0 'hello: ok'
 
 # On and off 1,000 times, by two who watch, under the torture test.
-begin flaps --track auto,budget=50 splash churn size=16M ms=25000
+begin flaps --track auto,budget=50 splash churn size=16M ms=28000
+heat "$pid" watch 3 # so that it knows what the guest does by itself, and begins at once from then on
 "$here/heat.py" "$pid" flap 500 >/dev/null &
 other=$!
 heat "$pid" flap 500
@@ -99,9 +100,9 @@ if "$here/without" cap:9999 -- /bin/true; then
 	for rules in call:323:1 "call:323:1 ioctl:0xc0606610:25"; do
 		# shellcheck disable=SC2206 # words
 		before=("$here/without" $rules --)
-		begin denied --track on,budget=10 splash readshare size=8M ms=12000
+		begin denied --track on,budget=10 splash readshare size=8M ms=15000
 		before=()
-		heat "$pid" watch 4
+		heat "$pid" watch 9
 		holds "without $rules" 'a["ok"] and not a["tracker"]["writes"] and not a["tracker"]["exact"]'
 		holds "reads without $rules" 'any(e["read"][0] > 20 for e in a["extents"])'
 		holds "null without $rules" 'all(e["write"] is None for e in a["extents"])'
