@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cli.h"
-#include "client.h"
+#include "ask.h"
 #include "units.h"
-#include <errno.h>
-#include <mirrorball/log.h>
-#include <string.h>
 
 static int numa_main(const struct cli_command *command, int argc, char **argv);
 
@@ -38,7 +34,6 @@ const struct cli_command cli_numa = {
 struct asked {
 	struct cli_json_asked common;
 	bool why;
-	const char *who;
 };
 
 static int set_option(void *ctx, int index, char *value, struct mb_error *err)
@@ -190,8 +185,9 @@ static void show_decisions(const json_t *decisions)
 	}
 }
 
-static void show(const json_t *answer, bool why)
+static void show(void *ctx, json_t *answer)
 {
+	const struct asked *asked = ctx;
 	const json_t *m = json_object_get(answer, "migration"),
 		     *locality = json_object_get(m, "locality");
 	char text[32];
@@ -214,55 +210,16 @@ static void show(const json_t *answer, bool why)
 	printf("%s, in %llu moves\n", text, (unsigned long long)number(m, "moves"));
 	show_nodes(json_object_get(m, "nodes"));
 	show_samples(json_object_get(answer, "samples"));
-	if (!why)
+	if (!asked->why)
 		return;
 	show_reasons(json_object_get(answer, "reasons"));
 	show_decisions(json_object_get(answer, "decisions"));
 }
 
-/* Options may also stand behind the machine. */
-static int parse(struct asked *asked, int argc, char **argv, struct mb_error *err)
-{
-	struct cli_option_user user = {.set = set_option, .ctx = asked};
-	int first, rc = cli_options_walk(options, argc, argv, &user, &first, err);
-
-	if (rc || asked->common.help || asked->common.version)
-		return rc;
-	if (first == argc)
-		return mb_error_set(err, EINVAL,
-			"no machine is named; 'mirrorball ps' lists those that are running");
-	asked->who = argv[first];
-	argc -= first;
-	argv += first;
-	rc = cli_options_walk(options, argc, argv, &user, &first, err);
-	if (!rc && first < argc)
-		rc = mb_error_set(
-			err, EINVAL, "'%s' is too much; numa takes one machine", argv[first]);
-	return rc;
-}
-
 static int numa_main(const struct cli_command *command, int argc, char **argv)
 {
-	struct cli_client *client = NULL;
 	struct asked asked = {0};
-	json_t *answer = NULL;
-	struct mb_error err;
-	int rc = parse(&asked, argc, argv, &err);
+	struct cli_option_user user = {.set = set_option, .ctx = &asked};
 
-	if (rc)
-		return cli_usage_error(command, &err);
-	if (asked.common.help || asked.common.version)
-		return cli_json_answer(command, &asked.common);
-	rc = cli_client_open(asked.who, &client, &err);
-	if (!rc)
-		rc = cli_client_ask(client, "numa", &answer, &err);
-	if (!rc && !asked.common.json)
-		show(answer, asked.why);
-	else if (!rc && cli_print_json(answer))
-		rc = mb_error_set(&err, ENOMEM, "--json: %s", strerror(ENOMEM));
-	if (rc)
-		mb_log("numa: %s", err.text);
-	cli_client_close(client);
-	json_decref(answer);
-	return rc || cli_flush() ? CLI_FAILED : CLI_OK;
+	return cli_ask_main(command, &user, &asked.common, argc, argv, show);
 }

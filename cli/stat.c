@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cli.h"
-#include "client.h"
+#include "ask.h"
 #include "parse.h"
 #include "units.h"
-#include <errno.h>
-#include <mirrorball/log.h>
-#include <stdlib.h>
 #include <string.h>
 
 static int stat_main(const struct cli_command *command, int argc, char **argv);
@@ -165,7 +161,7 @@ static void show_member(const char *key, const char *label, const json_t *value,
 		putchar('\n');
 }
 
-static void show(json_t *answer)
+static void show(void *ctx, json_t *answer)
 {
 	const char *key;
 	json_t *value;
@@ -179,54 +175,10 @@ static void show(json_t *answer)
 		show_member(key, NULL, value, 0);
 }
 
-struct asked {
-	struct cli_json_asked options;
-	const char *who;
-};
-
-/* Options may also stand behind the machine: `stat web1 --json`. */
-static int parse(struct asked *asked, int argc, char **argv, struct mb_error *err)
-{
-	struct cli_option_user user = {.set = cli_json_option, .ctx = &asked->options};
-	int first, rc = cli_options_walk(cli_json_options, argc, argv, &user, &first, err);
-
-	if (rc || asked->options.help || asked->options.version)
-		return rc;
-	if (first == argc)
-		return mb_error_set(err, EINVAL,
-			"no machine is named; 'mirrorball ps' lists those that are running");
-	asked->who = argv[first];
-	argc -= first;
-	argv += first;
-	rc = cli_options_walk(cli_json_options, argc, argv, &user, &first, err);
-	if (!rc && first < argc)
-		rc = mb_error_set(
-			err, EINVAL, "'%s' is too much; stat takes one machine", argv[first]);
-	return rc;
-}
-
 static int stat_main(const struct cli_command *command, int argc, char **argv)
 {
-	struct asked asked = {0};
-	struct cli_client *client = NULL;
-	json_t *answer = NULL;
-	struct mb_error err;
-	int rc = parse(&asked, argc, argv, &err);
+	struct cli_json_asked asked = {0};
+	struct cli_option_user user = {.set = cli_json_option, .ctx = &asked};
 
-	if (rc)
-		return cli_usage_error(command, &err);
-	if (asked.options.help || asked.options.version)
-		return cli_json_answer(command, &asked.options);
-	rc = cli_client_open(asked.who, &client, &err);
-	if (!rc)
-		rc = cli_client_ask(client, "stat", &answer, &err);
-	if (!rc && !asked.options.json)
-		show(answer);
-	else if (!rc && cli_print_json(answer))
-		rc = mb_error_set(&err, ENOMEM, "--json: %s", strerror(ENOMEM));
-	if (rc)
-		mb_log("stat: %s", err.text);
-	cli_client_close(client);
-	json_decref(answer);
-	return rc || cli_flush() ? CLI_FAILED : CLI_OK;
+	return cli_ask_main(command, &user, &asked, argc, argv, show);
 }
