@@ -4,7 +4,6 @@
 #include <mirrorball/json.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "machine_internal.h"
@@ -29,11 +28,7 @@ static uint64_t resident_bytes(void)
 
 static uint64_t cpu_ms(void)
 {
-	struct timespec ts;
-
-	if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts))
-		return 0;
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+	return mb_clock_ns(CLOCK_PROCESS_CPUTIME_ID) / 1000000;
 }
 
 /* "splash radix", or the kernel's path; a path need not be UTF-8, and JSON is. */
@@ -48,11 +43,6 @@ static void guest_text(const struct mb_machine *machine, char *text, size_t len)
 	mb_error_make_printable(text);
 }
 
-static void put_number(json_t *object, const char *key, uint64_t value, int *rc)
-{
-	mb_json_put(object, key, json_integer((json_int_t)value), rc);
-}
-
 void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *rc)
 {
 	char name[256];
@@ -60,14 +50,21 @@ void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *
 	snprintf(name, sizeof(name), "%s", machine->config.name);
 	mb_error_make_printable(name);
 	mb_json_put(object, "name", json_string(name), rc);
-	put_number(object, "pid", (uint64_t)getpid(), rc);
+	mb_json_put_number(object, "pid", (uint64_t)getpid(), rc);
+}
+
+uint64_t mb_machine_time_ms(const struct mb_machine *machine, uint64_t ns)
+{
+	uint64_t first_ns = mb_vcpus_first_run_ns(machine->vcpus);
+
+	return first_ns && ns > first_ns ? (ns - first_ns) / 1000000 : 0;
 }
 
 static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err)
 {
 	struct mb_machine *machine = ctx;
 	const struct mb_machine_config *config = &machine->config;
-	uint64_t first_ns = mb_vcpus_first_run_ns(machine->vcpus), n_exits = 0;
+	uint64_t n_exits = 0;
 	char guest[4096];
 	json_t *stat = json_object();
 	int rc = 0;
@@ -78,14 +75,14 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 	mb_machine_put_name(machine, stat, &rc);
 	mb_json_put(stat, "state", json_string(machine->paused ? "paused" : "running"), &rc);
 	mb_json_put(stat, "guest", json_string(guest), &rc);
-	put_number(stat, "cpus", config->n_vcpus, &rc);
-	put_number(stat, "memory_bytes", config->memory_bytes, &rc);
-	put_number(stat, "views", machine->n_views, &rc);
-	put_number(stat, "uptime_ms", first_ns ? (mb_now_ns() - first_ns) / 1000000 : 0, &rc);
-	put_number(stat, "exits", n_exits, &rc);
-	put_number(stat, "resets", machine->outcome.n_resets, &rc);
-	put_number(stat, "resident_bytes", resident_bytes(), &rc);
-	put_number(stat, "cpu_ms", cpu_ms(), &rc);
+	mb_json_put_number(stat, "cpus", config->n_vcpus, &rc);
+	mb_json_put_number(stat, "memory_bytes", config->memory_bytes, &rc);
+	mb_json_put_number(stat, "views", machine->n_views, &rc);
+	mb_json_put_number(stat, "uptime_ms", mb_machine_time_ms(machine, mb_now_ns()), &rc);
+	mb_json_put_number(stat, "exits", n_exits, &rc);
+	mb_json_put_number(stat, "resets", machine->outcome.n_resets, &rc);
+	mb_json_put_number(stat, "resident_bytes", resident_bytes(), &rc);
+	mb_json_put_number(stat, "cpu_ms", cpu_ms(), &rc);
 	mb_json_put(stat, "tracker", mb_machine_tracker_json(machine), &rc);
 	mb_json_put(stat, "migration", mb_machine_migration_json(machine), &rc);
 	if (rc) {

@@ -25,24 +25,24 @@ static json_t *tracker_json(const struct mb_machine *machine, const struct mb_tr
 	mb_json_put(t, "state", json_string(s->running ? "on" : state[machine->config.track]), &rc);
 	mb_json_put(t, "writes", json_boolean(s->features & MB_PAGEMAP_WRITES), &rc);
 	mb_json_put(t, "exact", json_boolean(s->features & MB_PAGEMAP_EXACT), &rc);
-	mb_json_put(t, "regions", json_integer(s->n_regions), &rc);
+	mb_json_put_number(t, "regions", s->n_regions, &rc);
 	mb_json_put(t, "covered",
 		json_real(!s->in_use_bytes ? 0
 			  : s->covered_bytes >= s->in_use_bytes
 				  ? 1
 				  : (double)s->covered_bytes / (double)s->in_use_bytes),
 		&rc);
-	mb_json_put(t, "in_use_bytes", json_integer((json_int_t)s->in_use_bytes), &rc);
-	mb_json_put(t, "huge_bytes", json_integer((json_int_t)s->huge_bytes), &rc);
-	mb_json_put(t, "windows", json_integer((json_int_t)s->n_windows), &rc);
-	mb_json_put(t, "zooms", json_integer((json_int_t)s->n_zooms), &rc);
-	mb_json_put(t, "fault_ns", json_integer((json_int_t)s->fault_ns), &rc);
-	mb_json_put(t, "cpu_ppm", json_integer(s->cpu_ppm), &rc);
-	mb_json_put(t, "cpu_budget_ppm", json_integer(s->cpu_budget_ppm), &rc);
-	mb_json_put(t, "guest_ppm", json_integer(s->guest_ppm), &rc);
-	mb_json_put(t, "guest_budget_ppm", json_integer(s->guest_budget_ppm), &rc);
-	mb_json_put(t, "zaps_per_s", json_integer(s->invalidations), &rc);
-	mb_json_put(t, "faults_per_s", json_integer(s->faults), &rc);
+	mb_json_put_number(t, "in_use_bytes", s->in_use_bytes, &rc);
+	mb_json_put_number(t, "huge_bytes", s->huge_bytes, &rc);
+	mb_json_put_number(t, "windows", s->n_windows, &rc);
+	mb_json_put_number(t, "zooms", s->n_zooms, &rc);
+	mb_json_put_number(t, "fault_ns", s->fault_ns, &rc);
+	mb_json_put_number(t, "cpu_ppm", s->cpu_ppm, &rc);
+	mb_json_put_number(t, "cpu_budget_ppm", s->cpu_budget_ppm, &rc);
+	mb_json_put_number(t, "guest_ppm", s->guest_ppm, &rc);
+	mb_json_put_number(t, "guest_budget_ppm", s->guest_budget_ppm, &rc);
+	mb_json_put_number(t, "zaps_per_s", s->invalidations, &rc);
+	mb_json_put_number(t, "faults_per_s", s->faults, &rc);
 	mb_json_put(t, "kvm_faults_per_s",
 		s->knows_kvm_faults ? json_integer((json_int_t)s->kvm_faults.fixed) : json_null(),
 		&rc);
@@ -119,7 +119,7 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 }
 
 /* With one view every node is of that view. */
-json_t *mb_machine_nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
+static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
 	json_t *nodes = json_array();
@@ -132,6 +132,19 @@ json_t *mb_machine_nodes_json(struct mb_machine *machine, unsigned view, bool al
 			mb_json_append(nodes, json_integer(topo->node[i].id), rc);
 	}
 	return nodes;
+}
+
+json_t *mb_machine_views_json(struct mb_machine *machine, int *rc)
+{
+	json_t *views = json_array();
+
+	for (unsigned v = 0; v < machine->n_views; v++) {
+		json_t *view = json_object();
+
+		mb_json_put(view, "nodes", nodes_json(machine, v, false, rc), rc);
+		mb_json_append(views, view, rc);
+	}
+	return views;
 }
 
 static struct mb_watcher *find_watcher(struct mb_machine *machine, uint64_t connection, bool used)
@@ -148,9 +161,8 @@ static struct mb_watcher *find_watcher(struct mb_machine *machine, uint64_t conn
 int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err)
 {
 	struct mb_machine *machine = ctx;
-	uint64_t first_ns = mb_vcpus_first_run_ns(machine->vcpus);
 	struct mb_tracker_stats stats;
-	json_t *heat, *views;
+	json_t *heat;
 	int rc = 0;
 
 	if (!machine->tracker)
@@ -170,20 +182,11 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 	}
 	mb_tracker_stats(machine->tracker, &stats);
 	heat = json_object();
-	views = json_array();
-	for (unsigned v = 0; v < machine->n_views; v++) {
-		json_t *view = json_object();
-
-		mb_json_put(view, "nodes", mb_machine_nodes_json(machine, v, false, &rc), &rc);
-		mb_json_append(views, view, &rc);
-	}
 	mb_machine_put_name(machine, heat, &rc);
-	mb_json_put(heat, "time_ms",
-		json_integer((json_int_t)(first_ns ? (mb_now_ns() - first_ns) / 1000000 : 0)), &rc);
-	mb_json_put(
-		heat, "memory_bytes", json_integer((json_int_t)machine->config.memory_bytes), &rc);
-	mb_json_put(heat, "views", views, &rc);
-	mb_json_put(heat, "nodes", mb_machine_nodes_json(machine, 0, true, &rc), &rc);
+	mb_json_put_number(heat, "time_ms", mb_machine_time_ms(machine, mb_now_ns()), &rc);
+	mb_json_put_number(heat, "memory_bytes", machine->config.memory_bytes, &rc);
+	mb_json_put(heat, "views", mb_machine_views_json(machine, &rc), &rc);
+	mb_json_put(heat, "nodes", nodes_json(machine, 0, true, &rc), &rc);
 	mb_json_put(heat, "tracker", tracker_json(machine, &stats), &rc);
 	if (!rc)
 		mb_json_put(heat, "extents",

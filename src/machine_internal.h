@@ -159,13 +159,15 @@ void mb_machine_remove_devices(struct mb_machine *machine); /* vCPUs gone */
 
 /* src/machine_heat.c: requests of the control socket. */
 json_t *mb_machine_tracker_json(const struct mb_machine *machine); /* NULL: out of memory */
-/* Ids of the host's nodes, those of a view or all. */
-json_t *mb_machine_nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc);
+/* A list: the nodes that each view has. */
+json_t *mb_machine_views_json(struct mb_machine *machine, int *rc);
 int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err);
 void mb_machine_heat_closed(void *ctx, uint64_t connection);
 
 /* src/machine_control.c: name and PID, into an answer. */
 void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *rc);
+/* Milliseconds from the guest's start to ns of the monotonic clock. */
+uint64_t mb_machine_time_ms(const struct mb_machine *machine, uint64_t ns);
 /* Always 0: why there is no socket is in the log. */
 int mb_machine_add_control(struct mb_machine *machine, struct mb_error *err);
 

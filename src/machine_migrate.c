@@ -68,24 +68,22 @@ static unsigned nodes_with_memory(const struct mb_topology *topo)
 	return n;
 }
 
-static bool wants(struct mb_machine *machine)
+/* NULL: nothing is against it. */
+static const char *why_not(struct mb_machine *machine)
 {
-	if (!machine->tracker || machine->config.migrate == MB_MIGRATE_OFF ||
-		machine->config.track != MB_TRACK_ON)
-		return false;
-	return nodes_with_memory(mb_machine_topology(machine)) > 1;
+	if (machine->config.migrate == MB_MIGRATE_OFF)
+		return "switched off";
+	if (!machine->tracker || machine->config.track != MB_TRACK_ON)
+		return "off without --track on";
+	return nodes_with_memory(mb_machine_topology(machine)) > 1 ? NULL
+								   : "off on a host with one node";
 }
 
 const char *mb_machine_migrate_state(struct mb_machine *machine)
 {
-	if (machine->manager)
-		return "on";
-	if (machine->config.migrate == MB_MIGRATE_OFF)
-		return "switched off";
-	if (machine->config.track != MB_TRACK_ON)
-		return "off without --track on";
-	return nodes_with_memory(mb_machine_topology(machine)) > 1 ? "not possible on this host"
-								   : "off on a host with one node";
+	const char *why = why_not(machine);
+
+	return machine->manager ? "on" : why ? why : "not possible on this host";
 }
 
 int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
@@ -103,7 +101,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	};
 	int rc;
 
-	if (!wants(machine))
+	if (why_not(machine))
 		return 0;
 	for (unsigned v = 0; v < machine->n_views; v++)
 		mover.view_base[v] = mb_ram_view_base(machine->ram, v);

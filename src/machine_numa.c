@@ -10,18 +10,6 @@
 
 /* What was moved and why, as JSON for the control socket. */
 
-static void put_number(json_t *object, const char *key, uint64_t value, int *rc)
-{
-	mb_json_put(object, key, json_integer((json_int_t)value), rc);
-}
-
-static uint64_t since_start_ms(const struct mb_machine *machine, uint64_t ns)
-{
-	uint64_t first_ns = mb_vcpus_first_run_ns(machine->vcpus);
-
-	return first_ns && ns > first_ns ? (ns - first_ns) / 1000000 : 0;
-}
-
 /* MB_WHY_BACKING_OFF and the like are of the last plan. */
 static json_t *migration_json(struct mb_machine *machine, const struct mb_manager_stats *s, int *rc)
 {
@@ -32,27 +20,27 @@ static json_t *migration_json(struct mb_machine *machine, const struct mb_manage
 		json_decref(nodes);
 		return m;
 	}
-	put_number(m, "moves", s->n_moves, rc);
-	put_number(m, "moved_bytes", s->moved_bytes, rc);
-	put_number(m, "busy_bytes", s->busy_bytes, rc);
-	put_number(m, "full_bytes", s->full_bytes, rc);
-	put_number(m, "backing_off_bytes", s->why_bytes[MB_WHY_BACKING_OFF], rc);
-	put_number(m, "plans", s->n_steps, rc);
-	put_number(m, "plan_ns", s->step_ns, rc);
-	put_number(m, "longest_ns", s->longest_ns, rc);
+	mb_json_put_number(m, "moves", s->n_moves, rc);
+	mb_json_put_number(m, "moved_bytes", s->moved_bytes, rc);
+	mb_json_put_number(m, "busy_bytes", s->busy_bytes, rc);
+	mb_json_put_number(m, "full_bytes", s->full_bytes, rc);
+	mb_json_put_number(m, "backing_off_bytes", s->why_bytes[MB_WHY_BACKING_OFF], rc);
+	mb_json_put_number(m, "plans", s->n_steps, rc);
+	mb_json_put_number(m, "plan_ns", s->step_ns, rc);
+	mb_json_put_number(m, "longest_ns", s->longest_ns, rc);
 	mb_json_put(m, "locality", s->knows_locality ? json_real((double)s->locality) : json_null(),
 		rc);
 	for (unsigned i = 0; i < s->n_nodes; i++) {
 		const struct mb_manager_node *n = &s->node[i];
 		json_t *node = json_object();
 
-		put_number(node, "node", (uint64_t)n->id, rc);
-		put_number(node, "guest_bytes", n->guest_bytes, rc);
-		put_number(node, "free_bytes", n->free_bytes, rc);
-		put_number(node, "total_bytes", n->total_bytes, rc);
+		mb_json_put_number(node, "node", (uint64_t)n->id, rc);
+		mb_json_put_number(node, "guest_bytes", n->guest_bytes, rc);
+		mb_json_put_number(node, "free_bytes", n->free_bytes, rc);
+		mb_json_put_number(node, "total_bytes", n->total_bytes, rc);
 		mb_json_put(node, "accesses_per_s", json_real(n->accesses_per_s), rc);
-		put_number(node, "in_bytes", n->in_bytes, rc);
-		put_number(node, "out_bytes", n->out_bytes, rc);
+		mb_json_put_number(node, "in_bytes", n->in_bytes, rc);
+		mb_json_put_number(node, "out_bytes", n->out_bytes, rc);
 		mb_json_append(nodes, node, rc);
 	}
 	mb_json_put(m, "nodes", nodes, rc);
@@ -81,7 +69,8 @@ static json_t *reasons_json(const struct mb_manager_stats *s, int *rc)
 
 	for (unsigned i = 0; i < MB_WHY_COUNT; i++)
 		if (s->why_bytes[i])
-			put_number(reasons, mb_why_name((enum mb_why)i), s->why_bytes[i], rc);
+			mb_json_put_number(
+				reasons, mb_why_name((enum mb_why)i), s->why_bytes[i], rc);
 	return reasons;
 }
 
@@ -94,9 +83,10 @@ static json_t *samples_json(struct mb_machine *machine, int *rc)
 	for (unsigned i = 0; i < n; i++) {
 		json_t *one = json_object();
 
-		put_number(one, "time_ms", since_start_ms(machine, sample[i].time_ns), rc);
+		mb_json_put_number(
+			one, "time_ms", mb_machine_time_ms(machine, sample[i].time_ns), rc);
 		mb_json_put(one, "locality", json_real((double)sample[i].locality), rc);
-		put_number(one, "moved_bytes", sample[i].moved_bytes, rc);
+		mb_json_put_number(one, "moved_bytes", sample[i].moved_bytes, rc);
 		mb_json_append(array, one, rc);
 	}
 	return array;
@@ -116,16 +106,16 @@ static json_t *decisions_json(struct mb_machine *machine, int *rc)
 		const struct mb_decision *d = &decision[i];
 		json_t *one = json_object();
 
-		put_number(one, "time_ms", since_start_ms(machine, d->time_ns), rc);
-		put_number(one, "gpa", mb_ram_gpa(machine->ram, d->offset), rc);
-		put_number(one, "bytes", d->len_bytes, rc);
+		mb_json_put_number(one, "time_ms", mb_machine_time_ms(machine, d->time_ns), rc);
+		mb_json_put_number(one, "gpa", mb_ram_gpa(machine->ram, d->offset), rc);
+		mb_json_put_number(one, "bytes", d->len_bytes, rc);
 		mb_json_put(one, "why", json_string(mb_why_name(d->why)), rc);
 		mb_json_put(one, "from", d->from < 0 ? json_null() : json_integer(d->from), rc);
 		mb_json_put(one, "to", json_integer(d->to), rc);
 		mb_json_put(one, "gain_ns_per_s", json_real(d->gain_ns_per_s), rc);
-		put_number(one, "moved_bytes", d->moved.moved_bytes, rc);
-		put_number(one, "busy_bytes", d->moved.busy_bytes, rc);
-		put_number(one, "full_bytes", d->moved.full_bytes, rc);
+		mb_json_put_number(one, "moved_bytes", d->moved.moved_bytes, rc);
+		mb_json_put_number(one, "busy_bytes", d->moved.busy_bytes, rc);
+		mb_json_put_number(one, "full_bytes", d->moved.full_bytes, rc);
 		mb_json_put(one, "error",
 			!d->rc		      ? json_null()
 			: d->rc == -ECANCELED ? json_string("stopped")
@@ -141,20 +131,14 @@ int mb_machine_answer_numa(void *ctx, uint64_t connection, json_t **answer, stru
 {
 	struct mb_machine *machine = ctx;
 	struct mb_manager_stats stats = {0};
-	json_t *numa = json_object(), *views = json_array();
+	json_t *numa = json_object();
 	int rc = 0;
 
 	if (machine->manager)
 		mb_manager_stats(machine->manager, &stats);
-	for (unsigned v = 0; v < machine->n_views; v++) {
-		json_t *view = json_object();
-
-		mb_json_put(view, "nodes", mb_machine_nodes_json(machine, v, false, &rc), &rc);
-		mb_json_append(views, view, &rc);
-	}
 	mb_machine_put_name(machine, numa, &rc);
-	put_number(numa, "time_ms", since_start_ms(machine, mb_now_ns()), &rc);
-	mb_json_put(numa, "views", views, &rc);
+	mb_json_put_number(numa, "time_ms", mb_machine_time_ms(machine, mb_now_ns()), &rc);
+	mb_json_put(numa, "views", mb_machine_views_json(machine, &rc), &rc);
 	mb_json_put(numa, "migration", migration_json(machine, &stats, &rc), &rc);
 	if (machine->manager) {
 		mb_json_put(numa, "reasons", reasons_json(&stats, &rc), &rc);

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <stdint.h>
 
 /*
  * Into an object or an array, which takes value over. jansson's setters fail on NULL, so that one
@@ -13,6 +14,11 @@ static inline void mb_json_put(json_t *object, const char *key, json_t *value, i
 {
 	if (json_object_set_new(object, key, value))
 		*rc = -ENOMEM;
+}
+
+static inline void mb_json_put_number(json_t *object, const char *key, uint64_t value, int *rc)
+{
+	mb_json_put(object, key, json_integer((json_int_t)value), rc);
 }
 
 static inline void mb_json_append(json_t *array, json_t *value, int *rc)
