@@ -36,3 +36,13 @@ int mb_thread_start(pthread_t *thread, size_t stack_bytes, const cpu_set_t *cpus
 	pthread_attr_destroy(&attr);
 	return -rc;
 }
+
+void mb_cond_init(pthread_cond_t *cond)
+{
+	pthread_condattr_t attr;
+
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(cond, &attr);
+	pthread_condattr_destroy(&attr);
+}

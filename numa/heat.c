@@ -10,9 +10,7 @@
 #define MAX_DETAILS    256u
 #define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
-#define NEW_SHARE      0.5f  /* of a new sample in what is known: two of them change a mind */
 #define NEW_SHARE_PART 0.3f  /* of one that saw a part of the region only */
-#define HOT	       0.8f  /* above: a shorter window tells more */
 #define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
 #define USED	       0.3f  /* a view that uses a block, for a zoom */
 
@@ -320,7 +318,7 @@ static void choose_window(struct mb_heat_map *map, struct region *r)
 
 	if (known.samples < 1.5f)
 		return;
-	if (most > HOT && r->window > 0)
+	if (most > MB_HEAT_HOT && r->window > 0)
 		mb_heat_change_window(map, r, r->window - 1);
 	/* The longest one is for what is touched now and then; it keeps pages out for long. */
 	else if (most < MB_HEAT_COLD &&
@@ -385,8 +383,8 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		if (begin >= end || (r->n == 1 && h))
 			continue;
 		x = average(map, seen, (unsigned)(begin - from), (unsigned)(end - from), &variance);
-		know_more(&r->half[h], whole ? NEW_SHARE : NEW_SHARE_PART, &x, seen->knows_writes,
-			map->n_views);
+		know_more(&r->half[h], whole ? MB_HEAT_NEW_SHARE : NEW_SHARE_PART, &x,
+			seen->knows_writes, map->n_views);
 	}
 	if (variance > UNEVEN) {
 		r->uneven_before_ns = now_ns + UNEVEN_NS;
@@ -408,7 +406,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	if (period < PERIOD_MIN_NS)
 		period = PERIOD_MIN_NS;
 	if (seen->zoomed || (old.samples > 0 && mb_heat_difference(&old, &now, map->n_views) >
-							MB_HEAT_CHANGED * NEW_SHARE))
+							MB_HEAT_CHANGED * MB_HEAT_NEW_SHARE))
 		period = PERIOD_SOON * pick->window_ns > SOON_MIN_NS ? PERIOD_SOON * pick->window_ns
 								     : SOON_MIN_NS;
 	r->due_ns = now_ns + period;

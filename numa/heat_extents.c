@@ -18,17 +18,17 @@ struct list {
 	unsigned n_views;
 };
 
-static float rate(float p, unsigned window)
+float mb_heat_rate(float p, unsigned window)
 {
 	return p <= 0 ? 0 : -log1pf(-fminf(p, MOST)) / ((float)mb_heat_window_ns[window] / 1e9f);
 }
 
-static struct mb_heat heat(float touch, float write, unsigned window)
+struct mb_heat mb_heat_of(float touch, float write, unsigned window)
 {
 	/* Chances, and not rates: what is written in every window is not read in any. */
 	return (struct mb_heat){
-		.read = rate(touch - write, window),
-		.write = rate(write, window),
+		.read = mb_heat_rate(touch - write, window),
+		.write = mb_heat_rate(write, window),
 	};
 }
 
@@ -120,8 +120,8 @@ static int append_pages(
 		};
 
 		for (unsigned v = 0; v < list->n_views; v++)
-			e.view[v] = heat(page_chance((float)d->touch[v][i] * touch[v],
-						 known->touch[v], d->looks[i]),
+			e.view[v] = mb_heat_of(page_chance((float)d->touch[v][i] * touch[v],
+						       known->touch[v], d->looks[i]),
 				page_chance((float)d->write[v][i] * write[v], known->write[v],
 					d->looks[i]),
 				r->window);
@@ -158,7 +158,7 @@ int mb_heat_extents(
 			continue;
 		}
 		for (unsigned v = 0; v < map->n_views; v++)
-			e.view[v] = heat(known.touch[v], known.write[v], r->window);
+			e.view[v] = mb_heat_of(known.touch[v], known.write[v], r->window);
 		rc = append(&list, &e);
 	}
 	if (rc) {

@@ -6,6 +6,8 @@
 
 /* What decides, and where. Chances are of a page in a window. */
 #define MB_HEAT_CHANGED		0.5f /* so far from what was known is news */
+#define MB_HEAT_NEW_SHARE	0.5f /* of a new sample in what is known: two of them change a mind */
+#define MB_HEAT_HOT		0.8f /* above: a shorter window tells more */
 #define MB_HEAT_NEVER		0.01f
 #define MB_HEAT_COLD		0.2f	       /* below: a longer window tells more */
 #define MB_HEAT_ALIKE		0.2f	       /* buddies that may be one */
@@ -51,6 +53,13 @@ struct mb_heat_map {
 	struct region **region; /* in order, without gaps; room for max_regions */
 };
 
+/* The next one of a row of numbers; any will do (an LCG). */
+static inline uint32_t mb_heat_random(uint32_t *seed)
+{
+	*seed = *seed * 1664525 + 1013904223;
+	return *seed;
+}
+
 /* All bits of a seed count (the finalizer of MurmurHash3, as a formula). */
 static inline uint32_t mb_heat_mix(uint32_t x)
 {
@@ -80,6 +89,9 @@ static inline uint8_t mb_heat_most(const uint8_t value[MB_HEAT_BLOCK_PAGES])
 
 struct known mb_heat_known(const struct mb_heat_map *map, const struct region *r);
 float mb_heat_confidence(float samples, uint64_t age_ns);
+/* numa/heat_extents.c: touches a second that come of such chances in a window. */
+float mb_heat_rate(float p, unsigned window);
+struct mb_heat mb_heat_of(float touch, float write, unsigned window);
 /* The same rates seen through another window. */
 void mb_heat_know_through(struct known *known, unsigned n_views, unsigned from, unsigned to);
 float mb_heat_max_touch(const struct known *known, unsigned n_views);

@@ -34,7 +34,6 @@ struct mb_manager {
 int mb_manager_create(const struct mb_manager_config *config, struct mb_manager **out)
 {
 	struct mb_manager *m = calloc(1, sizeof(*m));
-	pthread_condattr_t attr;
 	int rc;
 
 	if (!m)
@@ -47,10 +46,7 @@ int mb_manager_create(const struct mb_manager_config *config, struct mb_manager 
 		return rc;
 	}
 	pthread_mutex_init(&m->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&m->wake, &attr);
-	pthread_condattr_destroy(&attr);
+	mb_cond_init(&m->wake);
 	*out = m;
 	return 0;
 }

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/mover.h>
+#include <mirrorball/pagemap.h>
 #include <numa.h>
 #include <numaif.h>
 #include <pthread.h>
@@ -9,10 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22 /* 5.14 */
-#endif
 
 #define PAGE  MB_HEAT_PAGE_BYTES
 #define BLOCK MB_HEAT_BLOCK_BYTES

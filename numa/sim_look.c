@@ -6,17 +6,9 @@
 #include "heat_internal.h"
 #include "sim_internal.h"
 
-/* As in heat.c: what a new look is worth, and when another window tells more. */
-#define NEW_SHARE     0.5f
-#define SAMPLES_DECAY 0.8f
-#define HOT	      0.8f
-#define COLD	      0.2f
-#define MOST	      0.99f
-
 static float uniform(uint32_t *seed)
 {
-	*seed = *seed * 1664525 + 1013904223;
-	return (float)(*seed >> 8) / (float)(1u << 24);
+	return (float)(mb_heat_random(seed) >> 8) / (float)(1u << 24);
 }
 
 /* About normal: the sum of some that are not. */
@@ -45,11 +37,6 @@ static float chance(float per_s, unsigned window)
 	return 1 - expf(-per_s * (float)mb_heat_window_ns[window] / 1e9f);
 }
 
-static float rate(float p, unsigned window)
-{
-	return p <= 0 ? 0 : -log1pf(-fminf(p, MOST)) / ((float)mb_heat_window_ns[window] / 1e9f);
-}
-
 /* By chance: what is always or never touched is seen so. */
 static float blurred(float p, float noise, uint32_t *seed)
 {
@@ -59,7 +46,7 @@ static float blurred(float p, float noise, uint32_t *seed)
 static void look_at(struct look *look, const struct mb_sim_config *config,
 	const uint64_t *view_nodes, const struct mb_sim_use *use, uint32_t *seed)
 {
-	float share = look->samples > 0 ? NEW_SHARE : 1, most = 0;
+	float share = look->samples > 0 ? MB_HEAT_NEW_SHARE : 1, most = 0;
 	unsigned window = look->window;
 
 	for (unsigned v = 0; v < config->n_views; v++) {
@@ -72,17 +59,17 @@ static void look_at(struct look *look, const struct mb_sim_config *config,
 		look->write[v] += share * (written - look->write[v]);
 		most = fmaxf(most, look->touch[v]);
 	}
-	look->samples = look->samples * SAMPLES_DECAY + 1;
-	if (most > HOT && window > 0)
+	look->samples = look->samples * MB_HEAT_SAMPLES_DECAY + 1;
+	if (most > MB_HEAT_HOT && window > 0)
 		look->window--;
-	else if (most < COLD && window + 1 < MB_HEAT_WINDOWS)
+	else if (most < MB_HEAT_COLD && window + 1 < MB_HEAT_WINDOWS)
 		look->window++;
 	else
 		return;
 	/* The same rates through the other window. */
 	for (unsigned v = 0; v < config->n_views; v++) {
-		look->touch[v] = chance(rate(look->touch[v], window), look->window);
-		look->write[v] = chance(rate(look->write[v], window), look->window);
+		look->touch[v] = chance(mb_heat_rate(look->touch[v], window), look->window);
+		look->write[v] = chance(mb_heat_rate(look->write[v], window), look->window);
 	}
 }
 
@@ -131,8 +118,5 @@ void mb_sim_look_tell(const struct looks *looks, unsigned i, unsigned n_views,
 	e->confidence = look->samples > 0 ? mb_heat_confidence(look->samples, age_ns) : 0;
 	e->age_ms = look->samples > 0 ? (uint32_t)(age_ns / 1000000) : UINT32_MAX;
 	for (unsigned v = 0; v < n_views; v++)
-		e->view[v] = (struct mb_heat){
-			.read = rate(look->touch[v] - look->write[v], look->window),
-			.write = rate(look->write[v], look->window),
-		};
+		e->view[v] = mb_heat_of(look->touch[v], look->write[v], look->window);
 }

@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "heat_internal.h"
 #include "tracker_internal.h"
 
 #define STACK_BYTES	    (256u << 10)
@@ -264,9 +265,9 @@ static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, u
 
 	if (!short_ones && !long_ones)
 		return false;
-	t->seed = t->seed * 1664525 + 1013904223; /* an LCG; any will do */
 	if (!mb_heat_pick(t->heat, now_ns, short_ones ? 0 : LONG_WINDOW_NS,
-		    long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, t->seed, &pick, &due_ns)) {
+		    long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, mb_heat_random(&t->seed), &pick,
+		    &due_ns)) {
 		if (due_ns < *next_ns)
 			*next_ns = due_ns;
 		return false;
@@ -348,7 +349,6 @@ int mb_tracker_create(
 	struct mb_heat_config heat = {
 		.n_blocks = config->ram_bytes / MB_HEAT_BLOCK_BYTES, .n_views = config->n_views};
 	struct mb_tracker *t = calloc(1, sizeof(*t));
-	pthread_condattr_t attr;
 	int rc;
 
 	if (!t)
@@ -363,10 +363,7 @@ int mb_tracker_create(
 	t->per_huge = MB_HEAT_BLOCK_PAGES; /* the worst, until KVM has said what it does */
 	t->refilled_ns = mb_now_ns();
 	pthread_mutex_init(&t->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&t->wake, &attr);
-	pthread_condattr_destroy(&attr);
+	mb_cond_init(&t->wake);
 	rc = mb_heat_create(&heat, &t->heat);
 	if (rc) {
 		mb_tracker_destroy(t);

@@ -7,10 +7,6 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22 /* 5.14 */
-#endif
-
 #define MAX_OPEN 32u /* windows at a time */
 #define MAX_ZOOM 64u /* blocks at a time */
 

@@ -245,7 +245,6 @@ int mb_output_create(
 	int fd, void (*room)(void *ctx), void *ctx, struct mb_output **out, struct mb_error *err)
 {
 	struct mb_output *output = calloc(1, sizeof(*output));
-	pthread_condattr_t attr;
 	int rc = 0;
 
 	if (!output)
@@ -254,11 +253,8 @@ int mb_output_create(
 	output->ctx = ctx;
 	output->line_start = true;
 	pthread_mutex_init(&output->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&output->wake, &attr);
-	pthread_cond_init(&output->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	mb_cond_init(&output->wake);
+	mb_cond_init(&output->changed);
 	output->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (output->fd < 0 && errno != EBADF)
 		rc = mb_error_set(err, errno, "console output: %s", strerror(errno));

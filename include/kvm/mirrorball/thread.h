@@ -14,4 +14,7 @@
 int mb_thread_start(pthread_t *thread, size_t stack_bytes, const cpu_set_t *cpus,
 	void *(*fn)(void *arg), void *arg);
 
+/* pthread_cond_timedwait(3) then takes times of CLOCK_MONOTONIC. */
+void mb_cond_init(pthread_cond_t *cond);
+
 #endif

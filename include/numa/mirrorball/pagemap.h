@@ -5,6 +5,11 @@
 #include <mirrorball/error.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* 5.14 */
+#endif
 
 /*
  * What Linux knows of the pages of a mapping of guest RAM: which are in its page tables, in huge
