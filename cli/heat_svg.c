@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "heat_view.h"
+#include "svg.h"
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -42,28 +43,6 @@ struct grid {
 static unsigned panel_x(enum panel panel)
 {
 	return LEFT + (unsigned)panel * (PANEL_WIDTH + PANEL_SKIP);
-}
-
-static void put_text(FILE *out, const char *text)
-{
-	for (; *text; text++) {
-		switch (*text) {
-		case '&':
-			fputs("&amp;", out);
-			break;
-		case '<':
-			fputs("&lt;", out);
-			break;
-		case '>':
-			fputs("&gt;", out);
-			break;
-		case '"':
-			fputs("&quot;", out);
-			break;
-		default:
-			fputc(*text, out);
-		}
-	}
 }
 
 static uint8_t ink_of(const struct heat *heat, enum panel panel, const struct heat_extent *cell)
@@ -397,7 +376,7 @@ static void draw_title(FILE *out, const struct heat *heat)
 	heat_format_size(heat->memory_bytes, size, sizeof(size));
 	heat_format_size(sum, used, sizeof(used));
 	fprintf(out, "<text class=\"t\" x=\"%u\" y=\"32\">Who touches the memory of ", LEFT);
-	put_text(out, heat->name);
+	cli_svg_text(out, heat->name);
 	fprintf(out,
 		"</text>\n<text class=\"f\" x=\"%u\" y=\"54\">%s of memory, %s in use, %u view%s; "
 		"tracker: %.0f %% covered, %.2g %% of a CPU, %.2g %% of the guest's time</text>\n"
@@ -474,7 +453,7 @@ static int draw(const struct heat_record *record, const struct heat_axis *axis, 
 		"<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %u %u\" width=\"%u\" "
 		"height=\"%u\" role=\"img\">\n<title>Who touches the memory of ",
 		WIDTH, height, WIDTH, height);
-	put_text(out, heat->name);
+	cli_svg_text(out, heat->name);
 	fputs("</title>\n", out);
 	draw_style(out, heat);
 	fprintf(out, "<path class=\"page\" d=\"M0 0h%uv%uH0z\"/>\n", WIDTH, height);

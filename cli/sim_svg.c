@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "parse.h"
 #include "sim.h"
+#include "svg.h"
 #include <errno.h>
 #include <math.h>
 #include <string.h>
@@ -18,20 +19,6 @@
 static const enum mb_sim_case lines[] = {MB_SIM_INTERLEAVED, MB_SIM_STATIC_ORACLE,
 	MB_SIM_DYNAMIC_ORACLE, MB_SIM_NONE, MB_SIM_POLICY};
 #define N_LINES (sizeof(lines) / sizeof(lines[0]))
-
-static void put_text(FILE *out, const char *text)
-{
-	for (; *text; text++) {
-		if (*text == '&')
-			fputs("&amp;", out);
-		else if (*text == '<')
-			fputs("&lt;", out);
-		else if (*text == '>')
-			fputs("&gt;", out);
-		else
-			fputc(*text, out);
-	}
-}
 
 static void draw_style(FILE *out)
 {
@@ -99,7 +86,7 @@ static void draw_panel(FILE *out, const struct sim_run *run, unsigned index)
 	cli_format_size(r->moved_bytes >> 20 << 20, size, sizeof(size));
 	fprintf(out, "<g transform=\"translate(%u %u)\">\n<text class=\"h\" x=\"0\" y=\"-26\">", x,
 		y);
-	put_text(out, run->name);
+	cli_svg_text(out, run->name);
 	fprintf(out, "</text>\n<text class=\"f\" x=\"0\" y=\"-9\">");
 	if (best > 0)
 		fprintf(out, "time in memory, best = 1: policy %.2f, none %.2f; ",
@@ -136,7 +123,7 @@ int sim_svg_draw(const struct sim_report *report, FILE *out)
 		"<path class=\"page\" d=\"M0 0h%uv%uH0z\"/>\n"
 		"<text class=\"t\" x=\"%u\" y=\"32\">Share of accesses that are local, modelled: ",
 		width, height, LEFT);
-	put_text(out, report->host_name);
+	cli_svg_text(out, report->host_name);
 	fputs("</text>\n", out);
 	for (unsigned k = N_LINES; k-- > 0;) {
 		const char *name = sim_case_names[lines[k]];
