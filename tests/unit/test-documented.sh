@@ -1,14 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # --help and the man pages know the same options, ids and programs.
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
-: "${MIRRORBALL:=$here/build/cli/mirrorball}"
-n_bad=0
-bad() {
-	echo "FAILED: $*"
-	n_bad=$((n_bad + 1))
-}
+source "$(dirname "$0")/lib.sh"
 
 for command in run ps stat heat numa sim doctor; do
 	page=$here/man/mirrorball-$command.1.scd
@@ -39,22 +32,8 @@ version=$(sed -n "s/^  version: '\(.*\)',/\1/p" "$here/meson.build")
 [ "$("$MIRRORBALL" --version)" = "mirrorball $version" ] || bad "--version is not $version"
 
 # The keys of doctor's JSON are those of its page.
-"$MIRRORBALL" doctor --json >/tmp/mb-doctor.$$ || true
-keys=$(python3 - /tmp/mb-doctor.$$ <<'END'
-import json, sys
-def keys(value):
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from keys(inner)
-print("\n".join(sorted(set(keys(json.load(open(sys.argv[1])))))))
-END
-)
-rm -f /tmp/mb-doctor.$$
-for key in $keys; do
+"$MIRRORBALL" doctor --json >doctor.json || true
+for key in $(json_keys doctor.json); do
 	grep -qE "[_*]${key}[_*]" "$here/man/mirrorball-doctor.1.scd" || bad "mirrorball-doctor(1) lacks the key $key"
 done
 

@@ -1,25 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # mirrorball heat against made-up machines: text, JSON, pictures, the live map, and machines that misbehave.
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
-: "${MIRRORBALL:=$here/build/cli/mirrorball}"
-export MIRRORBALL
-work=$(mktemp -d)
+source "$(dirname "$0")/lib.sh"
 export XDG_RUNTIME_DIR=$work # not root: its sockets
 machines=()
 cleanup() {
 	kill "${machines[@]}" 2>/dev/null || true
 	wait || true
 	rm -rf "$work"
-}
-trap cleanup EXIT
-cd "$work"
-n_checks=0
-n_bad=0
-bad() {
-	echo "FAILED: $*"
-	n_bad=$((n_bad + 1))
 }
 
 # A machine of its own name for each run of this test. $1: its name, $2: kind, $3: answers until it ends.
@@ -37,20 +25,6 @@ heat() { # name, words
 	shift
 	"$MIRRORBALL" heat "$name" "$@"
 }
-# $1: status, $2: what standard error says; rest: command
-expect() {
-	local want=$1 says=$2 status=0
-	shift 2
-	"$@" >out 2>err </dev/null || status=$?
-	n_checks=$((n_checks + 1))
-	[ "$status" -eq "$want" ] || bad "$*: status $status, not $want: $(head -c 500 err)"
-	[ -z "$says" ] || grep -qE -- "$says" err || bad "$*: standard error lacks '$says': $(head -c 500 err)"
-}
-has() {
-	n_checks=$((n_checks + 1))
-	grep -qE -- "$1" "${2:-out}" || bad "no '$1' in: $(head -c 3000 "${2:-out}")"
-}
-
 for kind in two one eight tib empty hang refuse nonsense wrong; do
 	machine "$kind" "$kind"
 done
@@ -178,5 +152,4 @@ expect 1 'standard output' bash -c '"$MIRRORBALL" heat "$1" >/dev/full' - "heat-
 
 machine mortal two 6
 "$here/tests/unit/heat_terminal.py" "heat-two-$$" "heat-hang-$$" "heat-mortal-$$" || bad "the live map"
-echo "$n_checks checks, $n_bad failed"
-[ "$n_bad" -eq 0 ]
+finish
