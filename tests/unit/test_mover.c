@@ -4,6 +4,7 @@
  * tests/lab/test-mover.sh runs this there. Threads of the test are the vCPUs.
  */
 #include "run.h"
+#include "smaps.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -114,19 +115,6 @@ static unsigned on_node(uint64_t from, uint64_t to, int node)
 	return n;
 }
 
-static uint64_t pmd_mapped(void)
-{
-	FILE *smaps = fopen("/proc/self/smaps", "re");
-	unsigned long kib, sum = 0;
-	char line[512];
-
-	while (fgets(line, sizeof(line), smaps))
-		if (sscanf(line, "ShmemPmdMapped: %lu kB", &kib) == 1)
-			sum += kib;
-	fclose(smaps);
-	return (uint64_t)sum << 10;
-}
-
 /* _i: in huge pages; 2: as without privilege. */
 START_TEST(test_moves)
 {
@@ -231,21 +219,27 @@ static void there_and_back(unsigned times, bool huge, struct mb_moved *moved)
 		moved->moved_bytes + moved->busy_bytes + moved->there_bytes, times * BYTES);
 }
 
+/* There and back; how much was moved. _i as for test_moves. */
+static uint64_t moved_beside(struct vcpu *c, int i)
+{
+	struct mb_moved moved;
+
+	make(i & 1, !(i & 2), BYTES);
+	start_vcpus(c);
+	there_and_back(2, i & 1, &moved);
+	stop_vcpus(c);
+	finish();
+	return moved.moved_bytes;
+}
+
 /* Each view has a half, and writes it all the time: with or without privilege it moves. */
 START_TEST(test_beside_users)
 {
 	struct vcpu c[VIEWS] = {
 		{.view = 0, .to = BYTES / 2}, {.view = 1, .from = BYTES / 2, .to = BYTES}};
-	struct mb_moved moved;
 
-	if (!two_nodes())
-		return;
-	make(_i & 1, !(_i & 2), BYTES);
-	start_vcpus(c);
-	there_and_back(2, _i & 1, &moved);
-	stop_vcpus(c);
-	ck_assert_uint_ge(moved.moved_bytes, 2 * BYTES / 20 * 19);
-	finish();
+	if (two_nodes())
+		ck_assert_uint_ge(moved_beside(c, _i), 2 * BYTES / 20 * 19);
 }
 END_TEST
 
@@ -253,17 +247,13 @@ END_TEST
 START_TEST(test_beside_writers)
 {
 	struct vcpu c[VIEWS] = {{.view = 0, .to = BYTES}, {.view = 1, .to = BYTES}};
-	struct mb_moved moved;
+	uint64_t moved;
 
 	if (!two_nodes())
 		return;
-	make(_i & 1, !(_i & 2), BYTES);
-	start_vcpus(c);
-	there_and_back(2, _i & 1, &moved);
-	stop_vcpus(c);
+	moved = moved_beside(c, _i);
 	if (!(_i & 2))
-		ck_assert_uint_ge(moved.moved_bytes, 2 * BYTES / 20 * 19);
-	finish();
+		ck_assert_uint_ge(moved, 2 * BYTES / 20 * 19);
 }
 END_TEST
 

@@ -4,10 +4,10 @@
  * they do through a view's mapping is what a guest's vCPU does through its memslots.
  */
 #include "run.h"
+#include "smaps.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <limits.h>
 #include <mirrorball/pagemap.h>
 #include <mirrorball/ram_file.h>
 #include <mirrorball/tracker.h>
@@ -17,7 +17,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -348,20 +347,6 @@ START_TEST(test_many_views_much_memory)
 	finish();
 }
 END_TEST
-
-static uint64_t pmd_mapped(void)
-{
-	FILE *smaps = fopen("/proc/self/smaps_rollup", "re");
-	uint64_t bytes = 0;
-	unsigned long kib;
-	char line[512];
-
-	while (fgets(line, sizeof(line), smaps))
-		if (sscanf(line, "ShmemPmdMapped: %lu kB", &kib) == 1)
-			bytes += kib << 10;
-	fclose(smaps);
-	return bytes;
-}
 
 static unsigned n_maps(void)
 {
@@ -813,48 +798,10 @@ static Suite *make_suite(void)
 	return suite;
 }
 
-/* Check's report of a child, which has a file of its own. */
-static void add_tap(const char *tap, const char *part)
-{
-	FILE *all = fopen(tap, "ae"), *one = fopen(part, "re");
-	char line[512];
-
-	while (all && one && fgets(line, sizeof(line), one))
-		fputs(line, all);
-	if (all)
-		fclose(all);
-	if (one)
-		fclose(one);
-	unlink(part);
-}
-
-/* They wait most of the time, so they wait side by side. */
 int main(void)
 {
-	const char *tap = getenv("CK_TAP_LOG_FILE_NAME");
-	char part[3][PATH_MAX];
-	const char *cases[] = {"heat", "zoom", "budget"};
-	bool failed = false, skipped = false;
-	int status;
+	static const char *const cases[] = {"heat", "zoom", "budget", NULL};
 
-	if (getenv("CK_RUN_CASE"))
-		return run_suite(make_suite());
-	for (unsigned i = 0; i < 3; i++) {
-		snprintf(part[i], sizeof(part[i]), "%s.%s", tap ? tap : "", cases[i]);
-		if (fork())
-			continue;
-		setenv("CK_RUN_CASE", cases[i], 1);
-		if (tap)
-			setenv("CK_TAP_LOG_FILE_NAME", part[i], 1);
-		return run_suite(make_suite());
-	}
-	while (wait(&status) > 0) {
-		bool skips = WIFEXITED(status) && WEXITSTATUS(status) == 77;
-
-		skipped |= skips;
-		failed |= status && !skips;
-	}
-	for (unsigned i = 0; i < 3 && tap; i++)
-		add_tap(tap, part[i]);
-	return failed ? EXIT_FAILURE : skipped ? 77 : EXIT_SUCCESS;
+	/* They wait most of the time. */
+	return run_side_by_side(make_suite, cases);
 }
