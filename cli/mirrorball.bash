@@ -95,7 +95,7 @@ _mirrorball_run() {
 	--console) _mirrorball_words "serial virtio off" "$cur" ;;
 	--views) _mirrorball_words "auto 1 2" "$cur" ;;
 	--track) _mirrorball_words "auto on off auto,budget= on,budget=" "$cur" ;;
-	--migrate) _mirrorball_words "auto on off" "$cur" ;;
+	--migrate) _mirrorball_words "auto on off storm" "$cur" ;;
 	--cpus) _mirrorball_words "1 2 4 8" "$cur" ;;
 	--memory) _mirrorball_words "512M 1G 2G 4G 8G 16G" "$cur" ;;
 	--append | --name) COMPREPLY=() ;;

@@ -67,9 +67,10 @@ const struct cli_option cli_run_options[] = {
 	[OPT_TRACK] = {"track", "auto|on|off[,budget=PERCENT]",
 		"count which view touches and writes which memory, for 'mirrorball heat'; auto: while "
 		"somebody watches. budget: of the guest's time (default: auto,budget=0.5)"},
-	[OPT_MIGRATE] = {"migrate", "auto|on|off",
-		"move memory to the NUMA node that uses it; auto: with --track on; on: tracks, too. Does "
-		"nothing on a host with one node (default: auto)"},
+	[OPT_MIGRATE] = {"migrate", "auto|on|off|storm",
+		"move memory to the NUMA node that uses it; auto: with --track on; on: tracks, too; "
+		"storm: anywhere, all the time, to test Mirrorball. Does nothing on a host with one "
+		"node (default: auto)"},
 	[OPT_NAME] = {"name", "NAME",
 		"in messages and for MAC addresses (default: from the first writable disk)"},
 	[HEAD_DEVICES] = {NULL, NULL, "Devices"},
@@ -208,8 +209,10 @@ static int set_migrate(struct mb_machine_config *config, const char *value, stru
 		config->migrate = MB_MIGRATE_ON;
 	else if (!strcmp(value, "off"))
 		config->migrate = MB_MIGRATE_OFF;
+	else if (!strcmp(value, "storm"))
+		config->migrate = MB_MIGRATE_STORM;
 	else
-		return mb_error_set(err, EINVAL, "'%s': auto, on or off", value);
+		return mb_error_set(err, EINVAL, "'%s': auto, on, off or storm", value);
 	return 0;
 }
 
@@ -339,6 +342,11 @@ static int parse_words(struct cli_run *run, int argc, char **argv, struct mb_err
 	return 0;
 }
 
+static bool must_track(const struct mb_machine_config *config)
+{
+	return config->migrate == MB_MIGRATE_ON || config->migrate == MB_MIGRATE_STORM;
+}
+
 /* Options that mean nothing without, or contradict, another one: said instead of ignored. */
 static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 {
@@ -349,9 +357,9 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 	if (config->cmdline && !config->kernel_path)
 		return mb_error_set(err, EINVAL, "--append: there is no --kernel that it is for%s",
 			config->splash ? "; splash takes its arguments after the program" : "");
-	if (config->migrate == MB_MIGRATE_ON && config->track == MB_TRACK_OFF)
+	if (must_track(config) && config->track == MB_TRACK_OFF)
 		return mb_error_set(err, EINVAL,
-			"--migrate on and --track off: who uses which memory must be known to move it");
+			"--migrate and --track off: who uses which memory must be known to move it");
 	if (run->json && !run->dry_run)
 		return mb_error_set(err, EINVAL, "--json: only together with --dry-run");
 	for (unsigned i = 0; i < config->n_disks; i++)
@@ -422,7 +430,7 @@ int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *e
 	if (rc)
 		return rc;
 	default_name(run);
-	if (run->config.migrate == MB_MIGRATE_ON)
+	if (must_track(&run->config))
 		run->config.track = MB_TRACK_ON;
 	if (!run->config.kernel_path && !run->config.splash)
 		run->config.splash = CLI_RUN_DEMO;

@@ -31,6 +31,7 @@ static const char *const migrate_names[] = {
 	[MB_MIGRATE_AUTO] = "auto",
 	[MB_MIGRATE_ON] = "on",
 	[MB_MIGRATE_OFF] = "off",
+	[MB_MIGRATE_STORM] = "storm",
 };
 
 static uint64_t file_bytes(const char *path)

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "storm.h"
+
 #define STACK_BYTES (256u << 10) /* the policy's host is large */
 #define SECOND_NS   1000000000ull
 
@@ -191,25 +193,31 @@ static void note_extents(
 
 /* ---- what is done ---- */
 
-static void note_move(struct mb_manager *m, const struct mb_decision *d)
+/* Caller holds the lock. */
+static void note_moved(struct mb_manager *m, const struct mb_moved *moved, int from, int to)
 {
 	struct mb_manager_stats *s = &m->stats;
 
+	s->n_moves++;
+	s->moved_bytes += moved->moved_bytes;
+	s->busy_bytes += moved->busy_bytes;
+	s->full_bytes += moved->full_bytes;
+	s->move_ns += moved->ns;
+	if (moved->longest_ns > s->longest_ns)
+		s->longest_ns = moved->longest_ns;
+	for (unsigned i = 0; i < s->n_nodes; i++) {
+		if (s->node[i].id == to)
+			s->node[i].in_bytes += moved->moved_bytes;
+		if (s->node[i].id == from)
+			s->node[i].out_bytes += moved->moved_bytes;
+	}
+}
+
+static void note_decision(struct mb_manager *m, const struct mb_decision *d)
+{
 	pthread_mutex_lock(&m->lock);
 	m->decision[m->n_decisions++ % MB_MANAGER_DECISIONS] = *d;
-	s->n_moves++;
-	s->moved_bytes += d->moved.moved_bytes;
-	s->busy_bytes += d->moved.busy_bytes;
-	s->full_bytes += d->moved.full_bytes;
-	s->move_ns += d->moved.ns;
-	if (d->moved.longest_ns > s->longest_ns)
-		s->longest_ns = d->moved.longest_ns;
-	for (unsigned i = 0; i < s->n_nodes; i++) {
-		if (s->node[i].id == d->to)
-			s->node[i].in_bytes += d->moved.moved_bytes;
-		if (s->node[i].id == d->from)
-			s->node[i].out_bytes += d->moved.moved_bytes;
-	}
+	note_moved(m, &d->moved, d->from, d->to);
 	pthread_mutex_unlock(&m->lock);
 }
 
@@ -238,7 +246,7 @@ static bool act(struct mb_manager *m, const struct mb_action *a, uint64_t now_ns
 	if (a->kind != MB_ACTION_MIGRATE)
 		return true;
 	d.rc = m->config.ops->move(m->config.ctx, &move, &d.moved);
-	note_move(m, &d);
+	note_decision(m, &d);
 	if (d.rc && d.rc != -ECANCELED)
 		complain(m, "move memory", d.rc);
 	return d.rc != -ECANCELED;
@@ -253,20 +261,32 @@ static void note_plan(struct mb_manager *m, const struct mb_plan *plan)
 	pthread_mutex_unlock(&m->lock);
 }
 
-void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
+/* Not a decision: nobody wanted it. */
+static void blow(struct mb_manager *m, uint32_t seed)
+{
+	struct mb_move move = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
+	struct mb_moved moved = {0};
+	int rc = move.len_bytes ? m->config.ops->move(m->config.ctx, &move, &moved) : 0;
+
+	if (rc && rc != -ECANCELED)
+		complain(m, "move memory", rc);
+	pthread_mutex_lock(&m->lock);
+	note_moved(m, &moved, -1, (int)move.node);
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* Looks, and does what the policy says. */
+static void step(struct mb_manager *m, uint64_t now_ns)
 {
 	struct mb_policy_input input = {.now_ns = now_ns,
 		.config = &m->config.policy,
 		.host = &m->config.host,
 		.n_views = m->config.n_views,
 		.view = m->config.view};
-	uint64_t begin_ns = mb_now_ns();
 	struct mb_extent *extent = NULL;
 	struct mb_plan plan = {0};
 	int rc;
 
-	if (!may_go_on(m))
-		return;
 	m->config.ops->look(m->config.ctx, &m->config.host);
 	rc = m->config.ops->extents(m->config.ctx, &extent, &input.n_extents);
 	if (rc) {
@@ -276,7 +296,8 @@ void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
 	input.extent = extent;
 	note_extents(m, extent, input.n_extents, now_ns);
 	/* What is planned counts as done: not while it cannot be. */
-	rc = may_go_on(m) ? mb_policy_plan(m->policy, &input, &plan) : -ECANCELED;
+	rc = may_go_on(m) && !m->config.storm_bytes ? mb_policy_plan(m->policy, &input, &plan)
+						    : -ECANCELED;
 	if (!rc) {
 		note_plan(m, &plan);
 		for (unsigned i = 0; i < plan.n_actions && act(m, &plan.action[i], now_ns); i++)
@@ -286,6 +307,18 @@ void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
 	}
 	mb_plan_finish(&plan);
 	free(extent);
+}
+
+void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
+{
+	uint64_t begin_ns = mb_now_ns(), n = m->stats.n_steps;
+
+	if (!may_go_on(m))
+		return;
+	if (!m->config.storm_bytes || n % MB_STORM_TIMES == 0)
+		step(m, now_ns);
+	if (m->config.storm_bytes)
+		blow(m, (uint32_t)n);
 	pthread_mutex_lock(&m->lock);
 	m->stats.n_steps++;
 	m->stats.step_ns = mb_now_ns() - begin_ns;
@@ -297,11 +330,12 @@ void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
 static void *thread_main(void *arg)
 {
 	struct mb_manager *m = arg;
+	uint64_t period_ns = SECOND_NS / (m->config.storm_bytes ? MB_STORM_TIMES : 1);
 
 	pthread_setname_np(pthread_self(), "manager");
 	pthread_mutex_lock(&m->lock);
 	while (!m->stop) {
-		uint64_t until_ns = mb_now_ns() + SECOND_NS;
+		uint64_t until_ns = mb_now_ns() + period_ns;
 		struct timespec ts = {.tv_sec = (time_t)(until_ns / SECOND_NS),
 			.tv_nsec = (long)(until_ns % SECOND_NS)};
 

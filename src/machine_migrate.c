@@ -83,7 +83,9 @@ const char *mb_machine_migrate_state(struct mb_machine *machine)
 {
 	const char *why = why_not(machine);
 
-	return machine->manager ? "on" : why ? why : "not possible on this host";
+	if (!machine->manager)
+		return why ? why : "not possible on this host";
+	return machine->config.migrate == MB_MIGRATE_STORM ? "storm" : "on";
 }
 
 int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
@@ -114,6 +116,8 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	mb_policy_defaults(&config.policy);
 	/* A part of a huge page takes all of it along: Linux has no way to take one apart. */
 	config.policy.split_block_ns = NEVER_NS;
+	if (machine->config.migrate == MB_MIGRATE_STORM)
+		config.storm_bytes = machine->config.memory_bytes;
 	mb_policy_host_init(&config.host, mb_machine_topology(machine), UINT64_MAX);
 	weigh_views(machine, mb_machine_topology(machine), &config);
 	rc = mb_manager_create(&config, &machine->manager);

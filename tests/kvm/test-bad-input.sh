@@ -48,7 +48,7 @@ usage '0.1 to 50 percent' run --track on,budget=0.01
 usage 'not a number' run --track on,budget=1e1
 usage 'given twice' run --track auto,budget=1,budget=2
 usage 'costs nothing' run --track off,budget=1
-usage 'auto, on or off' run --migrate yes
+usage 'auto, on, off or storm' run --migrate yes
 usage 'must be known' run --migrate on --track off
 usage "'x' is not a console" run --console x
 usage 'name' run --name ../../etc

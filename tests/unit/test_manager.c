@@ -21,6 +21,12 @@ static struct {
 } fake;
 static struct mb_manager *manager;
 
+#define STORM_BYTES (7 * 2 * MIB)
+static struct {
+	uint64_t bytes;					     /* not 0: there is one */
+	unsigned pages[2][STORM_BYTES / MB_HEAT_PAGE_BYTES]; /* how often it came to each node */
+} storm;
+
 static int extents(void *ctx, struct mb_extent **out, unsigned *n)
 {
 	if (fake.rc)
@@ -41,6 +47,13 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 {
 	fake.n_moves++;
 	fake.last = *what;
+	if (storm.bytes) {
+		ck_assert_uint_gt(what->len_bytes, 0);
+		ck_assert_uint_eq((what->offset | what->len_bytes) % MB_HEAT_PAGE_BYTES, 0);
+		ck_assert_uint_le(what->offset + what->len_bytes, STORM_BYTES);
+		for (uint64_t at = 0; at < what->len_bytes; at += MB_HEAT_PAGE_BYTES)
+			storm.pages[what->node][(what->offset + at) / MB_HEAT_PAGE_BYTES]++;
+	}
 	if (fake.hold)
 		mb_manager_hold(fake.hold);
 	if (fake.move_rc)
@@ -58,7 +71,8 @@ static const struct mb_manager_ops ops = {.extents = extents, .look = look, .mov
 /* Two nodes and views; two extents of 64 MiB, both on node 0, the second one used by view 1. */
 static void make(void)
 {
-	struct mb_manager_config config = {.name = "test", .ops = &ops, .n_views = 2};
+	struct mb_manager_config config = {
+		.name = "test", .ops = &ops, .n_views = 2, .storm_bytes = storm.bytes};
 
 	memset(&fake, 0, sizeof(fake));
 	mb_policy_defaults(&config.policy);
@@ -211,6 +225,33 @@ START_TEST(test_keeps)
 }
 END_TEST
 
+/* All of memory, to every node, and nothing that would look like a decision. */
+START_TEST(test_storm)
+{
+	struct mb_manager_stats stats;
+	struct mb_decision d;
+
+	storm.bytes = STORM_BYTES;
+	make();
+	for (unsigned i = 0; i < 5000; i++)
+		mb_manager_step(manager, i * SECOND / 100);
+	ck_assert_uint_eq(fake.n_moves, 5000);
+	for (unsigned node = 0; node < 2; node++)
+		for (unsigned i = 0; i < STORM_BYTES / MB_HEAT_PAGE_BYTES; i++)
+			ck_assert_uint_gt(storm.pages[node][i], 0);
+	mb_manager_stats(manager, &stats);
+	ck_assert_uint_eq(stats.n_moves, 5000);
+	ck_assert_uint_eq(stats.moved_bytes, stats.node[0].in_bytes + stats.node[1].in_bytes);
+	ck_assert(stats.knows_locality);
+	ck_assert_uint_eq(mb_manager_decisions(manager, &d, 1), 0);
+	mb_manager_hold(manager);
+	mb_manager_step(manager, 60 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 5000);
+	mb_manager_destroy(manager);
+	storm.bytes = 0;
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("manager");
@@ -221,6 +262,7 @@ int main(void)
 	tcase_add_test(cases, test_held);
 	tcase_add_test(cases, test_errors);
 	tcase_add_test(cases, test_keeps);
+	tcase_add_test(cases, test_storm);
 	suite_add_tcase(suite, cases);
 	return run_suite(suite);
 }

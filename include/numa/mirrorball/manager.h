@@ -35,6 +35,8 @@ struct mb_manager_config {
 	struct mb_policy_host host;
 	unsigned n_views;
 	struct mb_policy_view view[MB_HEAT_VIEWS];
+	/* Not 0: memory of so many bytes is moved about at random, all the time. For torture. */
+	uint64_t storm_bytes;
 };
 
 int mb_manager_create(

@@ -48,6 +48,7 @@ enum mb_migrate {
 	MB_MIGRATE_AUTO, /* with MB_TRACK_ON, on a host with several nodes */
 	MB_MIGRATE_ON,	 /* the same; cli/ sees to it that it is tracked */
 	MB_MIGRATE_OFF,
+	MB_MIGRATE_STORM, /* at random, all the time: for torture; cli/ sees to it that it is tracked */
 };
 
 struct mb_machine_config {

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef STORM_H
+#define STORM_H
+
+#include <mirrorball/mover.h>
+#include <mirrorball/policy.h>
+
+/*
+ * Torture: moves that nobody needs. Steps of a storm come MB_STORM_TIMES as often as the manager's
+ * plans, and each moves something, so that whatever can go wrong when memory moves does so in
+ * minutes.
+ */
+#define MB_STORM_TIMES 100u
+
+/*
+ * One of them, chosen by the seed: some pages, a block or a few of them, in [0, ram_bytes), to any
+ * node that may be used. Without one, len_bytes is 0.
+ */
+struct mb_move mb_storm_move(uint32_t seed, uint64_t ram_bytes, const struct mb_policy_host *host);
+
+#endif
