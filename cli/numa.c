@@ -2,6 +2,9 @@
 #include "ask.h"
 #include "units.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 static int numa_main(const struct cli_command *command, int argc, char **argv);
 
 enum { OPT_WHY, OPT_JSON, OPT_HELP, OPT_VERSION, N_OPTIONS };
@@ -29,6 +32,7 @@ const struct cli_command cli_numa = {
 };
 
 #define SHOWN_DECISIONS 20u
+#define SHOWN_RANGES	20u
 #define SHOWN_SAMPLES	16u
 
 struct asked {
@@ -151,6 +155,86 @@ static void show_reasons(json_t *reasons)
 	}
 }
 
+static uint64_t range_bytes(const json_t *range)
+{
+	return number(range, "bytes");
+}
+
+/* What is where it is used, or hardly used, needs no explanation. */
+static bool is_of_interest(const json_t *range)
+{
+	const char *why = json_string_value(json_object_get(range, "why"));
+
+	return why && strcmp(why, "local") && strcmp(why, "cold");
+}
+
+static int larger(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? 1 : x > y ? -1 : 0;
+}
+
+/* Of what so many at most are as large or larger. */
+static uint64_t least_shown(const json_t *ranges, size_t most)
+{
+	size_t n = json_array_size(ranges), k = 0;
+	uint64_t *bytes = calloc(n + 1, sizeof(*bytes)), least = UINT64_MAX;
+
+	for (size_t i = 0; bytes && i < n; i++)
+		if (is_of_interest(json_array_get(ranges, i)))
+			bytes[k++] = range_bytes(json_array_get(ranges, i));
+	if (bytes) {
+		qsort(bytes, k, sizeof(*bytes), larger);
+		least = k > most ? bytes[most - 1] : 0;
+	}
+	free(bytes);
+	return least;
+}
+
+static void show_node(const json_t *object, const char *key, int width)
+{
+	const json_t *node = json_object_get(object, key);
+
+	if (json_is_integer(node))
+		printf("  %*lld", width, (long long)json_integer_value(node));
+	else
+		printf("  %*s", width, "-");
+}
+
+/* The largest ones, in order of address. */
+static void show_ranges(const json_t *ranges)
+{
+	uint64_t least = least_shown(ranges, SHOWN_RANGES);
+	size_t shown = 0, left = 0, i;
+	json_t *range;
+
+	json_array_foreach(ranges, i, range)
+	{
+		char text[32];
+
+		if (!is_of_interest(range))
+			continue;
+		if (range_bytes(range) < least || shown == SHOWN_RANGES) {
+			left++;
+			continue;
+		}
+		if (!shown++)
+			printf("\n%-18s  %8s  %4s  %2s  %8s  %s\n", "ADDRESS", "SIZE", "ON", "TO",
+				"WAITS", "WHY (NEITHER LOCAL NOR COLD)");
+		printf("%#-18llx", (unsigned long long)number(range, "gpa"));
+		show_bytes(range, "bytes", 8);
+		show_node(range, "node", 4);
+		show_node(range, "target", 2);
+		cli_format_ms(number(range, "wait_ms"), text, sizeof(text));
+		printf("  %8s  ", number(range, "wait_ms") ? text : "-");
+		show_text(json_object_get(range, "why"));
+		putchar('\n');
+	}
+	if (left)
+		printf("and %zu smaller ones (--json has them)\n", left);
+}
+
 static void show_decisions(const json_t *decisions)
 {
 	size_t n = json_array_size(decisions);
@@ -160,18 +244,15 @@ static void show_decisions(const json_t *decisions)
 	printf("\n%8s  %-18s  %8s  %4s  %2s  %8s  %8s  %8s  %s\n", "TIME", "ADDRESS", "SIZE",
 		"FROM", "TO", "MOVED", "BUSY", "NO ROOM", "WHY");
 	for (size_t i = n > SHOWN_DECISIONS ? n - SHOWN_DECISIONS : 0; i < n; i++) {
-		const json_t *d = json_array_get(decisions, i), *from = json_object_get(d, "from"),
+		const json_t *d = json_array_get(decisions, i),
 			     *error = json_object_get(d, "error");
 		char text[32];
 
 		cli_format_ms(number(d, "time_ms"), text, sizeof(text));
 		printf("%8s  %#-18llx", text, (unsigned long long)number(d, "gpa"));
 		show_bytes(d, "bytes", 8);
-		if (json_is_integer(from))
-			printf("  %4lld", (long long)json_integer_value(from));
-		else
-			printf("  %4s", "-");
-		printf("  %2llu", (unsigned long long)number(d, "to"));
+		show_node(d, "from", 4);
+		show_node(d, "to", 2);
 		show_bytes(d, "moved_bytes", 8);
 		show_bytes(d, "busy_bytes", 8);
 		show_bytes(d, "full_bytes", 8);
@@ -213,6 +294,7 @@ static void show(void *ctx, json_t *answer)
 	if (!asked->why)
 		return;
 	show_reasons(json_object_get(answer, "reasons"));
+	show_ranges(json_object_get(answer, "ranges"));
 	show_decisions(json_object_get(answer, "decisions"));
 }
 

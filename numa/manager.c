@@ -28,6 +28,8 @@ struct mb_manager {
 	struct mb_manager_stats stats;
 	struct mb_decision decision[MB_MANAGER_DECISIONS]; /* a ring */
 	uint64_t n_decisions;				   /* so far */
+	struct mb_verdict range[MB_MANAGER_RANGES];
+	unsigned n_ranges;
 	struct mb_manager_sample sample[MB_MANAGER_SAMPLES];
 	unsigned n_samples;
 	unsigned sample_every, sample_skip; /* steps */
@@ -252,9 +254,51 @@ static bool act(struct mb_manager *m, const struct mb_action *a, uint64_t now_ns
 	return d.rc != -ECANCELED;
 }
 
+static bool says_the_same(const struct mb_verdict *a, const struct mb_verdict *b)
+{
+	return a->offset + a->len_bytes == b->offset && a->why == b->why && a->node == b->node &&
+	       a->target == b->target && a->moves == b->moves;
+}
+
+/* The next range that begins at verdict i, which becomes the one after it. */
+static struct mb_verdict join(const struct mb_plan *plan, unsigned *i)
+{
+	struct mb_verdict range = plan->verdict[(*i)++];
+
+	for (; *i < plan->n_verdicts && says_the_same(&range, &plan->verdict[*i]); (*i)++) {
+		const struct mb_verdict *v = &plan->verdict[*i];
+
+		range.len_bytes += v->len_bytes;
+		range.gain_ns_per_s += v->gain_ns_per_s;
+		if (v->next_ns > range.next_ns)
+			range.next_ns = v->next_ns;
+		if (v->payback_ns > range.payback_ns)
+			range.payback_ns = v->payback_ns;
+	}
+	return range;
+}
+
+/* Caller holds the lock. False: there are more of that size than there is room. */
+static bool note_ranges(struct mb_manager *m, const struct mb_plan *plan, uint64_t least_bytes)
+{
+	m->n_ranges = 0;
+	for (unsigned i = 0; i < plan->n_verdicts;) {
+		struct mb_verdict range = join(plan, &i);
+
+		if (range.len_bytes < least_bytes)
+			continue;
+		if (m->n_ranges == MB_MANAGER_RANGES)
+			return false;
+		m->range[m->n_ranges++] = range;
+	}
+	return true;
+}
+
 static void note_plan(struct mb_manager *m, const struct mb_plan *plan)
 {
 	pthread_mutex_lock(&m->lock);
+	for (uint64_t least = 0; !note_ranges(m, plan, least);)
+		least = least ? 2 * least : 2 * MB_HEAT_PAGE_BYTES;
 	memset(m->stats.why_bytes, 0, sizeof(m->stats.why_bytes));
 	for (unsigned i = 0; i < plan->n_verdicts; i++)
 		m->stats.why_bytes[plan->verdict[i].why] += plan->verdict[i].len_bytes;
@@ -392,6 +436,17 @@ unsigned mb_manager_decisions(struct mb_manager *m, struct mb_decision *out, uns
 		out[i] = m->decision[(m->n_decisions - n + i) % MB_MANAGER_DECISIONS];
 	pthread_mutex_unlock(&m->lock);
 	return (unsigned)n;
+}
+
+unsigned mb_manager_ranges(struct mb_manager *m, struct mb_verdict *out, unsigned max)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&m->lock);
+	n = m->n_ranges < max ? m->n_ranges : max;
+	memcpy(out, m->range, n * sizeof(*out));
+	pthread_mutex_unlock(&m->lock);
+	return n;
 }
 
 unsigned mb_manager_samples(struct mb_manager *m, struct mb_manager_sample *out, unsigned max)

@@ -92,6 +92,11 @@ static json_t *samples_json(struct mb_machine *machine, int *rc)
 	return array;
 }
 
+static json_t *node_or_null(int node)
+{
+	return node < 0 ? json_null() : json_integer(node);
+}
+
 static json_t *decisions_json(struct mb_machine *machine, int *rc)
 {
 	struct mb_decision *decision = calloc(MB_MANAGER_DECISIONS, sizeof(*decision));
@@ -110,7 +115,7 @@ static json_t *decisions_json(struct mb_machine *machine, int *rc)
 		mb_json_put_number(one, "gpa", mb_ram_gpa(machine->ram, d->offset), rc);
 		mb_json_put_number(one, "bytes", d->len_bytes, rc);
 		mb_json_put(one, "why", json_string(mb_why_name(d->why)), rc);
-		mb_json_put(one, "from", d->from < 0 ? json_null() : json_integer(d->from), rc);
+		mb_json_put(one, "from", node_or_null(d->from), rc);
 		mb_json_put(one, "to", json_integer(d->to), rc);
 		mb_json_put(one, "gain_ns_per_s", json_real(d->gain_ns_per_s), rc);
 		mb_json_put_number(one, "moved_bytes", d->moved.moved_bytes, rc);
@@ -124,6 +129,53 @@ static json_t *decisions_json(struct mb_machine *machine, int *rc)
 		mb_json_append(array, one, rc);
 	}
 	free(decision);
+	return array;
+}
+
+static json_t *range_json(
+	const struct mb_verdict *v, uint64_t gpa, uint64_t bytes, uint64_t now_ns, int *rc)
+{
+	json_t *one = json_object();
+
+	mb_json_put_number(one, "gpa", gpa, rc);
+	mb_json_put_number(one, "bytes", bytes, rc);
+	mb_json_put(one, "why", json_string(mb_why_name(v->why)), rc);
+	mb_json_put(one, "node", node_or_null(v->node), rc);
+	mb_json_put(one, "target", node_or_null(v->target), rc);
+	mb_json_put_number(one, "moves", v->moves, rc);
+	mb_json_put_number(
+		one, "wait_ms", v->next_ns > now_ns ? (v->next_ns - now_ns) / 1000000 : 0, rc);
+	mb_json_put(one, "gain_ns_per_s",
+		json_real(v->gain_ns_per_s * (double)bytes / (double)v->len_bytes), rc);
+	mb_json_put_number(one, "payback_ms",
+		v->payback_ns < 1e15 ? (uint64_t)(v->payback_ns / 1e6) : 1000000000, rc);
+	return one;
+}
+
+static json_t *ranges_json(struct mb_machine *machine, int *rc)
+{
+	struct mb_verdict *verdict = calloc(MB_MANAGER_RANGES, sizeof(*verdict));
+	uint64_t low = mb_ram_low_bytes(machine->ram), now_ns = mb_now_ns();
+	json_t *array = json_array();
+	unsigned n = 0;
+
+	if (verdict)
+		n = mb_manager_ranges(machine->manager, verdict, MB_MANAGER_RANGES);
+	else
+		*rc = -ENOMEM;
+	for (unsigned i = 0; i < n; i++) {
+		const struct mb_verdict *v = &verdict[i];
+		uint64_t at = v->offset, end = v->offset + v->len_bytes;
+
+		/* Side by side in the file, but not for the guest. */
+		for (uint64_t next; at < end; at = next) {
+			next = at < low && end > low ? low : end;
+			mb_json_append(array,
+				range_json(v, mb_ram_gpa(machine->ram, at), next - at, now_ns, rc),
+				rc);
+		}
+	}
+	free(verdict);
 	return array;
 }
 
@@ -142,6 +194,7 @@ int mb_machine_answer_numa(void *ctx, uint64_t connection, json_t **answer, stru
 	mb_json_put(numa, "migration", migration_json(machine, &stats, &rc), &rc);
 	if (machine->manager) {
 		mb_json_put(numa, "reasons", reasons_json(&stats, &rc), &rc);
+		mb_json_put(numa, "ranges", ranges_json(machine, &rc), &rc);
 		mb_json_put(numa, "samples", samples_json(machine, &rc), &rc);
 		mb_json_put(numa, "decisions", decisions_json(machine, &rc), &rc);
 	}

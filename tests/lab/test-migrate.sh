@@ -49,6 +49,8 @@ wrong() {
 	expect "wrong: the kernel finds half on node 0" 1 "$((${after%% *} >= 24 << 10))"
 	mirrorball numa wrong --why
 	expect "wrong: says why" 1 "$(asked wrong "any(d['why'] == 'migrate' and d['to'] == 0 for d in a['decisions'])")"
+	expect "wrong: and of all memory where it stays" 1 \
+		"$(asked wrong "sum(r['bytes'] for r in a['ranges']) == sum(a['reasons'].values()) > 0")"
 	kill -INT "$pid"
 	ended 20
 	expect "wrong: status" 130 "$status"

@@ -11,7 +11,7 @@
 #define MIB    (1ull << 20)
 
 static struct {
-	struct mb_extent extent[4];
+	struct mb_extent extent[3000];
 	unsigned n;
 	int rc, move_rc;
 	unsigned n_moves;
@@ -31,8 +31,8 @@ static int extents(void *ctx, struct mb_extent **out, unsigned *n)
 {
 	if (fake.rc)
 		return fake.rc;
-	*out = malloc(sizeof(fake.extent));
-	memcpy(*out, fake.extent, sizeof(fake.extent));
+	*out = calloc(fake.n, sizeof(**out));
+	memcpy(*out, fake.extent, fake.n * sizeof(**out));
 	*n = fake.n;
 	return 0;
 }
@@ -101,6 +101,7 @@ START_TEST(test_moves_what_is_far)
 {
 	struct mb_manager_stats stats;
 	struct mb_manager_sample sample[4];
+	struct mb_verdict range[4];
 	struct mb_decision d[4];
 
 	make();
@@ -120,6 +121,11 @@ START_TEST(test_moves_what_is_far)
 	ck_assert_uint_eq(stats.node[0].out_bytes, 64 * MIB);
 	ck_assert_uint_eq(stats.node[0].guest_bytes, 64 * MIB);
 	ck_assert(stats.knows_locality && stats.locality == 1);
+	ck_assert_uint_eq(mb_manager_ranges(manager, range, 4), 2);
+	ck_assert_uint_eq(range[0].len_bytes, 64 * MIB);
+	ck_assert_int_eq(range[0].node, 0);
+	ck_assert_int_eq(range[1].why, MB_WHY_LOCAL);
+	ck_assert_int_eq(range[1].node, 1);
 	ck_assert_uint_eq(mb_manager_decisions(manager, d, 4), 1);
 	ck_assert_int_eq(d[0].why, MB_WHY_MIGRATE);
 	ck_assert_uint_eq(d[0].time_ns, SECOND);
@@ -196,6 +202,36 @@ START_TEST(test_errors)
 }
 END_TEST
 
+/* More than can be kept: large ones are, in order. */
+START_TEST(test_ranges)
+{
+	struct mb_verdict *range = calloc(MB_MANAGER_RANGES, sizeof(*range));
+	unsigned n, large = 0;
+
+	make();
+	fake.n = 3000;
+	for (unsigned i = 0; i < fake.n; i++)
+		fake.extent[i] = (struct mb_extent){.offset = i * 64 * MIB,
+			.len_bytes = (i % 10 ? 2 : 64) * MIB,
+			.confidence = 1,
+			.huge = true,
+			.node_share = 1};
+	mb_manager_step(manager, SECOND);
+	n = mb_manager_ranges(manager, range, MB_MANAGER_RANGES);
+	for (unsigned i = 0; i < n; i++) {
+		large += range[i].len_bytes >= 64 * MIB;
+		ck_assert_int_eq(range[i].why, MB_WHY_COLD);
+		ck_assert(!i || range[i].offset > range[i - 1].offset);
+	}
+	ck_assert_uint_eq(large, 300);
+	fake.n = 1;
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(mb_manager_ranges(manager, range, MB_MANAGER_RANGES), 1);
+	mb_manager_destroy(manager);
+	free(range);
+}
+END_TEST
+
 /* However long it runs, what it keeps is bounded, and reaches back to the start. */
 START_TEST(test_keeps)
 {
@@ -261,6 +297,7 @@ int main(void)
 	tcase_add_test(cases, test_busy);
 	tcase_add_test(cases, test_held);
 	tcase_add_test(cases, test_errors);
+	tcase_add_test(cases, test_ranges);
 	tcase_add_test(cases, test_keeps);
 	tcase_add_test(cases, test_storm);
 	suite_add_tcase(suite, cases);

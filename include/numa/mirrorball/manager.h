@@ -16,6 +16,7 @@
 struct mb_manager;
 
 #define MB_MANAGER_DECISIONS 256u /* the newest that are kept */
+#define MB_MANAGER_RANGES    1024u
 #define MB_MANAGER_SAMPLES   128u /* of locality; when they are full, every second one goes */
 
 struct mb_manager_ops {
@@ -93,6 +94,12 @@ struct mb_manager_stats {
 void mb_manager_stats(struct mb_manager *manager, struct mb_manager_stats *stats);
 /* The newest at most, oldest first; how many. */
 unsigned mb_manager_decisions(struct mb_manager *manager, struct mb_decision *out, unsigned max);
+/*
+ * What the last plan said of which memory, in order of offset. Neighbours of which it said the same
+ * are one range: it has the sum of what they would gain, and the longest wait and payback. Where that
+ * is more than MB_MANAGER_RANGES, small ones are left out.
+ */
+unsigned mb_manager_ranges(struct mb_manager *manager, struct mb_verdict *out, unsigned max);
 unsigned mb_manager_samples(
 	struct mb_manager *manager, struct mb_manager_sample *out, unsigned max);
 
