@@ -15,16 +15,19 @@
 #define USED	       0.3f  /* a view that uses a block, for a zoom */
 
 /* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
-#define PERIOD	       8u
-#define PERIOD_SOON    2u
-#define PERIOD_MIN_NS  100000000ull
-#define SOON_MIN_NS    20000000ull
-#define PART_NS	       1000000000ull /* a region of which a run is a part: as often as that, at least */
-#define UNEVEN_NS      60000000000ull
-#define UNUSED_NS      4000000000ull
-#define BACKOFF_MIN_NS 10000000000ull
+#define PERIOD	      8u
+#define PERIOD_SOON   2u
+#define PERIOD_MIN_NS 100000000ull
+#define SOON_MIN_NS   20000000ull
+#define PART_NS	      1000000000ull /* a region of which a run is a part: as often as that, at least */
+/* Looks at a block whose pages differ, of which one is through the longest window. */
+#define SLOW_EVERY	  4u
+#define SLOW_EVERY_ZOOMED 2u
+#define UNEVEN_NS	  60000000000ull
+#define UNUSED_NS	  4000000000ull
+#define BACKOFF_MIN_NS	  10000000000ull
 
-#define AGE_HALF_NS    30e9f
+#define AGE_HALF_NS	  30e9f
 
 const uint64_t mb_heat_window_ns[MB_HEAT_WINDOWS] = {
 	MB_HEAT_WINDOW_MIN_NS, 30000000, 100000000, 300000000, MB_HEAT_WINDOW_MAX_NS};
@@ -214,6 +217,11 @@ static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, ui
 	return users > 1;
 }
 
+static uint64_t next_window_ns(const struct region *r)
+{
+	return r->to_slow == 1 ? MB_HEAT_WINDOW_MAX_NS : mb_heat_window_ns[r->window];
+}
+
 bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_ns,
 	uint64_t max_window_ns, uint32_t seed, struct mb_heat_pick *pick, uint64_t *due_ns)
 {
@@ -223,7 +231,7 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 	for (unsigned i = 0; i < map->n_regions; i++) {
 		struct region *other = map->region[i];
 
-		uint64_t window_ns = mb_heat_window_ns[other->window];
+		uint64_t window_ns = next_window_ns(other);
 
 		if (!other->picked && window_ns >= min_window_ns && window_ns <= max_window_ns &&
 			(!r || other->due_ns < r->due_ns))
@@ -239,8 +247,9 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 		.n_blocks = (unsigned)r->n,
 		.region_first = r->first,
 		.region_blocks = r->n,
-		.window_ns = mb_heat_window_ns[r->window],
-		.zoom = wants_zoom(map, r, now_ns),
+		.window_ns = next_window_ns(r),
+		.zoom = r->to_slow != 1 && wants_zoom(map, r, now_ns),
+		.slow = r->to_slow == 1,
 	};
 	if (r->n > MB_HEAT_RUN_BLOCKS) {
 		/* A run of one half, then of the other. Both are powers of two. */
@@ -297,10 +306,12 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 {
 	for (unsigned h = 0; h < 2; h++)
 		mb_heat_know_through(&r->half[h], map->n_views, r->window, window);
-	if (r->detail) {
+	/* A zoom's windows are its own. */
+	if (r->detail && !r->huge) {
 		for (unsigned v = 0; v < map->n_views; v++) {
 			for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-				uint8_t *p[] = {&r->detail->touch[v][i], &r->detail->write[v][i]};
+				uint8_t *p[] = {&r->detail->quick.touch[v][i],
+					&r->detail->quick.write[v][i]};
 
 				for (unsigned k = 0; k < 2; k++)
 					*p[k] = (uint8_t)(255 * through_window((float)*p[k] / 255,
@@ -353,6 +364,26 @@ static struct known average(const struct mb_heat_map *map, const struct mb_heat_
 	return x;
 }
 
+bool mb_heat_is_slow(const struct region *r, bool zoomed)
+{
+	return mb_heat_window_ns[r->window] * (zoomed ? MB_HEAT_ZOOM_WINDOWS : 1) >=
+	       MB_HEAT_WINDOW_MAX_NS;
+}
+
+/* When the pages of a block are to be looked at through the longest window. */
+static void turn_slow(struct region *r, const struct mb_heat_seen *seen)
+{
+	bool zoomed = seen->zoomed;
+	unsigned every = zoomed ? SLOW_EVERY_ZOOMED : SLOW_EVERY;
+
+	if (!r->detail || (!zoomed && seen->huge & 1) || mb_heat_is_slow(r, zoomed))
+		r->to_slow = 0;
+	else if (seen->pick.slow || !r->to_slow || r->to_slow > every)
+		r->to_slow = every;
+	else if (r->to_slow > 1)
+		r->to_slow--;
+}
+
 void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uint64_t now_ns)
 {
 	const struct mb_heat_pick *pick = &seen->pick;
@@ -366,9 +397,11 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	r->in_use = true;
 	if (!seen->hole)
 		r->huge = seen->huge || seen->zoomed;
-	/* A part of a zoomed block says nothing of the whole. */
-	if (part && seen->zoomed) {
-		mb_heat_learn_pages(map, r, seen, now_ns);
+	/* A part of a zoomed block says nothing of the whole, nor does another window. */
+	if ((part && seen->zoomed) || pick->slow) {
+		if (seen->zoomed || !(seen->huge & 1))
+			mb_heat_learn_pages(map, r, seen, now_ns);
+		turn_slow(r, seen);
 		r->due_ns = now_ns + PERIOD_SOON * pick->window_ns;
 		return;
 	}
@@ -397,6 +430,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		mb_heat_drop_detail(map, r);
 		r->no_zoom_before_ns = 0;
 	}
+	turn_slow(r, seen);
 	now = mb_heat_known(map, r);
 	period = PERIOD * pick->window_ns;
 	if (!whole && period > PART_NS)

@@ -7,7 +7,18 @@
 /* What is known of each page of a block. */
 
 #define CHANCE	     1.8f /* times what chance does is more than chance */
-#define CHANCE_LOOKS 3u
+#define CHANCE_LOOKS 3u	  /* in a zoom, which has few */
+#define EVEN_LOOKS   6u
+#define GROUP	     32u /* pages */
+#define PARTS	     4.0f
+#define ALWAYS	     3.0f
+#define ALWAYS_PAGES 8.0f
+/* Of so many looks the last one counts for its part. Through a long window few come. */
+#define LOOKS	   2u
+#define SLOW_LOOKS 4u
+/* From 0, a value is 255 after so many looks in a row that found the page touched. */
+#define SATURATES      8u
+#define SLOW_SATURATES 16u
 
 void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r)
 {
@@ -15,14 +26,16 @@ void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r)
 		map->n_details--;
 	free(r->detail);
 	r->detail = NULL;
+	r->to_slow = 0;
 }
 
 /* A value of a page: chances of 0..1 as 0..255. */
-static uint8_t nearer(uint8_t value, bool bit, bool first)
+static uint8_t nearer(uint8_t value, bool bit, unsigned looks, unsigned most_looks)
 {
-	unsigned x = bit ? 255 : 0;
+	unsigned n = looks < most_looks ? looks + 1 : most_looks, x = bit ? 255 : 0;
 
-	return first ? (uint8_t)x : (uint8_t)((value + x + (bit ? 1 : 0)) / 2);
+	/* Rounded towards the bit. */
+	return (uint8_t)((value * (n - 1) + x + (bit ? n - 1 : 0)) / n);
 }
 
 static bool get_bit(const uint64_t *bits, unsigned i)
@@ -44,10 +57,116 @@ static bool pages_differ(const struct mb_heat_map *map, const struct mb_heat_see
 	return false;
 }
 
+/*
+ * The detail is of old, and others use the block now. Only whether they do can be compared: how
+ * often, was seen through another window.
+ */
+bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r)
+{
+	for (unsigned v = 0; v < map->n_views; v++) {
+		float touch = r->half[0].touch[v];
+		uint8_t most = mb_heat_most(r->detail->quick.touch[v]);
+
+		if ((!most && !mb_heat_most(r->detail->slow.touch[v]) && touch > MB_HEAT_CHANGED) ||
+			(most > 127 && touch < MB_HEAT_NEVER &&
+				mb_heat_max_touch(&r->half[0], map->n_views) > MB_HEAT_COLD))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * After n looks a value is an average in which the last look counts for a half, the one before it
+ * for a quarter, ...: of a chance m it varies by m (1 - m) times the sum of their squares. With
+ * SLOW_LOOKS it is a plain average at first, and never less than the last line.
+ */
+static float spread(unsigned looks, bool slow)
+{
+	if (!looks)
+		return 0;
+	if (!slow)
+		return (1 + 2 * exp2f(-2 * (float)(looks - 1))) / 3;
+	return fmaxf(1 / (float)looks, 1 / (2 * (float)SLOW_LOOKS - 1));
+}
+
+/* What pages that are all alike would show by chance, and what is more than that. */
+struct chance {
+	float mean;
+	float spread;  /* of a page, of mean * (1 - mean) */
+	float varies;  /* what they do */
+	float between; /* groups of neighbours */
+	unsigned always;
+	float expected_always;
+};
+
+static void compare(const uint8_t *value, const uint8_t *looks, bool slow, struct chance *c)
+{
+	const unsigned most_looks = slow ? SLOW_SATURATES : SATURATES;
+	float group[MB_HEAT_BLOCK_PAGES / GROUP] = {0}, squares = 0;
+
+	*c = (struct chance){0};
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		float x = (float)value[i] / 255;
+
+		c->mean += x / MB_HEAT_BLOCK_PAGES;
+		group[i / GROUP] += x / GROUP;
+		squares += x * x / MB_HEAT_BLOCK_PAGES;
+		c->spread += spread(looks[i], slow) / MB_HEAT_BLOCK_PAGES;
+	}
+	c->varies = squares - c->mean * c->mean;
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES / GROUP; i++)
+		c->between +=
+			(group[i] - c->mean) * (group[i] - c->mean) * GROUP / MB_HEAT_BLOCK_PAGES;
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		unsigned n = looks[i] < most_looks ? looks[i] : most_looks;
+
+		c->always += n && value[i] == UINT8_MAX;
+		c->expected_always += n ? powf(c->mean, (float)n) : 0;
+	}
+}
+
+/*
+ * Whether values of pages differ by no more than chance makes of pages that are all alike: neither
+ * in their variance, nor in how many were there at each look, as a few hot ones among others are,
+ * nor more from page to page than from group to group, as memory that is used in parts does.
+ */
+static bool is_chance(const uint8_t *value, const uint8_t *looks, bool slow)
+{
+	struct chance c;
+	float expected;
+
+	compare(value, looks, slow, &c);
+	expected = c.mean * (1 - c.mean) * c.spread;
+	return (float)c.always <= ALWAYS * c.expected_always + ALWAYS_PAGES &&
+	       c.varies <= CHANCE * expected + MB_HEAT_ALIKE * MB_HEAT_ALIKE / 4 &&
+	       c.between <= PARTS * expected / GROUP + MB_HEAT_ALIKE * MB_HEAT_ALIKE / GROUP;
+}
+
+static float mean_looks(const struct pages *d)
+{
+	unsigned sum = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		sum += d->looks[i];
+	return (float)sum / MB_HEAT_BLOCK_PAGES;
+}
+
+static bool pages_are_even(const struct mb_heat_map *map, const struct pages *p, bool slow)
+{
+	for (unsigned v = 0; v < map->n_views; v++)
+		if (!is_chance(p->touch[v], p->looks, slow) ||
+			!is_chance(p->write[v], p->looks, slow))
+			return false;
+	return true;
+}
+
 void mb_heat_learn_pages(
 	struct mb_heat_map *map, struct region *r, const struct mb_heat_seen *seen, uint64_t now_ns)
 {
 	struct detail *d = r->detail;
+	struct pages *p;
+	unsigned most_looks;
+	bool slow = seen->pick.slow || mb_heat_is_slow(r, seen->zoomed);
 
 	if (!d) {
 		if (now_ns < r->no_detail_before_ns || !pages_differ(map, seen) ||
@@ -58,116 +177,43 @@ void mb_heat_learn_pages(
 			return;
 		map->n_details++;
 	}
+	p = slow ? &d->slow : &d->quick;
+	most_looks = slow ? SLOW_LOOKS : LOOKS;
 	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
-		bool first = !d->looks[i];
-
 		for (unsigned v = 0; v < map->n_views; v++) {
 			const struct mb_heat_seen_view *sv = &seen->view[v];
 
-			d->touch[v][i] = nearer(d->touch[v][i], get_bit(sv->touched[0], i), first);
+			p->touch[v][i] = nearer(p->touch[v][i], get_bit(sv->touched[0], i),
+				p->looks[i], most_looks);
 			if (seen->knows_writes)
-				d->write[v][i] =
-					nearer(d->write[v][i], get_bit(sv->written[0], i), first);
+				p->write[v][i] = nearer(p->write[v][i], get_bit(sv->written[0], i),
+					p->looks[i], most_looks);
 		}
-		if (d->looks[i] < UINT8_MAX)
-			d->looks[i]++;
+		if (p->looks[i] < UINT8_MAX)
+			p->looks[i]++;
 	}
+	d->even = pages_are_even(map, &d->quick, false) && pages_are_even(map, &d->slow, true);
 	d->seen_ns = now_ns;
 	d->samples =
 		d->samples * MB_HEAT_SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;
 }
 
-/*
- * The detail is of old, and others use the block now. Only whether they do can be compared: how
- * often, was seen through another window.
- */
-bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r)
-{
-	for (unsigned v = 0; v < map->n_views; v++) {
-		float touch = r->half[0].touch[v];
-		uint8_t most = mb_heat_most(r->detail->touch[v]);
-
-		if ((!most && touch > MB_HEAT_CHANGED) ||
-			(most > 127 && touch < MB_HEAT_NEVER &&
-				mb_heat_max_touch(&r->half[0], map->n_views) > MB_HEAT_COLD))
-			return true;
-	}
-	return false;
-}
-
-/*
- * Whether values of pages differ by no more than chance makes of pages that are all alike. After n
- * looks a value is an average in which the last look counts for a half, the one before it for a
- * quarter, ...: of a chance m it varies by m (1 - m) times the sum of their squares.
- */
-static bool is_chance(const uint8_t *value, const struct detail *d)
-{
-	float mean = 0, squares = 0, expected = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		float x = (float)value[i] / 255;
-
-		mean += x / MB_HEAT_BLOCK_PAGES;
-		squares += x * x / MB_HEAT_BLOCK_PAGES;
-		expected +=
-			(1 + 2 * exp2f(-2 * (float)(d->looks[i] - 1))) / 3 / MB_HEAT_BLOCK_PAGES;
-	}
-	return squares - mean * mean <=
-	       CHANCE * mean * (1 - mean) * expected + MB_HEAT_ALIKE * MB_HEAT_ALIKE / 4;
-}
-
-static float mean_looks(const struct detail *d)
-{
-	unsigned sum = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-		sum += d->looks[i];
-	return (float)sum / MB_HEAT_BLOCK_PAGES;
-}
-
-/* Whether pages are more like their neighbours than like others: so is memory that is used in
- * parts. */
-static bool has_parts(const uint8_t *value)
-{
-	const unsigned away = 211;
-	unsigned near = 0, far = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		near += (unsigned)abs(value[i] - value[(i + 1) % MB_HEAT_BLOCK_PAGES]);
-		far += (unsigned)abs(value[i] - value[(i + away) % MB_HEAT_BLOCK_PAGES]);
-	}
-	return 2 * near < far;
-}
-
 /* All pages of the detail are alike after all: it is not worth its place, nor another look soon. */
-bool mb_heat_detail_is_even(const struct mb_heat_map *map, const struct detail *d)
+bool mb_heat_detail_is_even(const struct region *r)
 {
-	if (mean_looks(d) < CHANCE_LOOKS)
-		return false;
-	for (unsigned v = 0; v < map->n_views; v++)
-		if (!is_chance(d->touch[v], d) || !is_chance(d->write[v], d))
-			return false;
-	return true;
-}
+	const struct detail *d = r->detail;
+	float least_looks = r->huge ? CHANCE_LOOKS : EVEN_LOOKS;
 
-/* Few looks, and nothing but a scatter in them. */
-static bool detail_is_scatter(const struct mb_heat_map *map, const struct detail *d)
-{
-	if (mean_looks(d) >= CHANCE_LOOKS)
-		return false;
-	for (unsigned v = 0; v < map->n_views; v++)
-		if (has_parts(d->touch[v]) || has_parts(d->write[v]))
-			return false;
-	return true;
+	return d->even && fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;
 }
 
 void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 {
 	struct region *r = mb_heat_find_region(map, block);
 
-	if (r->detail &&
-		(mb_heat_detail_is_even(map, r->detail) || detail_is_scatter(map, r->detail)))
+	if (r->detail && r->detail->even)
 		mb_heat_drop_detail(map, r);
+	r->to_slow = 0;
 	r->no_zoom_before_ns = now_ns + (r->detail ? MB_HEAT_DETAIL_AGAIN_NS : r->zoom_wait_ns);
 	if (!r->detail && r->zoom_wait_ns < MB_HEAT_BACKOFF_MAX_NS)
 		r->zoom_wait_ns *= 2;

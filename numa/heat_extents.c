@@ -8,8 +8,10 @@
 
 #define DETAIL_LASTS                                                                               \
 	8 /* times as long as what is known of a block; who uses which part changes less */
-#define MAX_PAGES 8192u /* extents, from which on a block is one */
-#define MOST	  0.99f /* a chance that counts as certain: 460 a second in the shortest window */
+/* Of 255: what was not touched in the last two looks is told better by the long window. */
+#define SLOW_BELOW 192u
+#define MAX_PAGES  8192u /* extents, from which on a block is one */
+#define MOST	   0.99f /* a chance that counts as certain: 460 a second in the shortest window */
 
 /* A growing array of extents; the last one grows while what comes is like it. */
 struct list {
@@ -97,6 +99,16 @@ static float whole(const uint8_t *value, float known, bool huge)
 	return most ? known * 255 / (float)most : 1;
 }
 
+/* The long window tells more of it. */
+static bool is_slow(const struct detail *d, unsigned page, unsigned n_views)
+{
+	uint8_t most = 0;
+
+	for (unsigned v = 0; v < n_views; v++)
+		most = d->quick.touch[v][page] > most ? d->quick.touch[v][page] : most;
+	return d->slow.looks[page] && (!d->quick.looks[page] || most < SLOW_BELOW);
+}
+
 static int append_pages(
 	struct list *list, const struct region *r, const struct known *known, uint64_t now_ns)
 {
@@ -106,25 +118,32 @@ static int append_pages(
 	int rc = 0;
 
 	for (unsigned v = 0; v < list->n_views; v++) {
-		touch[v] = whole(d->touch[v], known->touch[v], r->huge) / 255;
-		write[v] = whole(d->write[v], known->write[v], r->huge) / 255;
+		touch[v] = whole(d->quick.touch[v], known->touch[v], r->huge) / 255;
+		write[v] = whole(d->quick.write[v], known->write[v], r->huge) / 255;
 	}
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && !rc; i++) {
 		struct mb_extent e = {
 			.offset = r->first * MB_HEAT_BLOCK_BYTES + i * MB_HEAT_PAGE_BYTES,
 			.len_bytes = MB_HEAT_PAGE_BYTES,
-			.confidence = d->looks[i] ? confidence : 0,
+			.confidence = d->quick.looks[i] || d->slow.looks[i] ? confidence : 0,
 			.age_ms = age_ms(d->seen_ns, now_ns),
 			.huge = r->huge,
 			.node = -1,
 		};
 
 		for (unsigned v = 0; v < list->n_views; v++)
-			e.view[v] = mb_heat_of(page_chance((float)d->touch[v][i] * touch[v],
-						       known->touch[v], d->looks[i]),
-				page_chance((float)d->write[v][i] * write[v], known->write[v],
-					d->looks[i]),
-				r->window);
+			e.view[v] =
+				is_slow(d, i, list->n_views)
+					? mb_heat_of((float)d->slow.touch[v][i] / 255,
+						  (float)d->slow.write[v][i] / 255,
+						  MB_HEAT_WINDOWS - 1)
+					: mb_heat_of(page_chance(
+							     (float)d->quick.touch[v][i] * touch[v],
+							     known->touch[v], d->quick.looks[i]),
+						  page_chance(
+							  (float)d->quick.write[v][i] * write[v],
+							  known->write[v], d->quick.looks[i]),
+						  r->window);
 		rc = append(list, &e);
 	}
 	return rc;
@@ -153,7 +172,7 @@ int mb_heat_extents(
 		if (!r->in_use)
 			continue;
 		/* So many differences are noise, and more than anybody can look at. */
-		if (r->detail && list.n < MAX_PAGES) {
+		if (r->detail && !r->detail->even && list.n < MAX_PAGES) {
 			rc = append_pages(&list, r, &known, now_ns);
 			continue;
 		}

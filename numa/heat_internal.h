@@ -24,10 +24,19 @@ struct known {
 };
 
 /* The same for each page of a block, 255 for 1. */
-struct detail {
+struct pages {
 	uint8_t touch[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
 	uint8_t write[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
 	uint8_t looks[MB_HEAT_BLOCK_PAGES]; /* at each page, at most 255 */
+};
+
+/*
+ * Through the region's window, and through the longest one: pages that are hardly ever touched in
+ * the former, because others of their block are so much hotter, would all be 0.
+ */
+struct detail {
+	struct pages quick, slow;
+	bool even; /* by what was seen so far its pages may all be alike */
 	uint64_t seen_ns;
 	float samples;
 };
@@ -38,6 +47,7 @@ struct region {
 	unsigned turn;	   /* which half is next, if a run does not cover it */
 	struct known half[2];
 	struct detail *detail; /* of a single block, or NULL */
+	unsigned to_slow; /* 1: the next look is through the longest window; 0: none is wanted */
 	bool picked, in_use, huge;
 	uint64_t seen_ns, due_ns;
 	uint64_t uneven_before_ns; /* blocks of a run differed, not long ago */
@@ -101,6 +111,8 @@ struct region *mb_heat_new_region(uint64_t first, uint64_t n); /* NULL: out of m
 void mb_heat_free_region(struct mb_heat_map *map, struct region *r);
 /* The region that has this block: they are in order and leave no gap. */
 struct region *mb_heat_find_region(const struct mb_heat_map *map, uint64_t block);
+/* Whether its pages are looked at through the longest window anyway. */
+bool mb_heat_is_slow(const struct region *r, bool zoomed);
 void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned window);
 
 /* numa/heat_detail.c */
@@ -110,6 +122,6 @@ void mb_heat_learn_pages(struct mb_heat_map *map, struct region *r, const struct
 /* The detail is of old, and others use the block now. */
 bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r);
 /* All pages are alike after all: it is not worth its place. */
-bool mb_heat_detail_is_even(const struct mb_heat_map *map, const struct detail *d);
+bool mb_heat_detail_is_even(const struct region *r);
 
 #endif

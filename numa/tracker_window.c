@@ -11,7 +11,6 @@
 
 #define PART_PAGES    64u /* the least of a block that is worth a window */
 #define ZOOM_LOOKS    6u  /* at each page */
-#define ZOOM_WINDOWS  10u
 #define ZOOM_FAULTS   4u
 #define ZOOM_RETRY_NS 1000000000ull
 #define ZOOM_LASTS_NS 30000000000ull
@@ -157,8 +156,8 @@ static uint64_t length_ns(const struct mb_tracker *t, const struct window *w)
 
 	if (w->seen.zoomed) {
 		least_ns = ZOOM_FAULTS * w->seen.n_pages * t->fault_ns;
-		if (least_ns < ZOOM_WINDOWS * w->seen.pick.window_ns)
-			least_ns = ZOOM_WINDOWS * w->seen.pick.window_ns;
+		if (least_ns < MB_HEAT_ZOOM_WINDOWS * w->seen.pick.window_ns)
+			least_ns = MB_HEAT_ZOOM_WINDOWS * w->seen.pick.window_ns;
 	}
 
 	if (least_ns > MB_HEAT_WINDOW_MAX_NS)

@@ -22,6 +22,9 @@ static struct mb_heat_map *map;
 static struct mb_heat_seen_view view[MB_HEAT_VIEWS];
 static struct use (*use_of)(uint64_t page);
 static bool in_huge_pages;
+static uint64_t zoomed_block;
+static unsigned zoom_looks; /* that are left in it; as the tracker does it */
+#define ZOOM_LOOKS 6u
 static uint64_t now, n_samples, n_zooms;
 static uint32_t seed;
 
@@ -38,6 +41,7 @@ static void make(uint64_t n_blocks, bool huge, struct use (*use)(uint64_t page))
 	ck_assert_int_eq(mb_heat_create(&config, &map), 0);
 	use_of = use;
 	in_huge_pages = huge;
+	zoom_looks = 0;
 	now = SECOND;
 	n_samples = n_zooms = 0;
 	seed = 1;
@@ -50,7 +54,8 @@ static void set(uint64_t *bits, unsigned page)
 
 static void see_block(struct mb_heat_seen *seen, unsigned b)
 {
-	float seconds = (float)seen->pick.window_ns / 1e9f;
+	float seconds = fminf(
+		(float)seen->pick.window_ns / 1e9f * (seen->zoomed ? MB_HEAT_ZOOM_WINDOWS : 1), 1);
 
 	for (unsigned v = 0; v < VIEWS; v++) {
 		bool huge = in_huge_pages && !(seen->zoomed >> b & 1), touched = false,
@@ -98,15 +103,18 @@ static void run(double seconds)
 			.view = view};
 
 		memset(view, 0, sizeof(view));
-		seen.zoomed = pick.zoom;
-		seen.huge = in_huge_pages && !pick.zoom ? (1u << pick.n_blocks) - 1 : 0;
+		if (pick.zoom && !zoom_looks) {
+			zoomed_block = pick.first_block;
+			zoom_looks = ZOOM_LOOKS;
+			n_zooms++;
+		}
+		seen.zoomed = zoom_looks && pick.n_blocks == 1 && pick.first_block == zoomed_block;
+		seen.huge = in_huge_pages && !seen.zoomed ? (1u << pick.n_blocks) - 1 : 0;
 		for (unsigned b = 0; b < pick.n_blocks; b++)
 			see_block(&seen, b);
 		mb_heat_learn(map, &seen, now);
-		if (pick.zoom) {
+		if (seen.zoomed && !--zoom_looks)
 			mb_heat_zoomed(map, pick.first_block, now);
-			n_zooms++;
-		}
 		n_samples++;
 	}
 }
@@ -271,6 +279,81 @@ START_TEST(test_zoom)
 }
 END_TEST
 
+/* A few pages of the block are hot, and hide that all others are used, too: by both views, or by
+ * one. */
+static struct use hot_and_slow(uint64_t page)
+{
+	unsigned i = page % MB_HEAT_BLOCK_PAGES;
+
+	if (page / MB_HEAT_BLOCK_PAGES != 2)
+		return (struct use){.read = {0}};
+	if (i < 40)
+		return (struct use){.read = {900, 900}};
+	if (i < 300)
+		return (struct use){.read = {1.5f, 1.5f}, .write = {0.5f, 0.5f}};
+	return i < 480 ? (struct use){.write = {0, 1.5f}} : (struct use){.read = {0}};
+}
+
+START_TEST(test_slow)
+{
+	unsigned both = 0, one = 0, none = 0, hot = 0;
+
+	make(4, _i, hot_and_slow);
+	run(60);
+	take_extents();
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		const struct mb_heat *h = extent_of(2 * MB_HEAT_BLOCK_PAGES + i)->view;
+		float sum[VIEWS] = {h[0].read + h[0].write, h[1].read + h[1].write};
+
+		/* A block in small pages has the window of most of them. */
+		if (i < 40)
+			ck_assert_msg(sum[0] > (_i ? 50 : 4) && sum[1] > (_i ? 50 : 4),
+				"page %u: %f %f", i, (double)sum[0], (double)sum[1]);
+		/* As hot as they are, and not as the block is: but for what is touched by chance.
+		 */
+		else
+			hot += sum[0] > 12 || sum[1] > 12;
+		both += i >= 40 && i < 300 && sum[0] > 0 && sum[1] > 0;
+		one += i >= 300 && i < 480 && sum[0] == 0 && sum[1] > 0;
+		none += i >= 480 && sum[0] == 0 && sum[1] == 0;
+	}
+	ck_assert_uint_le(hot, 440 * 5 / 100);
+	ck_assert_uint_ge(both, 260 * 90 / 100);
+	ck_assert_uint_ge(one, 180 * 90 / 100);
+	ck_assert_uint_eq(none, 32);
+	finish();
+}
+END_TEST
+
+/* Pages that are rarely touched, but here by one view and there by the other. */
+static struct use slow_halves(uint64_t page)
+{
+	if (page / MB_HEAT_BLOCK_PAGES != 2)
+		return (struct use){.read = {0}};
+	return page % MB_HEAT_BLOCK_PAGES < 200 ? (struct use){.read = {0.7f, 0}}
+						: (struct use){.write = {0, 0.7f}};
+}
+
+START_TEST(test_slow_halves)
+{
+	unsigned right = 0, wrong = 0;
+
+	make(4, true, slow_halves);
+	run(60);
+	take_extents();
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		const struct mb_heat *h = extent_of(2 * MB_HEAT_BLOCK_PAGES + i)->view;
+		float sum[VIEWS] = {h[0].read + h[0].write, h[1].read + h[1].write};
+
+		right += i < 200 ? sum[0] > sum[1] : sum[1] > sum[0];
+		wrong += i < 200 ? sum[1] > sum[0] : sum[0] > sum[1];
+	}
+	ck_assert_uint_ge(right, MB_HEAT_BLOCK_PAGES * 65 / 100);
+	ck_assert_uint_le(wrong, MB_HEAT_BLOCK_PAGES / 100);
+	finish();
+}
+END_TEST
+
 /* All pages alike: looking closely finds nothing, and is tried less and less. */
 static struct use shared_by_both(uint64_t page)
 {
@@ -418,6 +501,8 @@ int main(void)
 	tcase_add_loop_test(cases, test_needle, 0, 2);
 	tcase_add_test(cases, test_zoom);
 	tcase_add_test(cases, test_zoom_in_vain);
+	tcase_add_loop_test(cases, test_slow, 0, 2);
+	tcase_add_test(cases, test_slow_halves);
 	tcase_add_test(cases, test_chance);
 	tcase_add_test(cases, test_rates);
 	tcase_add_test(cases, test_sparse);

@@ -25,6 +25,7 @@
 #define MB_HEAT_WINDOWS	      5u  /* lengths of a window, from MB_HEAT_WINDOW_MIN_NS on */
 #define MB_HEAT_WINDOW_MIN_NS 10000000ull
 #define MB_HEAT_WINDOW_MAX_NS 1000000000ull
+#define MB_HEAT_ZOOM_WINDOWS  10u /* times as long is a window inside a block, up to the longest */
 
 struct mb_heat_map;
 
@@ -48,6 +49,7 @@ struct mb_heat_pick {
 	uint64_t region_first, region_blocks;
 	uint64_t window_ns;
 	bool zoom; /* one block, in a huge page, that several views touch: in small pages, please */
+	bool slow; /* one block, for those of its pages that windows of its own tell nothing of */
 };
 
 /*
