@@ -6,13 +6,16 @@
 
 /* What is known of each page of a block. */
 
-#define CHANCE	     1.8f /* times what chance does is more than chance */
-#define CHANCE_LOOKS 3u	  /* in a zoom, which has few */
-#define EVEN_LOOKS   6u
-#define GROUP	     32u /* pages */
+/* More than chance: so many times what it makes of the variance of pages, of that of groups side by
+ * side, and of the number that were touched at each look (and some). */
+#define CHANCE	     1.8f
 #define PARTS	     4.0f
 #define ALWAYS	     3.0f
 #define ALWAYS_PAGES 8.0f
+#define GROUP	     32u /* pages */
+/* Before pages are said to be alike: in a zoom, which has few, and in small pages. */
+#define ZOOM_LOOKS 3u
+#define EVEN_LOOKS 6u
 /* Of so many looks the last one counts for its part. Through a long window few come. */
 #define LOOKS	   2u
 #define SLOW_LOOKS 4u
@@ -202,7 +205,7 @@ void mb_heat_learn_pages(
 bool mb_heat_detail_is_even(const struct region *r)
 {
 	const struct detail *d = r->detail;
-	float least_looks = r->huge ? CHANCE_LOOKS : EVEN_LOOKS;
+	float least_looks = r->huge ? ZOOM_LOOKS : EVEN_LOOKS;
 
 	return d->even && fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;
 }
