@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by the tests that run machines in the lab. On the outside it takes the whole test into a lab,
-# with the options in $lab_options, and ends with the lab's status. What stands after the line that
+# with the options in $lab_options and the words in $lab_words, and ends with the lab's status. What stands after the line that
 # sources it runs inside, as root, in /tmp/work.
 #
 # The emulator may lose a boot (README.md): a stock guest that hangs or resets itself before it is up is
@@ -12,11 +12,12 @@ set -uo pipefail
 if [ -z "${LAB-}" ]; then
 	. "$(dirname "${BASH_SOURCE[0]}")/test-common.sh"
 	lab_options+=() # declared at least
+	lab_words+=()
 	lost=0
 	: >"$tmp/finished"
 	while :; do
 		"$lab" --time 18m --build "${MB_BUILD:-$here/../../build}" "${lab_options[@]}" \
-			--in "$0" --in "${BASH_SOURCE[0]}" --in "$tmp/finished" -- "./$(basename "$0")" |
+			--in "$0" --in "${BASH_SOURCE[0]}" --in "$tmp/finished" -- "./$(basename "$0")" "${lab_words[@]}" |
 			tee "$tmp/said"
 		status=${PIPESTATUS[0]}
 		! grep -aq '^FAILED: ' "$tmp/said" || failures=1
