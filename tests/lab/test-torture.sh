@@ -77,22 +77,22 @@ tortured() { # NAME SECONDS
 	done
 }
 
-# moved NAME SECONDS: enough for it to be torture
+# moved NAME: enough for it to be torture. How fast is up to the machine: the storm never rests.
 moved() {
 	local said
-	said=$(python3 - "$1.numa" "$2" <<-'END'
+	said=$(python3 - "$1.numa" <<-'END'
 		import json, sys
 		m = json.load(open(sys.argv[1]))["migration"]
-		print(m["state"] == "storm" and m["moved_bytes"] >> 20 >= int(sys.argv[2]) and
-		      all(n["in_bytes"] for n in m["nodes"]),
+		print(m["state"] == "storm" and m["moved_bytes"] >> 20 >= 8 and all(n["in_bytes"] for n in m["nodes"]),
 		      *(f"{m[k] >> 20} MiB {k[:-6]}," for k in ("moved_bytes", "busy_bytes", "full_bytes")),
 		      f"{m['moves']} moves, the longest batch {m['longest_ns'] // 1000000} ms, to nodes:",
 		      *(f"{n['in_bytes'] >> 20}" for n in m["nodes"]), "MiB")
 	END
 	)
 	echo "$1: $said"
-	expect "$1: a MiB a second and more moved, to every node" True "${said%% *}"
-	expect "$1: vCPUs moved, too" 1 "$(($(wc -l <shifts) > $2))"
+	expect "$1: memory moved, to every node" True "${said%% *}"
+	echo "$1: $(wc -l <shifts) moves of vCPUs"
+	expect "$1: vCPUs moved, too" 1 "$(($(wc -l <shifts) > 8))"
 }
 
 options=(--quiet --views 2 --cpus 4 --track on --migrate storm)
@@ -104,7 +104,7 @@ churns() {
 	expect "churn: status" 0 "$status"
 	expect_match "churn: checks itself" '^splash: churn: ok' churn.out
 	[ "$status" = 0 ] || show churn
-	moved churn $((seconds / 4))
+	moved churn
 }
 
 stressed() { tortured stock "$seconds"; }
@@ -117,7 +117,7 @@ stress_ng() {
 			grep -a bogo -A 9 /run/said
 			quiet_kernel
 		END
-	moved stock $((seconds / 8))
+	moved stock
 }
 
 before=$(all_free)
