@@ -11,6 +11,9 @@
 #ifndef MPOL_LOCAL
 #define MPOL_LOCAL 4
 #endif
+#ifndef MPOL_PREFERRED_MANY
+#define MPOL_PREFERRED_MANY 5
+#endif
 
 #define LOCAL_DISTANCE	 10
 #define UNKNOWN_DISTANCE 20 /* what ACPI says of a neighbour when it says nothing */
@@ -76,6 +79,31 @@ static uint64_t meminfo_bytes(const char *text, const char *key)
 	return at ? strtoull(at + strlen(key), NULL, 10) * 1024 : 0;
 }
 
+/*
+ * As MemAvailable of /proc/meminfo, which the kernel tells for all nodes together: half of the page
+ * cache and of what slabs give back stays with those who use it.
+ */
+static uint64_t available_bytes(const char *text)
+{
+	return meminfo_bytes(text, "MemFree:") +
+	       (meminfo_bytes(text, "Active(file):") + meminfo_bytes(text, "Inactive(file):") +
+		       meminfo_bytes(text, "SReclaimable:")) /
+		       2;
+}
+
+static void read_memory(struct mb_node *node, int sysfs_fd)
+{
+	char path[96], text[4096];
+
+	snprintf(path, sizeof(path), "devices/system/node/node%u/meminfo", node->id);
+	if (read_file(sysfs_fd, path, text, sizeof(text)))
+		return;
+	node->mem_total_bytes = meminfo_bytes(text, "MemTotal:");
+	node->mem_free_bytes = meminfo_bytes(text, "MemFree:");
+	node->mem_available_bytes = available_bytes(text);
+	node->has_memory = node->mem_total_bytes > 0;
+}
+
 static void read_node(struct mb_topology *topo, unsigned index, int sysfs_fd)
 {
 	struct mb_node *node = &topo->node[index];
@@ -85,12 +113,7 @@ static void read_node(struct mb_topology *topo, unsigned index, int sysfs_fd)
 	if (!read_file(sysfs_fd, path, text, sizeof(text)))
 		for_each_in_list(text, CPU_SETSIZE, add_cpu, &node->cpus);
 
-	snprintf(path, sizeof(path), "devices/system/node/node%u/meminfo", node->id);
-	if (!read_file(sysfs_fd, path, text, sizeof(text))) {
-		node->mem_total_bytes = meminfo_bytes(text, "MemTotal:");
-		node->mem_free_bytes = meminfo_bytes(text, "MemFree:");
-		node->has_memory = node->mem_total_bytes > 0;
-	}
+	read_memory(node, sysfs_fd);
 
 	/* One number for each online node, in the order of their ids. */
 	snprintf(path, sizeof(path), "devices/system/node/node%u/distance", node->id);
@@ -139,6 +162,12 @@ int mb_topology_read(struct mb_topology *topo, int sysfs_fd, struct mb_error *er
 	for (unsigned i = 0; i < topo->n_nodes; i++)
 		read_node(topo, i, sysfs_fd);
 	return 0;
+}
+
+void mb_topology_read_memory(struct mb_topology *topo, int sysfs_fd)
+{
+	for (unsigned i = 0; i < topo->n_nodes; i++)
+		read_memory(&topo->node[i], sysfs_fd);
 }
 
 void mb_topology_restrict(struct mb_topology *topo, const cpu_set_t *allowed)
@@ -190,4 +219,53 @@ int mb_numa_first_touch(void *addr, uint64_t len)
 {
 	/* An explicit policy without MPOL_F_NUMA_BALANCING: the host leaves these pages alone. */
 	return mbind(addr, len, MPOL_LOCAL, NULL, 0, 0) ? -errno : 0;
+}
+
+static int bind_nodes(
+	void *addr, uint64_t len, int mode, const struct mb_topology *topo, uint64_t nodes)
+{
+	const unsigned bits = 8 * sizeof(unsigned long);
+	unsigned long mask[1024 / (8 * sizeof(unsigned long))] = {0};
+
+	for (unsigned i = 0; i < topo->n_nodes; i++)
+		if (nodes >> i & 1 && topo->node[i].id < 8 * sizeof(mask))
+			mask[topo->node[i].id / bits] |= 1ul << topo->node[i].id % bits;
+	/* The kernel takes one bit less than it is told (mbind(2), BUGS). */
+	return mbind(addr, len, mode, mask, 8 * sizeof(mask) + 1, 0) ? -errno : 0;
+}
+
+int mb_numa_prefer(void *addr, uint64_t len, const struct mb_topology *topo, uint64_t nodes)
+{
+	int rc;
+
+	if (!nodes)
+		return mb_numa_first_touch(addr, len);
+	if (!(nodes & (nodes - 1)))
+		return bind_nodes(addr, len, MPOL_PREFERRED, topo, nodes);
+	rc = bind_nodes(addr, len, MPOL_PREFERRED_MANY, topo, nodes);
+	/* Before Linux 5.15: those who touch it run there, and that is nearly as good. */
+	return rc == -EINVAL ? mb_numa_first_touch(addr, len) : rc;
+}
+
+int mb_numa_interleave(void *addr, uint64_t len, const struct mb_topology *topo, uint64_t nodes)
+{
+	return bind_nodes(addr, len, MPOL_INTERLEAVE, topo, nodes);
+}
+
+uint64_t mb_numa_mems_allowed(const struct mb_topology *topo)
+{
+	const unsigned bits = 8 * sizeof(unsigned long);
+	unsigned long mask[1024 / (8 * sizeof(unsigned long))] = {0};
+	uint64_t allowed = 0;
+
+	/* A kernel without NUMA, or with more nodes than Linux can have: all. */
+	if (get_mempolicy(NULL, mask, 8 * sizeof(mask), NULL, MPOL_F_MEMS_ALLOWED))
+		return UINT64_MAX;
+	for (unsigned i = 0; i < topo->n_nodes; i++) {
+		unsigned id = topo->node[i].id;
+
+		if (id < 8 * sizeof(mask) && mask[id / bits] >> id % bits & 1)
+			allowed |= 1ull << i;
+	}
+	return allowed;
 }

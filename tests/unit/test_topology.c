@@ -211,6 +211,26 @@ START_TEST(test_cpuset)
 }
 END_TEST
 
+/* What the kernel gives back easily counts half. */
+START_TEST(test_available)
+{
+	put("devices/system/node/online", "0\n");
+	put_node(0, "0-1\n", 4096, "10\n");
+	ck_assert_int_eq(mb_topology_read(&topo, root_fd, NULL), 0);
+	ck_assert_uint_eq(topo.node[0].mem_available_bytes, 2048 * 1024);
+	put("devices/system/node/node0/meminfo",
+		"Node 0 MemTotal:        8192 kB\nNode 0 MemFree:          100 kB\n"
+		"Node 0 Active:          9999 kB\nNode 0 Inactive:        9999 kB\n"
+		"Node 0 Active(anon):    9999 kB\nNode 0 Inactive(anon):  9999 kB\n"
+		"Node 0 Active(file):     200 kB\nNode 0 Inactive(file):   400 kB\n"
+		"Node 0 Shmem:           9999 kB\nNode 0 KReclaimable:    9999 kB\n"
+		"Node 0 SReclaimable:      40 kB\nNode 0 SUnreclaim:      9999 kB\n");
+	mb_topology_read_memory(&topo, root_fd);
+	ck_assert_uint_eq(topo.node[0].mem_total_bytes, 8192 * 1024);
+	ck_assert_uint_eq(topo.node[0].mem_available_bytes, (100 + 640 / 2) * 1024);
+}
+END_TEST
+
 START_TEST(test_odd_files)
 {
 	put("devices/system/node/online", "0-1,garbage\n");
@@ -246,6 +266,7 @@ int main(void)
 	tcase_add_test(tc, test_more_views_than_nodes);
 	tcase_add_test(tc, test_eight_nodes);
 	tcase_add_test(tc, test_cpuset);
+	tcase_add_test(tc, test_available);
 	tcase_add_test(tc, test_odd_files);
 	tcase_add_test(tc, test_unreadable);
 	suite_add_tcase(s, tc);

@@ -16,6 +16,7 @@ struct mb_node {
 	bool has_memory;
 	uint64_t mem_total_bytes;
 	uint64_t mem_free_bytes;
+	uint64_t mem_available_bytes;	 /* free, or easily reclaimed: an estimate */
 	uint16_t distance[MB_MAX_NODES]; /* to node at that index of topology.node; 10 is local */
 };
 
@@ -30,6 +31,9 @@ struct mb_topology {
  * node out or the value 0; only an unreadable directory is an error.
  */
 int mb_topology_read(struct mb_topology *topo, int sysfs_fd, struct mb_error *err);
+
+/* Reads the memory of its nodes anew. */
+void mb_topology_read_memory(struct mb_topology *topo, int sysfs_fd);
 
 /* Takes away the CPUs that are not in `allowed` (a cpuset's, sched_getaffinity(2)); every node stays. */
 void mb_topology_restrict(struct mb_topology *topo, const cpu_set_t *allowed);
@@ -46,5 +50,17 @@ void mb_topology_group(const struct mb_topology *topo, unsigned n_views, cpu_set
  * file keeps for every mapping of it, and which keeps automatic NUMA balancing away. -errno of mbind(2).
  */
 int mb_numa_first_touch(void *addr, uint64_t len);
+
+/*
+ * The same with another policy; `nodes` has a bit for each index of topo->node. prefer: on the node
+ * that touches it if it is one of these, else on one of them; on another where they are full. No
+ * node: first touch; so are several before Linux 5.15. interleave: by turns, huge page by huge
+ * page. What is there already stays.
+ */
+int mb_numa_prefer(void *addr, uint64_t len, const struct mb_topology *topo, uint64_t nodes);
+int mb_numa_interleave(void *addr, uint64_t len, const struct mb_topology *topo, uint64_t nodes);
+
+/* Nodes whose memory this thread may have (a cpuset's mems), as bits of the index. */
+uint64_t mb_numa_mems_allowed(const struct mb_topology *topo);
 
 #endif
