@@ -14,7 +14,7 @@
 #define SECOND_NS   1000000000ull
 
 struct mb_manager {
-	struct mb_manager_config config;
+	struct mb_manager_config config; /* host and view: only the thread that steps */
 	struct mb_policy *policy; /* only the thread that steps */
 	pthread_t thread;
 	bool runs;
@@ -33,6 +33,7 @@ struct mb_manager {
 	struct mb_manager_sample sample[MB_MANAGER_SAMPLES];
 	unsigned n_samples;
 	unsigned sample_every, sample_skip; /* steps */
+	struct mb_policy_view view[MB_HEAT_VIEWS]; /* config.view is its copy of the last turn */
 };
 
 int mb_manager_create(const struct mb_manager_config *config, struct mb_manager **out)
@@ -43,6 +44,7 @@ int mb_manager_create(const struct mb_manager_config *config, struct mb_manager 
 	if (!m)
 		return -ENOMEM;
 	m->config = *config;
+	memcpy(m->view, config->view, sizeof(m->view));
 	m->sample_every = 1;
 	rc = mb_policy_create(&m->policy);
 	if (rc) {
@@ -81,6 +83,15 @@ void mb_manager_release(struct mb_manager *m)
 		return;
 	pthread_mutex_lock(&m->lock);
 	m->n_holds--;
+	pthread_mutex_unlock(&m->lock);
+}
+
+void mb_manager_set_view(struct mb_manager *m, unsigned view, const struct mb_policy_view *where)
+{
+	if (!m || view >= m->config.n_views)
+		return;
+	pthread_mutex_lock(&m->lock);
+	m->view[view] = *where;
 	pthread_mutex_unlock(&m->lock);
 }
 
@@ -331,6 +342,9 @@ static void step(struct mb_manager *m, uint64_t now_ns)
 	struct mb_plan plan = {0};
 	int rc;
 
+	pthread_mutex_lock(&m->lock);
+	memcpy(m->config.view, m->view, sizeof(m->view));
+	pthread_mutex_unlock(&m->lock);
 	m->config.ops->look(m->config.ctx, &m->config.host);
 	rc = m->config.ops->extents(m->config.ctx, &extent, &input.n_extents);
 	if (rc) {

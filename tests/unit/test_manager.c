@@ -135,6 +135,30 @@ START_TEST(test_moves_what_is_far)
 }
 END_TEST
 
+/* Views whose vCPUs have moved: their memory goes after them. */
+START_TEST(test_set_view)
+{
+	struct mb_policy_view there = {.weight = {0, 2}};
+	struct mb_manager_stats stats;
+
+	make();
+	fake.n = 1;
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_eq(fake.n_moves, 0);
+	mb_manager_set_view(manager, 0, &there);
+	mb_manager_set_view(manager, MB_HEAT_VIEWS, &there);
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 1);
+	ck_assert_uint_eq(fake.last.offset, 0);
+	ck_assert_uint_eq(fake.last.node, 1);
+	mb_manager_step(manager, 3 * SECOND);
+	mb_manager_stats(manager, &stats);
+	ck_assert(stats.locality == 1);
+	mb_manager_destroy(manager);
+	mb_manager_set_view(NULL, 0, &there);
+}
+END_TEST
+
 /* What could not move waits, as what moved does. */
 START_TEST(test_busy)
 {
@@ -294,6 +318,7 @@ int main(void)
 	TCase *cases = tcase_create("manager");
 
 	tcase_add_test(cases, test_moves_what_is_far);
+	tcase_add_test(cases, test_set_view);
 	tcase_add_test(cases, test_busy);
 	tcase_add_test(cases, test_held);
 	tcase_add_test(cases, test_errors);

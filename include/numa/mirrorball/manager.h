@@ -52,6 +52,11 @@ void mb_manager_stop(struct mb_manager *manager); /* takes NULL */
 void mb_manager_hold(struct mb_manager *manager);
 void mb_manager_release(struct mb_manager *manager);
 
+/* Where the vCPUs of a view run has changed. Any thread; holds from the next turn on. Takes NULL.
+ */
+void mb_manager_set_view(
+	struct mb_manager *manager, unsigned view, const struct mb_policy_view *where);
+
 /* One turn; its thread calls it, tests do with a time of theirs. */
 void mb_manager_step(struct mb_manager *manager, uint64_t now_ns);
 
