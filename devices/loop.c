@@ -187,6 +187,11 @@ int mb_loop_start_thread(
 	return 0;
 }
 
+int mb_loop_bind_thread(struct mb_loop *loop, const cpu_set_t *cpus)
+{
+	return loop->has_thread ? -pthread_setaffinity_np(loop->thread, sizeof(*cpus), cpus) : 0;
+}
+
 int mb_loop_add(struct mb_loop *loop, struct mb_watch *watch)
 {
 	struct epoll_event ev = {.events = watch->events, .data.ptr = watch};

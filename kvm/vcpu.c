@@ -118,6 +118,7 @@ static void *thread_main(void *arg)
 
 	snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
 	pthread_setname_np(pthread_self(), name);
+	vcpu->tid = gettid();
 	rc = set_up(vcpu, &step);
 
 	pthread_mutex_lock(&set->lock);

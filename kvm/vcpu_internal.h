@@ -36,6 +36,7 @@ struct mb_vcpu {
 	int stats_fd; /* -1: not open */
 	struct kvm_run *run;
 	pthread_t thread;
+	pid_t tid; /* of the thread, from when it is ready on */
 	bool has_thread;
 	uint8_t view;	      /* assigned */
 	uint8_t current_view; /* atomic; written by the thread, or while paused */

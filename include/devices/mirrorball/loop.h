@@ -28,6 +28,9 @@ void mb_loop_destroy(struct mb_loop *loop);
 int mb_loop_start_thread(struct mb_loop *loop, const char *name, const cpu_set_t *cpus,
 	struct mb_error *err);
 
+/* Its thread runs on these CPUs from now on. -errno of sched_setaffinity(2). */
+int mb_loop_bind_thread(struct mb_loop *loop, const cpu_set_t *cpus);
+
 /* Runs on the calling thread until mb_loop_stop. */
 int mb_loop_run(struct mb_loop *loop);
 /* Any thread; async-signal-safe. */

@@ -84,6 +84,19 @@ uint64_t mb_vcpu_n_exits(const struct mb_vcpu *vcpu);	   /* exits to user space 
 /* Monotonic time of the first KVM_RUN of any vCPU of the set, in ns; 0 before. */
 uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 
+/* The threads of a view's vCPUs run on these CPUs from now on. -errno of sched_setaffinity(2), of
+ * the first that failed. Any thread. */
+int mb_vcpus_bind(struct mb_vcpus *vcpus, unsigned view, const cpu_set_t *cpus);
+
+/* Time of the threads of a view's vCPUs since they were created. */
+struct mb_vcpu_usage {
+	unsigned n_vcpus;
+	uint64_t run_ns;  /* on a CPU, guest and exits */
+	uint64_t wait_ns; /* able to run, and waiting for a CPU; 0 where the kernel does not tell */
+};
+/* From /proc/self/task/TID/schedstat. -errno where that cannot be read. Any thread. */
+int mb_vcpus_usage(const struct mb_vcpus *vcpus, unsigned view, struct mb_vcpu_usage *usage);
+
 /*
  * Opens KVM's statistics, a descriptor for each vCPU; before mb_vcpus_resume, since KVM answers nothing about a vCPU that
  * is in the guest. -ENOTSUP before Linux 5.19 (the counters came then), -errno; the vCPUs run without, too.
