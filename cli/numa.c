@@ -266,6 +266,46 @@ static void show_decisions(const json_t *decisions)
 	}
 }
 
+/* "0, 2" */
+static void show_list(const json_t *nodes)
+{
+	json_t *node;
+	size_t i;
+
+	json_array_foreach(nodes, i, node)
+	{
+		printf("%s%lld", i ? ", " : "", (long long)json_integer_value(node));
+	}
+}
+
+static void show_placement(const json_t *p)
+{
+	json_t *one;
+	size_t i;
+
+	if (!p)
+		return;
+	show_row("placement");
+	show_text(json_object_get(p, "kind"));
+	printf(": node%s ", json_array_size(json_object_get(p, "nodes")) == 1 ? "" : "s");
+	show_list(json_object_get(p, "nodes"));
+	fputs(", ", stdout);
+	show_text(json_object_get(p, "reason"));
+	putchar('\n');
+	json_array_foreach(json_object_get(p, "rebalances"), i, one)
+	{
+		char text[32];
+
+		cli_format_ms(number(one, "time_ms"), text, sizeof(text));
+		show_row("rebalanced");
+		printf("after %s, view %llu from node %llu (%.0f %% busy) to %llu: waited %.0f "
+		       "%%\n",
+			text, (unsigned long long)number(one, "view"),
+			(unsigned long long)number(one, "from"), real(one, "busy") * 100,
+			(unsigned long long)number(one, "to"), real(one, "waiting") * 100);
+	}
+}
+
 static void show(void *ctx, json_t *answer)
 {
 	const struct asked *asked = ctx;
@@ -276,6 +316,7 @@ static void show(void *ctx, json_t *answer)
 	show_row("name");
 	show_text(json_object_get(answer, "name"));
 	putchar('\n');
+	show_placement(json_object_get(answer, "placement"));
 	show_row("migration");
 	show_text(json_object_get(m, "state"));
 	putchar('\n');

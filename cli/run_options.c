@@ -33,6 +33,7 @@ enum {
 	OPT_VIEWS,
 	OPT_TRACK,
 	OPT_MIGRATE,
+	OPT_PLACEMENT,
 	OPT_NAME,
 	HEAD_DEVICES,
 	OPT_DISK,
@@ -71,6 +72,10 @@ const struct cli_option cli_run_options[] = {
 		"move memory to the NUMA node that uses it; auto: with --track on; on: tracks, too; "
 		"storm: anywhere, all the time, to test Mirrorball. Does nothing on a host with one "
 		"node (default: auto)"},
+	[OPT_PLACEMENT] = {"placement", "auto|nodes=LIST|spread|none",
+		"NUMA nodes of the host for vCPUs and memory. auto: the fewest that hold them, by "
+		"free memory and load, and others when they are overloaded; nodes: these, as 0,2-3; "
+		"spread: all, memory by turns; none: wherever Linux puts them (default: auto)"},
 	[OPT_NAME] = {"name", "NAME",
 		"in messages and for MAC addresses (default: from the first writable disk)"},
 	[HEAD_DEVICES] = {NULL, NULL, "Devices"},
@@ -216,6 +221,28 @@ static int set_migrate(struct mb_machine_config *config, const char *value, stru
 	return 0;
 }
 
+static int set_placement(struct mb_machine_config *config, const char *value, struct mb_error *err)
+{
+	int rc;
+
+	if (!strncmp(value, "nodes=", 6)) {
+		config->placement = MB_PLACE_NODES;
+		rc = mb_node_ids_parse(value + 6, &config->placement_nodes);
+		if (rc == -ERANGE)
+			return mb_error_set(err, ERANGE, "'%s': Linux has no nodes above %u", value,
+				MB_MAX_NODE_ID);
+		return rc ? mb_error_set(err, -rc, "'%s': nodes are a list as nodes=0,2-3", value)
+			  : 0;
+	}
+	for (unsigned kind = MB_PLACE_AUTO; kind <= MB_PLACE_NONE; kind++) {
+		if (kind == MB_PLACE_NODES || strcmp(value, mb_place_kind_name(kind)))
+			continue;
+		config->placement = kind;
+		return 0;
+	}
+	return mb_error_set(err, EINVAL, "'%s': auto, nodes=LIST, spread or none", value);
+}
+
 static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 {
 	struct cli_run *run = ctx;
@@ -250,6 +277,8 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		return set_track(run, value, err);
 	case OPT_MIGRATE:
 		return set_migrate(config, value, err);
+	case OPT_PLACEMENT:
+		return set_placement(config, value, err);
 	case OPT_NAME:
 		config->name = value;
 		return cli_parse_name(value, err);

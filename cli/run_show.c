@@ -34,6 +34,19 @@ static const char *const migrate_names[] = {
 	[MB_MIGRATE_STORM] = "storm",
 };
 
+/* As it would be written on the command line. */
+static void placement_text(const struct mb_machine_config *c, char *text, size_t size)
+{
+	char ids[128];
+
+	if (c->placement != MB_PLACE_NODES) {
+		snprintf(text, size, "%s", mb_place_kind_name(c->placement));
+		return;
+	}
+	mb_node_ids_format(&c->placement_nodes, ids, sizeof(ids));
+	snprintf(text, size, "nodes=%s", ids);
+}
+
 static uint64_t file_bytes(const char *path)
 {
 	struct stat st;
@@ -101,7 +114,7 @@ static void show_file(const char *label, const char *path)
 static void show_table(const struct cli_run *run, const struct mb_host *host)
 {
 	const struct mb_machine_config *c = &run->config;
-	char size[32];
+	char size[32], place[160];
 
 	show_row("name", c->name);
 	if (c->kernel_path) {
@@ -125,6 +138,8 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		c->migrate == MB_MIGRATE_OFF || c->track != MB_TRACK_ON
 			? "never"
 			: "between NUMA nodes, if there are several");
+	placement_text(c, place, sizeof(place));
+	show_row("placement", place);
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
 
@@ -215,8 +230,10 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 {
 	const struct mb_machine_config *c = &run->config;
 	json_t *root = json_object(), *disks = json_array(), *nets = json_array();
+	char place[160];
 	int rc = 0;
 
+	placement_text(c, place, sizeof(place));
 	for (unsigned i = 0; i < c->n_disks; i++)
 		if (json_array_append_new(disks, disk_json(&c->disk[i], &rc)))
 			rc = -ENOMEM;
@@ -233,6 +250,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	mb_json_put(root, "host_views", json_integer(host->n_views), &rc);
 	mb_json_put(root, "track", json_string(track_names[c->track]), &rc);
 	mb_json_put(root, "migrate", json_string(migrate_names[c->migrate]), &rc);
+	mb_json_put(root, "placement", json_string(place), &rc);
 	mb_json_put(root, "disks", disks, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);

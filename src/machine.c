@@ -30,6 +30,7 @@ static int make_host_side(struct mb_machine *machine, struct mb_error *err)
 	if (!rc)
 		rc = mb_ram_create(machine->vm, machine->config.memory_bytes, &machine->ram, err);
 	if (!rc) {
+		mb_machine_place_memory(machine);
 		rc = mb_bus_create(&machine->bus);
 		if (rc)
 			mb_error_set(err, -rc, "bus: %s", strerror(-rc));
@@ -61,16 +62,16 @@ const struct mb_topology *mb_machine_topology(struct mb_machine *machine)
 /* As many views as are of use: with one for each node, the tracker tells nodes apart. */
 static unsigned choose_views(struct mb_machine *machine)
 {
-	const struct mb_topology *topo;
+	struct mb_topology topo;
 	unsigned n = 0;
 
 	if (machine->config.n_views)
 		return machine->config.n_views;
 	if (machine->config.track != MB_TRACK_ON || machine->host->n_views == 1)
 		return 1;
-	topo = mb_machine_topology(machine);
-	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
-		n += CPU_COUNT(&topo->node[i].cpus) > 0;
+	mb_machine_chosen_topology(machine, &topo);
+	for (unsigned i = 0; i < topo.n_nodes; i++)
+		n += CPU_COUNT(&topo.node[i].cpus) > 0;
 	if (n > machine->config.n_vcpus)
 		n = machine->config.n_vcpus;
 	if (n > machine->host->n_views)
@@ -78,15 +79,28 @@ static unsigned choose_views(struct mb_machine *machine)
 	return n ? n : 1;
 }
 
+static int place(struct mb_machine *machine, struct mb_error *err)
+{
+	int rc = mb_machine_choose_nodes(machine, err);
+
+	if (rc)
+		return rc;
+	machine->n_views = choose_views(machine);
+	if (machine->n_views > MB_MAX_VIEWS)
+		machine->n_views = MB_MAX_VIEWS;
+	return 0;
+}
+
 /* Host CPUs of each view: a group of near nodes, within what the process may use. False: leave the
  * threads where they are. */
 static bool cpus_of_views(struct mb_machine *machine)
 {
-	const struct mb_topology *topo = machine->n_views > 1 ? mb_machine_topology(machine) : NULL;
+	struct mb_topology topo;
 
-	if (!topo)
+	if (machine->n_views == 1 && !mb_machine_is_confined(machine))
 		return false;
-	mb_topology_group(topo, machine->n_views, machine->view_cpus);
+	mb_machine_chosen_topology(machine, &topo);
+	mb_topology_group(&topo, machine->n_views, machine->view_cpus);
 	return CPU_COUNT(&machine->view_cpus[0]);
 }
 
@@ -94,7 +108,7 @@ static int make_threads(struct mb_machine *machine, struct mb_error *err)
 {
 	unsigned n = machine->config.n_vcpus;
 	uint8_t view[MB_MAX_VCPUS];
-	bool bound = cpus_of_views(machine);
+	bool bound = machine->bound = cpus_of_views(machine);
 	struct mb_vcpus_config config = {
 		.n_vcpus = n,
 		.view = view,
@@ -350,6 +364,7 @@ static const struct {
 	const char *doing;
 	int (*make)(struct mb_machine *machine, struct mb_error *err);
 } steps[] = {
+	{"choosing its nodes", place},
 	{"making its memory", make_host_side},
 	{"creating its vCPUs", make_threads},
 	{"setting up its terminal", make_terminal},
@@ -357,6 +372,7 @@ static const struct {
 	{"loading its guest", mb_machine_load_guest},
 	{"starting its tracker", mb_machine_add_tracker},
 	{"starting its migration", mb_machine_add_manager},
+	{"watching its nodes", mb_machine_add_rebalance},
 	/* Last: a machine that others can see is one that runs. */
 	{"making its control socket", mb_machine_add_control},
 };
@@ -376,9 +392,6 @@ int mb_machine_create(const struct mb_host *host, const struct mb_machine_config
 	machine->host = host;
 	machine->config = *config;
 	machine->ask_fd = -1;
-	machine->n_views = choose_views(machine);
-	if (machine->n_views > MB_MAX_VIEWS)
-		machine->n_views = MB_MAX_VIEWS;
 	mb_machine_signals(&set);
 	pthread_sigmask(SIG_BLOCK, &set, &machine->old_mask);
 
@@ -472,6 +485,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 	mb_ram_destroy(machine->ram);
 	mb_vm_destroy(machine->vm);
 	mb_bus_destroy(machine->bus);
+	mb_machine_remove_place(machine); /* now its memory is free */
 	mb_loop_destroy(machine->loop);
 	/* Until here: giving memory back may take long, too. */
 	mb_machine_stop_signals(machine);

@@ -118,7 +118,7 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 	return array;
 }
 
-/* With one view every node is of that view. */
+/* A view that is not bound to CPUs has every node. */
 static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
@@ -128,7 +128,7 @@ static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, i
 		cpu_set_t both;
 
 		CPU_AND(&both, &topo->node[i].cpus, &machine->view_cpus[view]);
-		if (all || machine->n_views == 1 || CPU_COUNT(&both))
+		if (all || !machine->bound || CPU_COUNT(&both))
 			mb_json_append(nodes, json_integer(topo->node[i].id), rc);
 	}
 	return nodes;

@@ -15,9 +15,12 @@
 #include <mirrorball/manager.h>
 #include <mirrorball/mover.h>
 #include <mirrorball/net.h>
+#include <mirrorball/node_load.h>
 #include <mirrorball/pci.h>
 #include <mirrorball/pvpanic.h>
 #include <mirrorball/ram.h>
+#include <mirrorball/rebalance.h>
+#include <mirrorball/registry.h>
 #include <mirrorball/rng.h>
 #include <mirrorball/serial.h>
 #include <mirrorball/terminal.h>
@@ -48,6 +51,38 @@ struct mb_watcher {
 	uint64_t connection;
 };
 
+#define MB_MAX_REBALANCES 16u /* the newest that are kept */
+
+/* One move of a view's vCPUs. */
+struct mb_rebalanced {
+	uint64_t time_ns;
+	unsigned view, from, to; /* nodes by their ids */
+	double busy_share;	 /* of the node that was left */
+	double waiting_share;	 /* of the time that its vCPUs wanted to run */
+};
+
+/* Where the machine is, among others. Main loop only; there on hosts with several nodes. */
+struct mb_machine_place {
+	struct mb_place_config config;
+	struct mb_rebalance_config rebalance_config;
+	struct mb_place_host host; /* of the last look */
+	struct mb_placement placement;
+	struct mb_registry *registry;	   /* NULL: other machines do not know of it */
+	uint64_t view_nodes[MB_MAX_VIEWS]; /* with CPUs of the view; bits of the index */
+
+	int sysfs_fd, proc_fd;
+	struct mb_watch timer;
+	bool timed; /* watched by the loop */
+	uint64_t looked_ns;
+	bool has_load;
+	struct mb_node_load load;
+	struct mb_vcpu_usage usage[MB_MAX_VIEWS];
+	struct mb_rebalance rebalance;
+	struct mb_rebalanced rebalanced[MB_MAX_REBALANCES]; /* a ring */
+	uint64_t n_rebalanced;				    /* so far */
+	bool said_error;
+};
+
 /*
  * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each view, a thread for each
  * vCPU, one for signals. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
@@ -67,7 +102,9 @@ struct mb_machine {
 	struct mb_manager *manager;
 	unsigned n_views;
 	struct mb_topology *topology; /* mb_machine_topology */
-	cpu_set_t view_cpus[MB_MAX_VIEWS]; /* with more than one view: of each, a group of near nodes */
+	struct mb_machine_place *place;	   /* NULL: nothing to choose */
+	bool bound;			   /* threads of views run on view_cpus only */
+	cpu_set_t view_cpus[MB_MAX_VIEWS]; /* of each, a group of near nodes */
 	struct mb_loop *loop;
 	struct mb_loop *io_loop[MB_MAX_VIEWS]; /* of each view */
 
@@ -135,6 +172,24 @@ int mb_machine_load_guest(struct mb_machine *machine, struct mb_error *err);
 /* The host's nodes with the CPUs that this process may use; read when first asked for. NULL: cannot be. */
 const struct mb_topology *mb_machine_topology(struct mb_machine *machine);
 
+/* src/machine_place.c: the nodes of the host that it is put on, before anything is made. */
+int mb_machine_choose_nodes(struct mb_machine *machine, struct mb_error *err);
+/* Of new guest memory; always 0, for it is as right elsewhere. After the memory is made. */
+void mb_machine_place_memory(struct mb_machine *machine);
+/* The topology with CPUs of the chosen nodes only; all where nothing was chosen. */
+void mb_machine_chosen_topology(struct mb_machine *machine, struct mb_topology *topo);
+/* Whether nodes with CPUs were left out. */
+bool mb_machine_is_confined(const struct mb_machine *machine);
+void mb_machine_publish_place(struct mb_machine *machine, const struct mb_registry_record *record);
+/* What other machines have, into place->host. */
+void mb_machine_read_others(struct mb_machine *machine);
+/* After everything that is on a node; takes no notice of there being none. */
+void mb_machine_remove_place(struct mb_machine *machine);
+
+/* src/machine_rebalance.c: looks every 10 s, tells others, and moves vCPUs. After the vCPUs. */
+int mb_machine_add_rebalance(struct mb_machine *machine, struct mb_error *err);
+json_t *mb_machine_placement_json(struct mb_machine *machine, int *rc);
+
 /* src/machine_track.c */
 int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_remove_tracker(struct mb_machine *machine);
@@ -142,6 +197,7 @@ void mb_machine_remove_tracker(struct mb_machine *machine);
 /* src/machine_migrate.c: memory moves to who uses it. After the tracker; removed before it. */
 int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_remove_manager(struct mb_machine *machine);
+void mb_machine_weigh_view(struct mb_machine *machine, unsigned view); /* its CPUs have changed */
 const char *mb_machine_migrate_state(struct mb_machine *machine); /* for people */
 /* Nothing is looked at or moved from hold to release: while vCPUs stand still, or memory is emptied.
  * Counted. */

@@ -46,17 +46,28 @@ static void look(void *ctx, struct mb_policy_host *host)
 static const struct mb_manager_ops ops = {.extents = extents, .look = look, .move = move};
 
 /* A view's touches come from the CPUs that its vCPUs may run on. */
-static void weigh_views(const struct mb_machine *machine, const struct mb_topology *topo,
-	struct mb_manager_config *config)
+static void weigh_view(struct mb_machine *machine, unsigned v, struct mb_policy_view *view)
 {
-	for (unsigned v = 0; v < machine->n_views; v++)
-		for (unsigned i = 0; i < topo->n_nodes; i++) {
-			cpu_set_t cpus = topo->node[i].cpus;
+	const struct mb_topology *topo = mb_machine_topology(machine);
 
-			if (machine->n_views > 1)
-				CPU_AND(&cpus, &topo->node[i].cpus, &machine->view_cpus[v]);
-			config->view[v].weight[i] = (float)CPU_COUNT(&cpus);
-		}
+	memset(view, 0, sizeof(*view));
+	for (unsigned i = 0; i < topo->n_nodes; i++) {
+		cpu_set_t cpus = topo->node[i].cpus;
+
+		if (machine->bound)
+			CPU_AND(&cpus, &topo->node[i].cpus, &machine->view_cpus[v]);
+		view->weight[i] = (float)CPU_COUNT(&cpus);
+	}
+}
+
+void mb_machine_weigh_view(struct mb_machine *machine, unsigned v)
+{
+	struct mb_policy_view view;
+
+	if (!machine->manager)
+		return;
+	weigh_view(machine, v, &view);
+	mb_manager_set_view(machine->manager, v, &view);
 }
 
 static unsigned nodes_with_memory(const struct mb_topology *topo)
@@ -119,7 +130,8 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	if (machine->config.migrate == MB_MIGRATE_STORM)
 		config.storm_bytes = machine->config.memory_bytes;
 	mb_policy_host_init(&config.host, mb_machine_topology(machine), UINT64_MAX);
-	weigh_views(machine, mb_machine_topology(machine), &config);
+	for (unsigned v = 0; v < machine->n_views; v++)
+		weigh_view(machine, v, &config.view[v]);
 	rc = mb_manager_create(&config, &machine->manager);
 	if (rc)
 		return mb_error_set(err, -rc, "migration: %s", strerror(-rc));

@@ -191,6 +191,7 @@ int mb_machine_answer_numa(void *ctx, uint64_t connection, json_t **answer, stru
 	mb_machine_put_name(machine, numa, &rc);
 	mb_json_put_number(numa, "time_ms", mb_machine_time_ms(machine, mb_now_ns()), &rc);
 	mb_json_put(numa, "views", mb_machine_views_json(machine, &rc), &rc);
+	mb_json_put(numa, "placement", mb_machine_placement_json(machine, &rc), &rc);
 	mb_json_put(numa, "migration", migration_json(machine, &stats, &rc), &rc);
 	if (machine->manager) {
 		mb_json_put(numa, "reasons", reasons_json(&stats, &rc), &rc);

@@ -49,6 +49,10 @@ usage 'not a number' run --track on,budget=1e1
 usage 'given twice' run --track auto,budget=1,budget=2
 usage 'costs nothing' run --track off,budget=1
 usage 'auto, on, off or storm' run --migrate yes
+usage 'auto, nodes=LIST, spread or none' run --placement all
+usage 'a list as nodes=0,2-3' run --placement nodes=
+usage 'a list as nodes=0,2-3' run --placement nodes=3-1
+usage 'no nodes above 1023' run --placement nodes=0-5000
 usage 'must be known' run --migrate on --track off
 usage "'x' is not a console" run --console x
 usage 'name' run --name ../../etc
@@ -92,6 +96,7 @@ if [ "$max" -lt 1024 ]; then
 	expect 1 "more than the $max vCPUs" "$MIRRORBALL" run --cpus $((max + 1)) splash hello
 fi
 expect 1 'views.*more than the' "$MIRRORBALL" run --views 64 splash hello
+expect 1 'may not use a node 1023 of this host; it may use 0' "$MIRRORBALL" run --placement nodes=0,1023 splash hello
 
 # ---- kernels
 kernel 'kernel missing.elf: no such file' missing.elf

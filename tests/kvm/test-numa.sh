@@ -31,10 +31,14 @@ a, page = json.load(open(sys.argv[1])), open(sys.argv[2]).read()
 assert a["name"] == "tracked" and a["time_ms"] > 0 and a["views"], a
 for key in a:
     assert f"*{key}*" in page, key
+for key in a["placement"]:
+    assert f"_{key}_" in page, key
+assert a["placement"]["kind"] == "auto" and a["placement"]["nodes"], a
 END
 expect 0 '"migration": *[{]' "$MIRRORBALL" stat "$pid" --json
 if [ "$nodes" -le 1 ]; then
 	expect 0 'off on a host with one node' "$MIRRORBALL" numa --why "$pid"
+	expect 0 '^placement +auto: node [0-9]+, the only node with CPUs$' "$MIRRORBALL" numa "$pid"
 	[[ " $(threads) " != *" manager "* ]] || bad "a manager with nothing to do: $(threads)"
 fi
 kill -INT "$pid"

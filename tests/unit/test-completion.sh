@@ -67,6 +67,7 @@ offers 'mirrorball run ' splash --kernel --cpus
 offers 'mirrorball run --me' --memory --memory-overcommit '!--cpus'
 offers 'mirrorball run --console ' serial virtio off '!--kernel'
 offers 'mirrorball run --views a' auto
+offers 'mirrorball run --placement s' spread
 offers 'mirrorball run --kernel vm' vmlinuz
 offers 'mirrorball run --disk d' debian.img
 offers 'mirrorball run --disk debian.img,' debian.img,ro debian.img,queues=

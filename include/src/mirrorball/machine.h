@@ -4,6 +4,7 @@
 
 #include <mirrorball/error.h>
 #include <mirrorball/host.h>
+#include <mirrorball/placement.h>
 #include <mirrorball/vcpu.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -59,6 +60,8 @@ struct mb_machine_config {
 	enum mb_track track;
 	uint32_t track_guest_ppm, track_cpu_ppm; /* what tracking may cost (tracker.h); 0: its defaults */
 	enum mb_migrate migrate;
+	enum mb_place_kind placement;	    /* on which nodes of the host: numa/placement.h */
+	struct mb_node_ids placement_nodes; /* of MB_PLACE_NODES */
 
 	/* Either a kernel ... */
 	const char *kernel_path;
@@ -76,7 +79,8 @@ struct mb_machine_config {
 	int in_fd, out_fd; /* the console's; -1: none */
 	bool no_reboot;	   /* a reset ends the machine */
 	bool quiet;	   /* no hint about the escape key */
-	bool no_control;   /* no control socket (mirrorball/control.h) */
+	bool no_control;   /* no control socket (mirrorball/control.h), and in no registry
+			      (registry.h) */
 	/*
 	 * A signal asked for the end and 3 s later something still hangs (a disk that does not answer),
 	 * or a second one came before the guest ran: must end the process. `doing`: what the machine was
