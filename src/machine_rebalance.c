@@ -184,7 +184,6 @@ static void note_rebalanced(
 	struct mb_machine_place *p = machine->place;
 	const struct mb_rebalance_group *g = &look->group[move->group];
 	struct mb_rebalanced *r = &p->rebalanced[p->n_rebalanced++ % MB_MAX_REBALANCES];
-	const bool follows = machine->manager;
 
 	*r = (struct mb_rebalanced){
 		.time_ns = look->now_ns,
@@ -195,11 +194,10 @@ static void note_rebalanced(
 		.waiting_share = share(g->waiting_cpus, g->busy_cpus + g->waiting_cpus),
 	};
 	mb_log("%s: moved %u vCPUs (view %u) from node %u, whose CPUs are %.0f %% busy, to node %u:"
-	       " they waited %.0f %% of their time; %s",
+	       " they waited %.0f %% of their time; their memory %s%s",
 		machine->config.name, g->n_vcpus, r->view, r->from, r->busy_share * 100, r->to,
-		r->waiting_share * 100,
-		follows ? "their memory follows"
-			: "their memory stays (--track on lets it follow)");
+		r->waiting_share * 100, machine->manager ? "follows" : "stays: migration is ",
+		machine->manager ? "" : mb_machine_migrate_state(machine));
 }
 
 /* What was expected of a node is now expected of another. */
