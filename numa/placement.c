@@ -36,6 +36,8 @@ const char *mb_place_why_text(enum mb_place_why why)
 		[MB_PLACE_WHY_FEWEST] = "the fewest nodes that hold it",
 		[MB_PLACE_WHY_VCPUS] = "all nodes, for its vCPUs",
 		[MB_PLACE_WHY_MEMORY] = "nodes without CPUs, too, for its memory",
+		[MB_PLACE_WHY_PROMISED] =
+			"the fewest nodes that hold it, of memory that others were promised",
 		[MB_PLACE_WHY_NO_ROOM] = "all nodes: they have no room for its memory",
 		[MB_PLACE_WHY_GIVEN] = "asked for",
 		[MB_PLACE_WHY_SPREAD] = "spread over all nodes, as asked for",
@@ -361,7 +363,18 @@ static int take_given(const struct search *s, struct mb_placement *out, unsigned
 	return out->nodes & s->with_cpus ? 0 : -ENOSPC;
 }
 
-static void choose(const struct search *s, struct mb_placement *out)
+/* Many a guest never touches all that it may: better near memory that is free now than far. */
+static void forget_promises(struct search *s)
+{
+	for (unsigned i = 0; i < s->host->n_nodes; i++) {
+		struct mb_place_node node = s->host->node[i];
+
+		node.promised_bytes = 0;
+		s->room[i] = mb_place_room(s->config, &node);
+	}
+}
+
+static void choose(struct search *s, struct mb_placement *out)
 {
 	struct set set = {0};
 
@@ -376,6 +389,9 @@ static void choose(const struct search *s, struct mb_placement *out)
 	} else if (find_with_cpuless(s, &set)) {
 		out->nodes = set.nodes;
 		out->why = MB_PLACE_WHY_MEMORY;
+	} else if (forget_promises(s), find_fewest(s, &set)) {
+		out->nodes = set.nodes;
+		out->why = MB_PLACE_WHY_PROMISED;
 	} else {
 		out->nodes = may_be_used(s->host);
 		out->why = MB_PLACE_WHY_NO_ROOM;

@@ -113,7 +113,13 @@ START_TEST(test_room)
 	expect(3, MB_PLACE_WHY_FEWEST);
 	host.node[0].promised_bytes = 11 * GIB;
 	expect(1, MB_PLACE_WHY_FEWEST);
+	/* Promises are broken before nodes are full. */
 	host.node[0].promised_bytes = 100 * GIB;
+	expect(1, MB_PLACE_WHY_PROMISED);
+	host.node[1].promised_bytes = 100 * GIB;
+	request.memory_bytes = 17 * GIB;
+	expect(3, MB_PLACE_WHY_PROMISED);
+	request.memory_bytes = 19 * GIB;
 	expect(3, MB_PLACE_WHY_NO_ROOM);
 	ck_assert_uint_eq(mb_place_room(&config, &host.node[0]), 0);
 	/* The one with most room where all else is the same, if it is more by a sixteenth. */
@@ -344,7 +350,7 @@ START_TEST(test_many)
 			ck_assert_uint_ge(cpus, request.n_vcpus);
 			ck_assert_uint_ge(room, request.memory_bytes);
 		}
-		if (got.why != MB_PLACE_WHY_NO_ROOM)
+		if (got.why != MB_PLACE_WHY_NO_ROOM && got.why != MB_PLACE_WHY_PROMISED)
 			ck_assert_uint_ge(room, request.memory_bytes);
 	}
 	ck_assert_uint_gt(n_more, 50);

@@ -94,6 +94,7 @@ enum mb_place_why {
 	MB_PLACE_WHY_FEWEST,   /* the fewest that hold it */
 	MB_PLACE_WHY_VCPUS,    /* it has as many vCPUs as all CPUs, or more: all nodes */
 	MB_PLACE_WHY_MEMORY,   /* its memory needs nodes without CPUs, too */
+	MB_PLACE_WHY_PROMISED, /* the fewest, if others do not touch what they were promised */
 	MB_PLACE_WHY_NO_ROOM,  /* they do not hold its memory together: all nodes */
 	MB_PLACE_WHY_GIVEN,    /* asked for */
 	MB_PLACE_WHY_SPREAD,   /* asked for all */
