@@ -27,14 +27,14 @@ wrong() {
 	echo 1 >/sys/fs/cgroup/wrong/cpuset.mems
 	# shellcheck disable=SC2016 # of the inner shell
 	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/wrong/cgroup.procs; exec "$@"' sh)
-	begin wrong private size=64M ms=100000
+	begin wrong private size=64M ms=400000
 	as_user=()
 	answers wrong
 	sleep 3
 	before=$(pages "$pid")
 	echo "wrong: $(asked wrong "(m['locality'] or 0) * 100") % local at first"
 	echo 0-1 >/sys/fs/cgroup/wrong/cpuset.mems
-	end=$((SECONDS + 60))
+	end=$((SECONDS + 150))
 	until [ "${moved:-0}" -ge $((24 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
 		sleep 1
 		moved=$(asked wrong "m['moved_bytes'] >> 10")
