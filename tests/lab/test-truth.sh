@@ -60,6 +60,26 @@ END
 python3 "$tmp/pages.py" "$tmp/model.json"
 expect "pages add up" 0 $?
 
+# Slices of time, one run of them for each walk, add up to the section, and so do their pages.
+"$lab" --nodes 2 --cpus-per-node 1 --truth "$tmp/slices.json,pages,slice=200" --in "$tmp/walks.sh" -- ./walks.sh \
+	0 1 2M 60 1 1 2M 60 >"$tmp/out"
+cat >"$tmp/slices.py" <<'END'
+import json, sys
+found = json.load(open(sys.argv[1]))
+guest, slices = found["sections"]["1"]["guest"], found["slices"]
+assert {s["run"] for s in slices} == {1, 2} and len(slices) > 4, "more than one slice of both runs"
+for cpu in range(2):
+    for node in range(2):
+        whole = sum(guest[what][cpu][node] for what in ("load_misses", "store_misses"))
+        assert whole == sum(s["misses"][cpu][node] for s in slices), "the section's misses"
+    assert sum(map(sum, (guest[what][cpu] for what in ("load_misses", "store_misses")))) == \
+        sum(page[1 + cpu] for s in slices for page in s["pages"]), "the pages' misses"
+for before, after in zip(slices, slices[1:]):
+    assert before["run"] < after["run"] or before["ms"] < after["ms"], "times"
+END
+python3 "$tmp/slices.py" "$tmp/slices.json"
+expect "slices add up" 0 $?
+
 # Without the model nothing is a miss.
 "$lab" --nodes 1 --cpus-per-node 1 --truth "$tmp/off.json,cache=off" --in "$tmp/walks.sh" -- ./walks.sh \
 	0 0 512K 20 >"$tmp/out"

@@ -8,11 +8,14 @@
  * this interface: what is used of it is declared below, for its version 4 (QEMU 9.2 to 10.x).
  *
  * Arguments, all needed: out=FILE, cpus=NODE:NODE:… (of each CPU), map=START-END-NODE:… (machine-physical
- * memory, hexadecimal), cache=BYTES (0: no model, no misses), ways=N, host=on|off, pages=on|off.
+ * memory, hexadecimal), cache=BYTES (0: no model, no misses), ways=N, host=on|off, pages=on|off, slice=MS
+ * (0: none).
  */
 #include "mark.h"
 
 #include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -20,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -56,12 +60,14 @@ unsigned qemu_plugin_mem_size_shift(qemu_plugin_meminfo_t info);
 
 EXPORT int qemu_plugin_version = 4;
 
-#define MAX_CPUS   512u
-#define MAX_NODES  8u
-#define MAX_RANGES 16u
-#define MAX_VMRUNS 16u
-#define LINE_SHIFT 6
-#define PAGE_SHIFT 12
+#define MAX_CPUS    512u
+#define MAX_NODES   8u
+#define MAX_RANGES  16u
+#define MAX_VMRUNS  16u
+#define LINE_SHIFT  6
+#define PAGE_SHIFT  12
+#define BLOCK_SHIFT 21
+#define POLL_NS	    10000000 /* a slice is so much too long at most */
 
 enum level { HOST, GUEST, N_LEVELS };
 enum what { LOADS, STORES, LOAD_MISSES, STORE_MISSES, N_WHATS };
@@ -103,7 +109,22 @@ static struct {
 	/* Code that follows a VMRUN, by the address at which the emulator has it. Any thread, atomic. */
 	const char *after_vmrun[MAX_VMRUNS];
 	uint64_t n_unmapped; /* accesses to memory of no node: an error of the map */
+	uint8_t *block_used; /* of each 2 MiB: whether pages in it count. Any thread, atomic */
+	uint64_t slice_ns;   /* 0: no slices */
 } truth;
+
+/* Slices of time. The lock protects all of it. */
+static struct {
+	pthread_mutex_t lock;
+	FILE *file; /* to text: what will stand in the result */
+	char *text;
+	size_t n_text;
+	unsigned run;			      /* how many times counting has begun */
+	bool counts;			      /* now */
+	uint64_t run_ns, begin_ns;	      /* when the run and the slice began */
+	uint64_t *page_noted;		      /* [page][node of the CPU]: misses in slices before */
+	uint64_t noted[MAX_NODES][MAX_NODES]; /* the same, of the guest, by node */
+} slices = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* What this thread's CPU executes. */
 static __thread enum level my_level;
@@ -170,10 +191,134 @@ static void on_access(unsigned index, qemu_plugin_meminfo_t info, uint64_t vaddr
 		uint64_t *n = truth.page_count + ((address >> PAGE_SHIFT) * truth.n_nodes +
 							 truth.node_of[index]) * N_PAGE_WHATS;
 
+		__atomic_store_n(&truth.block_used[address >> BLOCK_SHIFT], 1, __ATOMIC_RELAXED);
 		__atomic_add_fetch(&n[store ? PAGE_STORES : PAGE_LOADS], 1, __ATOMIC_RELAXED);
 		if (!hit)
 			__atomic_add_fetch(&n[PAGE_MISSES], 1, __ATOMIC_RELAXED);
 	}
+}
+
+/* ---- slices of time ---- */
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static uint64_t guest_misses(unsigned from, unsigned to)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < truth.n_cpus; i++)
+		for (unsigned s = 1; s < TRUTH_N_SECTIONS && truth.node_of[i] == from; s++)
+			sum += truth.cpu[i].n[s][GUEST][to][LOAD_MISSES] +
+			       truth.cpu[i].n[s][GUEST][to][STORE_MISSES];
+	return sum;
+}
+
+/* In the result each row is a page, and its misses from each node. */
+static void note_page(uint64_t page, const char **comma)
+{
+	uint64_t *noted = slices.page_noted + page * truth.n_nodes, n[MAX_NODES], any = 0;
+
+	for (unsigned node = 0; node < truth.n_nodes; node++) {
+		uint64_t *count = truth.page_count + (page * truth.n_nodes + node) * N_PAGE_WHATS;
+		uint64_t misses = __atomic_load_n(&count[PAGE_MISSES], __ATOMIC_RELAXED);
+
+		n[node] = misses - noted[node];
+		any |= n[node];
+	}
+	if (!any)
+		return;
+	fprintf(slices.file, "%s[%" PRIu64, *comma, page);
+	for (unsigned node = 0; node < truth.n_nodes; node++) {
+		fprintf(slices.file, ",%" PRIu64, n[node]);
+		noted[node] += n[node];
+	}
+	fprintf(slices.file, "]");
+	*comma = ",";
+}
+
+/* What was missed since the last one. Caller holds the lock. */
+static void note_slice(uint64_t now)
+{
+	const uint64_t per_block = 1u << (BLOCK_SHIFT - PAGE_SHIFT);
+	const char *comma = "";
+
+	fprintf(slices.file, "%s\n  {\"run\": %u, \"ms\": %" PRIu64 ", \"misses\": [",
+		ftell(slices.file) ? "," : "", slices.run, (now - slices.run_ns) / 1000000);
+	for (unsigned from = 0; from < truth.n_nodes; from++) {
+		fprintf(slices.file, "%s[", from ? ", " : "");
+		for (unsigned to = 0; to < truth.n_nodes; to++) {
+			uint64_t all = guest_misses(from, to);
+
+			fprintf(slices.file, "%s%" PRIu64, to ? ", " : "",
+				all - slices.noted[from][to]);
+			slices.noted[from][to] = all;
+		}
+		fprintf(slices.file, "]");
+	}
+	fprintf(slices.file, "]");
+	if (truth.pages) {
+		fprintf(slices.file, ", \"pages\": [");
+		for (uint64_t page = 0; page < truth.end >> PAGE_SHIFT; page++)
+			if (__atomic_load_n(&truth.block_used[page / per_block], __ATOMIC_RELAXED))
+				note_page(page, &comma);
+			else
+				page |= per_block - 1;
+		fprintf(slices.file, "]");
+	}
+	fprintf(slices.file, "}");
+	slices.begin_ns = now;
+}
+
+static void *slice_thread(void *arg)
+{
+	const struct timespec poll = {.tv_nsec = POLL_NS};
+
+	for (;;) {
+		uint64_t now;
+
+		nanosleep(&poll, NULL);
+		pthread_mutex_lock(&slices.lock);
+		now = now_ns();
+		if (slices.counts && now - slices.begin_ns >= truth.slice_ns)
+			note_slice(now);
+		pthread_mutex_unlock(&slices.lock);
+	}
+	return NULL;
+}
+
+/* A slice begins with a run, and the last one ends with it. */
+static void begin_or_end_run(bool begins)
+{
+	pthread_mutex_lock(&slices.lock);
+	if (begins) {
+		slices.run++;
+		slices.run_ns = slices.begin_ns = now_ns();
+	} else if (slices.counts) {
+		note_slice(now_ns());
+	}
+	slices.counts = begins;
+	pthread_mutex_unlock(&slices.lock);
+}
+
+/* The emulator's signals are not for this thread. */
+static bool start_slices(void)
+{
+	sigset_t all, before;
+	pthread_t thread;
+	bool good;
+
+	slices.file = open_memstream(&slices.text, &slices.n_text);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	good = slices.file && !pthread_create(&thread, NULL, slice_thread, NULL);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return good;
 }
 
 /* ---- where a CPU is ---- */
@@ -229,8 +374,11 @@ static void on_mark(unsigned cpu, void *data)
 	unsigned before = __atomic_exchange_n(&truth.section, section, __ATOMIC_RELAXED);
 
 	__atomic_store_n(&truth.seen[section], true, __ATOMIC_RELAXED);
-	if (!before != !section)
-		qemu_plugin_reset(plugin_id, listen);
+	if (!before == !section)
+		return;
+	if (truth.slice_ns)
+		begin_or_end_run(section);
+	qemu_plugin_reset(plugin_id, listen);
 }
 
 /*
@@ -346,6 +494,11 @@ static void on_exit_of_emulator(qemu_plugin_id_t id, void *data)
 		comma = ",";
 	}
 	fprintf(file, "}");
+	if (truth.slice_ns) {
+		begin_or_end_run(false);
+		fflush(slices.file);
+		fprintf(file, ",\n \"slices\": [%s]", slices.text);
+	}
 	if (truth.pages)
 		write_pages(file);
 	fprintf(file, "}\n");
@@ -417,6 +570,8 @@ static bool take(char *argument)
 		return (truth.host = !strcmp(value, "on")) || !strcmp(value, "off");
 	if (!strcmp(argument, "pages"))
 		return (truth.pages = !strcmp(value, "on")) || !strcmp(value, "off");
+	if (!strcmp(argument, "slice"))
+		return (truth.slice_ns = strtoull(value, NULL, 10) * 1000000u) != 0 || !strcmp(value, "0");
 	return false;
 }
 
@@ -436,11 +591,16 @@ static bool make(void)
 		if (!truth.cpu[i].cache)
 			return false;
 	}
-	if (truth.pages)
-		truth.page_count =
-			reserve((truth.end >> PAGE_SHIFT) * truth.n_nodes * N_PAGE_WHATS *
-				sizeof(*truth.page_count));
-	return !truth.pages || truth.page_count;
+	if (truth.pages) {
+		uint64_t n = (truth.end >> PAGE_SHIFT) * truth.n_nodes;
+
+		truth.page_count = reserve(n * N_PAGE_WHATS * sizeof(*truth.page_count));
+		slices.page_noted = reserve(n * sizeof(*slices.page_noted));
+		truth.block_used = reserve((truth.end >> BLOCK_SHIFT) + 1);
+		if (!truth.page_count || !slices.page_noted || !truth.block_used)
+			return false;
+	}
+	return !truth.slice_ns || start_slices();
 }
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv);
