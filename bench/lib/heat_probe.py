@@ -7,28 +7,15 @@ import glob
 import json
 import os
 import re
-import socket
 import struct
 import subprocess
 import sys
 import time
 
+import control
+
 PAGE = 4096
 LOW_MAX, HIGH_BASE = 0xc0000000, 1 << 32
-
-
-def ask(path):
-    """A generator of answers."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(path)
-        with sock.makefile("rw", encoding="utf-8") as stream:
-            while True:
-                stream.write('{"request":"heat"}\n')
-                stream.flush()
-                line = stream.readline()
-                if not line:
-                    return
-                yield json.loads(line)
 
 
 def pages(pid, memory):
@@ -70,18 +57,14 @@ def main():
                    stderr=subprocess.DEVNULL)
     machine = subprocess.Popen(options["command"], stdin=subprocess.PIPE if options.get("keys") else
                                subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    path, snapshots, behind = None, [], {}
-    deadline = time.monotonic() + 60
-    while not path and machine.poll() is None and time.monotonic() < deadline:
-        path = next(iter(glob.glob(f"/run/mirrorball/*.{machine.pid}")), None)
-        time.sleep(0.05)
+    path, snapshots, behind = control.find(machine, 60), [], {}
     time.sleep(options.get("wait", 0))
     if options.get("mark"):
         subprocess.run(["truth-mark", "1"], check=True)
     begun = time.monotonic()
     if path:
         try:
-            for answer in ask(path):
+            for answer in control.ask(path, "heat"):
                 now = time.monotonic() - begun
                 snapshots.append({"s": now, "host": kernel_counts(), **answer})
                 if options["memory"] and len(snapshots) % 5 == 1:
