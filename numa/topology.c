@@ -203,7 +203,7 @@ void mb_topology_group(const struct mb_topology *topo, unsigned n_views, cpu_set
 	/* Cut the walk where each view has its share of the CPUs and leaves a node for each to come. */
 	for (unsigned i = 0; i < n; i++) {
 		unsigned mine = (unsigned)CPU_COUNT(&topo->node[order[i]].cpus);
-		bool full = (taken + mine / 2) * n_views > (view + 1) * cpus;
+		bool full = (2 * taken + mine) * n_views > 2 * (view + 1) * cpus;
 		bool must = n - i <= n_views - 1 - view;
 
 		if (view + 1 < n_views && CPU_COUNT(&view_cpus[view]) && (full || must))

@@ -132,6 +132,24 @@ START_TEST(test_groups_near_nodes)
 }
 END_TEST
 
+/* Halves are halves, also of nodes with one CPU, or another odd number. */
+START_TEST(test_odd_cpus)
+{
+	static const char *const cpus[][4] = {
+		{"0\n", "1\n", "2\n", "3\n"}, {"0-2\n", "3-5\n", "6-8\n", "9-11\n"}};
+	cpu_set_t group[2];
+
+	put("devices/system/node/online", "0-3\n");
+	for (unsigned n = 0; n < 2; n++) {
+		for (unsigned i = 0; i < 4; i++)
+			put_node(i, cpus[n][i], 1024, "20 20 20 20\n");
+		ck_assert_int_eq(mb_topology_read(&topo, root_fd, NULL), 0);
+		mb_topology_group(&topo, 2, group);
+		ck_assert_int_eq(CPU_COUNT(&group[0]), CPU_COUNT(&group[1]));
+	}
+}
+END_TEST
+
 START_TEST(test_more_views_than_nodes)
 {
 	cpu_set_t group[8];
@@ -263,6 +281,7 @@ int main(void)
 	tcase_add_test(tc, test_two_nodes);
 	tcase_add_test(tc, test_sparse_cpuless_memoryless);
 	tcase_add_test(tc, test_groups_near_nodes);
+	tcase_add_test(tc, test_odd_cpus);
 	tcase_add_test(tc, test_more_views_than_nodes);
 	tcase_add_test(tc, test_eight_nodes);
 	tcase_add_test(tc, test_cpuset);
