@@ -24,7 +24,6 @@ struct scan_region { /* struct page_region */
 #define PAGE_PRESENT	 (1u << 3)
 #define PAGE_HUGE	 (1u << 6)
 #define SCAN_PROTECT	 (1u << 0) /* PM_SCAN_WP_MATCHING */
-#define SCAN_CHECK_ASYNC (1u << 1) /* PM_SCAN_CHECK_WPASYNC */
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
@@ -231,7 +230,7 @@ int mb_pagemap_split(struct mb_pagemap *pm, void *at)
 {
 	struct scan_arg arg = {
 		.size = sizeof(arg),
-		.flags = SCAN_PROTECT | SCAN_CHECK_ASYNC,
+		.flags = SCAN_PROTECT,
 		.start = (uintptr_t)at,
 		.end = (uintptr_t)at + MB_PAGE_BYTES, /* whatever is there, and that is nothing */
 	};
@@ -249,7 +248,8 @@ int mb_pagemap_clean(struct mb_pagemap *pm, void *at, uint64_t len)
 {
 	struct scan_arg arg = {
 		.size = sizeof(arg),
-		.flags = SCAN_PROTECT | SCAN_CHECK_ASYNC,
+		/* It passes over where writes are trapped (replica.h): there are none. */
+		.flags = SCAN_PROTECT,
 		.start = (uintptr_t)at,
 		.end = (uintptr_t)at + len,
 		.category_mask = PAGE_WRITTEN | PAGE_PRESENT,

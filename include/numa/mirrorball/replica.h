@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MIRRORBALL_REPLICA_H
+#define MIRRORBALL_REPLICA_H
+
+#include <mirrorball/error.h>
+#include <mirrorball/heat.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/*
+ * One page, a copy on several nodes (design, section 3): what vCPUs of several views read and
+ * nobody writes is copied, and a view maps its copy instead of home. The first write from anywhere
+ * makes it one page again before it is done; the guest cannot tell.
+ *
+ * At any moment a page is either writable and exactly one copy of it is reachable from every view,
+ * or nobody can write it and every reachable copy is equal. tests/unit/test_replica_model.c
+ * explores the steps and says what each of them is.
+ *
+ * Writes are trapped with a userfaultfd of its own, which writers wait on: vCPUs of KVM are in the
+ * kernel then. The kernel and devices write pages behind page tables, untrapped; so whatever does
+ * that holds the page meanwhile (mb_replicas_hold). All functions but create and destroy may be
+ * called from any thread, with none of the caller's locks that a writer of guest memory through a
+ * view might need.
+ */
+struct mb_replicas;
+
+/* A fault took so long from when it was read to when its vCPU was woken: below 1 << i us. */
+#define MB_REPLICA_BUCKETS 20u
+
+/* System calls, for tests that have them fail. */
+struct mb_replica_calls {
+	void *(*map)(void *at, size_t len, int prot, int flags, int fd, off_t offset);
+	int (*unmap)(void *at, size_t len);
+	void *(*remap)(void *at, size_t old_len, size_t len, int flags, void *to);
+	int (*control)(int fd, unsigned long request, void *arg);
+	ssize_t (*read)(int fd, void *buf, size_t len, off_t offset);
+};
+
+struct mb_replicas_config {
+	const char *name; /* in messages; outlives it */
+	int uffd;	  /* of mb_replicas_open_uffd; closed by destroy, or by a create that fails */
+	int ram_fd;	  /* home */
+	uint64_t ram_bytes; /* a multiple of MB_HEAT_BLOCK_BYTES */
+	unsigned n_views;   /* 2..MB_HEAT_VIEWS */
+	void *view_base[MB_HEAT_VIEWS]; /* where each view has all of the file, mapped shared */
+	int view_node[MB_HEAT_VIEWS];	/* of the host, where its copies should be; -1: anywhere */
+	uint64_t max_bytes;		/* of all copies */
+	/* Mappings that replicas may add to the process'; 0: half of vm.max_map_count. */
+	uint64_t max_mappings;
+	uint64_t backoff_ns; /* after the first collapse by a write; 0: 1 s */
+	/*
+	 * A part of a view shows home again, in a mapping of its own that nobody watches: the
+	 * tracker watches it (again). Under a lock: takes none, and calls nothing here. NULL:
+	 * nobody does.
+	 */
+	void (*watch)(void *ctx, unsigned view, uint64_t offset, uint64_t len);
+	void *ctx;
+	const struct mb_replica_calls *calls; /* NULL: the kernel's */
+};
+
+/*
+ * A userfaultfd for writes from within KVM. Before privileges are dropped: it needs
+ * /dev/userfaultfd, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd. user_mode_only: no vCPU of KVM's,
+ * but no privilege, for tests. A descriptor, or -errno; -ENOTSUP where the kernel cannot protect
+ * shared memory (before 5.19).
+ */
+int mb_replicas_open_uffd(bool user_mode_only);
+
+int mb_replicas_create(
+	const struct mb_replicas_config *config, struct mb_replicas **out, struct mb_error *err);
+/* All of it is at home again, and vCPUs may go on. Takes NULL. */
+void mb_replicas_destroy(struct mb_replicas *replicas);
+
+/* What became of each byte; they add up to the length. */
+struct mb_replicated {
+	uint64_t copied_bytes;	/* every view that was asked for has its copy */
+	uint64_t there_bytes;	/* had copies already */
+	uint64_t waiting_bytes; /* written not long ago: backs off */
+	uint64_t held_bytes;	/* held, or written meanwhile */
+	uint64_t full_bytes;	/* no room: the bound of bytes, or of mappings */
+	uint64_t failed_bytes;	/* a system call failed; it is at home */
+};
+
+/*
+ * Gives each view of `views` (bit k: view k) its own copy of [offset, offset + len), multiples of
+ * 4 KiB. A view that gets none reads home. Adds to *done. -EINVAL: no such range or views.
+ */
+int mb_replicas_replicate(struct mb_replicas *replicas, uint64_t offset, uint64_t len,
+	unsigned views, struct mb_replicated *done);
+
+/* No page of it has a copy then. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
+int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
+
+/* Collapses until so many bytes of copies are given back; returns how many were. Takes NULL. */
+uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes);
+
+/*
+ * From the return of hold to release with the same range no page in it has a copy, nor any in the
+ * same 2 MiB gets one: for who writes home itself. Counted. Cheap where there is no copy. -ENOMEM
+ * when a collapse failed for 10 s, and then it is not held. Take NULL.
+ */
+int mb_replicas_hold(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
+void mb_replicas_release(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
+
+/* Collapses, and maps home anew in this view (for huge pages). -ENOMEM. Caller does not hold it. */
+int mb_replicas_remap(struct mb_replicas *replicas, unsigned view, uint64_t offset, uint64_t len);
+
+struct mb_replicas_stats {
+	uint64_t bytes, max_bytes;	 /* of copies, now */
+	uint64_t mappings, max_mappings; /* that they add */
+	uint64_t copied_bytes;		 /* so far */
+	uint64_t n_faults;		 /* writes that were waited for */
+	uint64_t n_collapsed;		 /* pages that were one again because of them */
+	uint64_t n_failures;		 /* system calls */
+	uint64_t fault_ns;		 /* all of them, and the longest */
+	uint64_t longest_ns;
+	uint64_t faults_below_us[MB_REPLICA_BUCKETS]; /* the last: all others, too */
+};
+void mb_replicas_stats(struct mb_replicas *replicas, struct mb_replicas_stats *stats);
+
+#endif

@@ -1,0 +1,619 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <fcntl.h>
+#include <mirrorball/clock.h>
+#include <mirrorball/range.h>
+#include <numaif.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "replica_internal.h"
+
+#define BACKOFF_NS   1000000000ull
+#define LEVEL_MAX    12u /* it has doubled so often: more than an hour */
+#define FORGIVE	     8u	 /* a copy that was not written for so many waits has paid for itself */
+#define PAGE_FAULTS  3u	 /* so many single pages of a block are collapsed, then all of it */
+#define MAP_COUNT    65530u
+#define SHARE_OF_MAX 2u
+
+/* ---- back-off ---- */
+
+static uint32_t now_ms(const struct mb_replicas *r)
+{
+	return (uint32_t)((mb_now_ns() - r->start_ns) / 1000000);
+}
+
+static uint64_t wait_ms(const struct mb_replicas *r, unsigned level)
+{
+	return level ? r->config.backoff_ns / 1000000 << (level - 1) : 0;
+}
+
+static void back_off(const struct mb_replicas *r, uint8_t *level, uint32_t *until_ms, uint32_t now)
+{
+	if (now > *until_ms && now - *until_ms > FORGIVE * wait_ms(r, *level))
+		*level = 0;
+	if (*level < LEVEL_MAX)
+		++*level;
+	*until_ms = (uint32_t)(now + wait_ms(r, *level));
+}
+
+/* ---- collapse ---- */
+
+static unsigned copies_of(const struct mb_replicas *r, uint16_t map)
+{
+	unsigned copies = 0;
+
+	for (unsigned v = 0; v < r->config.n_views; v++)
+		copies |= (unsigned)(mb_replica_mapping(map, v) == COPY_PROTECTED) << v;
+	return copies;
+}
+
+static int open_protected(struct mb_replicas *r, uint64_t first, uint64_t n, bool patient)
+{
+	int rc = 0;
+
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
+		if (mb_replica_mapping(r->page[first].map, v) == HOME_PROTECTED)
+			rc = mb_replica_open(r, v, first, n, patient);
+	return rc;
+}
+
+/*
+ * Pages that are mapped alike. Copies are withdrawn one after the other, so that home is still
+ * protected everywhere, and the last one makes way for home that may be written: then there is one.
+ */
+static int collapse_alike(struct mb_replicas *r, uint64_t first, uint64_t n, bool may_wait)
+{
+	unsigned copies = copies_of(r, r->page[first].map);
+	int rc = 0;
+
+	if (MB_REPLICA_WRONG == WRONG_OPEN_FIRST) {
+		rc = open_protected(r, first, n, may_wait);
+		usleep(1000);
+	}
+	while (copies && !rc) {
+		unsigned v = (unsigned)__builtin_ctz(copies);
+
+		copies &= copies - 1;
+		if (!copies)
+			rc = mb_replica_open(r, v, first, n, may_wait);
+		else if (may_wait)
+			rc = mb_replica_protect(r, v, first, n); /* withdraw */
+		else
+			rc = -EAGAIN;
+	}
+	return rc ? rc : open_protected(r, first, n, may_wait);
+}
+
+/* How many pages from here on are mapped alike. */
+static uint64_t n_alike(const struct mb_replicas *r, uint64_t first, uint64_t n)
+{
+	uint64_t i = 1;
+
+	while (i < n && r->page[first + i].map == r->page[first].map)
+		i++;
+	return i;
+}
+
+static void settle(struct mb_replicas *r, uint64_t first, uint64_t n, uint16_t was)
+{
+	mb_replica_free(r, first, n, copies_of(r, was));
+	for (unsigned v = 0; v < r->config.n_views; v++)
+		mb_replica_settle(r, v, first, n);
+}
+
+int mb_replica_collapse_pages(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait)
+{
+	uint64_t woken = 0;
+	int rc = 0;
+
+	for (uint64_t i = 0, run; i < n && b->n_away; i += run) {
+		uint16_t was = r->page[first + i].map;
+
+		run = n_alike(r, first + i, n - i);
+		if (!was)
+			continue;
+		rc = collapse_alike(r, first + i, run, may_wait);
+		if (rc) {
+			/* Those that were withdrawn are in no view any more. */
+			mb_replica_free(r, first + i, run,
+				copies_of(r, was) & ~copies_of(r, r->page[first + i].map));
+			return rc;
+		}
+		mb_replica_wake(r, first + i, run);
+		woken += run;
+		b->woken_ns = mb_now_ns();
+		settle(r, first + i, run, was);
+	}
+	if (!b->n_away)
+		__atomic_store_n(&b->active, false, __ATOMIC_SEQ_CST);
+	/* Who was told of so late that nothing was left to do waits as well. */
+	if (woken < n) {
+		mb_replica_wake(r, first, n);
+		b->woken_ns = mb_now_ns();
+	}
+	return 0;
+}
+
+static bool is_away(const struct mb_replicas *r, uint64_t first, uint64_t n)
+{
+	uint64_t i = 0;
+
+	while (i < n && !r->page[first + i].map)
+		i++;
+	return i < n;
+}
+
+int mb_replica_written(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait)
+{
+	uint64_t block_first = (uint64_t)(b - r->block) * BLOCK_PAGES;
+	unsigned before = b->n_away;
+	uint32_t now = now_ms(r);
+	int rc;
+
+	/* Another writer was first. */
+	if (!is_away(r, first, n))
+		return mb_replica_collapse_pages(r, b, first, n, may_wait);
+	if (b->n_faults >= PAGE_FAULTS) {
+		rc = mb_replica_collapse_pages(r, b, block_first, BLOCK_PAGES, may_wait);
+		if (!rc)
+			back_off(r, &b->level, &b->until_ms, now);
+	} else {
+		rc = mb_replica_collapse_pages(r, b, first, n, may_wait);
+		for (uint64_t i = first; i < first + n && !rc; i++)
+			back_off(r, &r->page[i].level, &r->page[i].until_ms, now);
+	}
+	b->n_faults += !rc;
+	if (before > b->n_away)
+		__atomic_add_fetch(&r->stats.n_collapsed, before - b->n_away, __ATOMIC_RELAXED);
+	return rc;
+}
+
+/* Calls fn for the part of a range in each block. */
+static int each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
+	int (*fn)(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg),
+	void *arg)
+{
+	uint64_t first = offset / PAGE, end = (offset + len + PAGE - 1) / PAGE;
+	int rc = 0;
+
+	if (!mb_range_inside(offset, len, 0, r->config.ram_bytes))
+		return -EINVAL;
+	while (first < end && !rc) {
+		uint64_t next = (first / BLOCK_PAGES + 1) * BLOCK_PAGES;
+
+		if (next > end)
+			next = end;
+		rc = fn(r, &r->block[first / BLOCK_PAGES], first, next - first, arg);
+		first = next;
+	}
+	return rc;
+}
+
+static int collapse_part(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	int rc = 0;
+
+	if (!__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
+		return 0;
+	pthread_mutex_lock(&b->lock);
+	if (b->n_away)
+		rc = mb_replica_collapse_pages(r, b, first, n, true);
+	pthread_mutex_unlock(&b->lock);
+	return rc;
+}
+
+int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
+{
+	return r ? each_block(r, offset, len, collapse_part, NULL) : 0;
+}
+
+uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes)
+{
+	uint64_t before = r ? __atomic_load_n(&r->bytes, __ATOMIC_RELAXED) : 0, now = before;
+
+	for (uint64_t i = 0; r && i < r->n_blocks && now && before - now < bytes; i++) {
+		uint64_t k = __atomic_fetch_add(&r->cursor, 1, __ATOMIC_RELAXED) % r->n_blocks;
+
+		mb_replicas_collapse(r, k * BLOCK, BLOCK);
+		now = __atomic_load_n(&r->bytes, __ATOMIC_RELAXED);
+		if (now > before)
+			before = now; /* others make some */
+	}
+	return before - now;
+}
+
+struct remap {
+	unsigned view;
+};
+
+static int remap_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	const struct remap *remap = arg;
+	int rc;
+
+	pthread_mutex_lock(&b->lock);
+	rc = mb_replica_collapse_pages(r, b, first, n, true);
+	if (!rc)
+		rc = mb_replica_open(r, remap->view, first, n, false);
+	if (!rc)
+		mb_replica_settle(r, remap->view, first, n);
+	pthread_mutex_unlock(&b->lock);
+	return rc;
+}
+
+int mb_replicas_remap(struct mb_replicas *r, unsigned view, uint64_t offset, uint64_t len)
+{
+	struct remap remap = {.view = view};
+
+	if (view >= r->config.n_views)
+		return -EINVAL;
+	return each_block(r, offset, len, remap_part, &remap);
+}
+
+/* ---- holds ---- */
+
+static int release_part(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	__atomic_sub_fetch(&b->holds, 1, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+static int hold_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	uint64_t *held = arg;
+	int rc;
+
+	__atomic_add_fetch(&b->holds, 1, __ATOMIC_SEQ_CST);
+	rc = MB_REPLICA_WRONG == WRONG_HOLD ? 0 : collapse_part(r, b, first, n, NULL);
+	if (rc)
+		release_part(r, b, first, n, NULL);
+	else
+		*held = first + n;
+	return rc;
+}
+
+void mb_replicas_release(struct mb_replicas *r, uint64_t offset, uint64_t len)
+{
+	if (r)
+		each_block(r, offset, len, release_part, NULL);
+}
+
+int mb_replicas_hold(struct mb_replicas *r, uint64_t offset, uint64_t len)
+{
+	uint64_t held = 0;
+	int rc = r ? each_block(r, offset, len, hold_part, &held) : 0;
+
+	if (rc && held)
+		mb_replicas_release(r, offset, held * PAGE - offset);
+	return rc;
+}
+
+/* ---- replicate ---- */
+
+struct job {
+	unsigned views;
+	struct mb_replicated *done;
+};
+
+/* Takes its memory and its mappings from what is left. */
+static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
+{
+	uint64_t bytes = n * PAGE * (unsigned)__builtin_popcount(views), mappings;
+
+	mb_replica_store_mappings(r);
+	pthread_mutex_lock(&r->count_lock);
+	mappings = r->n_mappings;
+	pthread_mutex_unlock(&r->count_lock);
+	if (mappings + 2 * r->config.n_views > r->config.max_mappings)
+		return false;
+	if (!__atomic_load_n(&r->spare, __ATOMIC_RELAXED))
+		return false;
+	if (__atomic_add_fetch(&r->bytes, bytes, __ATOMIC_RELAXED) <= r->config.max_bytes)
+		return true;
+	__atomic_sub_fetch(&r->bytes, bytes, __ATOMIC_RELAXED);
+	return false;
+}
+
+static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n)
+{
+	int rc = 0;
+
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
+		if (mb_replica_mapping(r->page[first].map, v) == HOME_OPEN)
+			rc = mb_replica_protect(r, v, first, n);
+	return rc;
+}
+
+static int copy_all(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, void **stage)
+{
+	int rc = 0;
+
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
+		if (!(views >> v & 1))
+			continue;
+		rc = mb_replica_copy(r, v, first, n, &stage[v]);
+		if (rc)
+			stage[v] = NULL;
+	}
+	return rc;
+}
+
+static int install_all(
+	struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, void **stage)
+{
+	int rc = 0;
+
+	for (unsigned v = 0; v < r->config.n_views; v++) {
+		if (!(views >> v & 1) || !stage[v])
+			continue;
+		if (rc)
+			mb_replica_drop(r, stage[v], n);
+		else
+			rc = mb_replica_install(r, v, first, n, stage[v]);
+		stage[v] = NULL;
+	}
+	return rc;
+}
+
+/* Protect, copy, install. Pages [first, first + n) are HOME_OPEN. Caller has the lock. */
+static int replicate_pages(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, unsigned views)
+{
+	void *stage[MB_HEAT_VIEWS] = {NULL};
+	unsigned copies;
+	int rc = 0;
+
+	if (MB_REPLICA_WRONG == WRONG_COPY_FIRST)
+		rc = copy_all(r, first, n, views, stage);
+	if (!rc)
+		rc = protect_all(r, first, n);
+	if (!rc && MB_REPLICA_WRONG != WRONG_COPY_FIRST)
+		rc = copy_all(r, first, n, views, stage);
+	/* A writer waits already: it is not worth it. */
+	if (!rc && __atomic_load_n(&b->queued, __ATOMIC_RELAXED))
+		rc = -EBUSY;
+	if (!rc)
+		rc = install_all(r, first, n, views, stage);
+	if (!rc)
+		return 0;
+	for (unsigned v = 0; v < r->config.n_views; v++)
+		if (stage[v])
+			mb_replica_drop(r, stage[v], n);
+	/* Those that are in no view; those that are go with the collapse. */
+	copies = copies_of(r, r->page[first].map);
+	mb_replica_free(r, first, n, views & ~copies);
+	/* What cannot be undone now is undone by the first write. */
+	mb_replica_collapse_pages(r, b, first, n, true);
+	return rc;
+}
+
+static void replicate_run(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, struct job *job)
+{
+	int rc;
+
+	if (!has_room(r, n, job->views)) {
+		job->done->full_bytes += n * PAGE;
+		return;
+	}
+	rc = replicate_pages(r, b, first, n, job->views);
+	if (!rc) {
+		job->done->copied_bytes += n * PAGE;
+		__atomic_add_fetch(&r->stats.copied_bytes, n * PAGE, __ATOMIC_RELAXED);
+	} else if (rc == -EBUSY) {
+		job->done->held_bytes += n * PAGE;
+	} else {
+		job->done->failed_bytes += n * PAGE;
+	}
+}
+
+static int replicate_part(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	struct job *job = arg;
+	uint32_t now = now_ms(r);
+
+	pthread_mutex_lock(&b->lock);
+	__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&b->holds, __ATOMIC_SEQ_CST)) {
+		job->done->held_bytes += n * PAGE;
+	} else if (b->level && now < b->until_ms) {
+		job->done->waiting_bytes += n * PAGE;
+	} else {
+		if (!b->n_away)
+			b->n_faults = 0;
+		for (uint64_t i = 0, run; i < n; i += run) {
+			const struct page *p = &r->page[first + i];
+			bool away = p->map, waits = p->level && now < p->until_ms;
+
+			for (run = 1; i + run < n && (p[run].map != 0) == away &&
+				      (p[run].level && now < p[run].until_ms) == waits;)
+				run++;
+			if (away)
+				job->done->there_bytes += run * PAGE;
+			else if (waits)
+				job->done->waiting_bytes += run * PAGE;
+			else
+				replicate_run(r, b, first + i, run, job);
+		}
+	}
+	if (!b->n_away)
+		__atomic_store_n(&b->active, false, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&b->lock);
+	return 0;
+}
+
+int mb_replicas_replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, unsigned views,
+	struct mb_replicated *done)
+{
+	struct job job = {.views = views, .done = done};
+
+	if ((offset | len) % PAGE || !views || views >> r->config.n_views)
+		return -EINVAL;
+	return each_block(r, offset, len, replicate_part, &job);
+}
+
+/* ---- the beginning, and the end ---- */
+
+static uint64_t max_mappings(void)
+{
+	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+	unsigned long n = MAP_COUNT;
+
+	if (file && fscanf(file, "%lu", &n) != 1)
+		n = MAP_COUNT;
+	if (file)
+		fclose(file);
+	return n / SHARE_OF_MAX;
+}
+
+static int open_copies(struct mb_replicas *r, unsigned view)
+{
+	uint64_t bytes = r->config.ram_bytes;
+	unsigned long nodes[1024 / (8 * sizeof(long))] = {0};
+	unsigned node = (unsigned)r->config.view_node[view];
+	const unsigned bits = 8 * sizeof(nodes[0]);
+	void *all;
+
+	r->copy_fd[view] = memfd_create("mirrorball-copies", MFD_CLOEXEC);
+	if (r->copy_fd[view] < 0 || ftruncate(r->copy_fd[view], (off_t)bytes))
+		return -errno;
+	if (r->config.view_node[view] < 0 || node >= 8 * sizeof(nodes))
+		return 0;
+	/* The file keeps the policy, and the host's balancing leaves it alone. Preferred: a copy
+	 * elsewhere is of no use, but does no harm. */
+	all = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, r->copy_fd[view], 0);
+	if (all == MAP_FAILED)
+		return -errno;
+	nodes[node / bits] = 1ul << node % bits;
+	mbind(all, bytes, MPOL_PREFERRED, nodes, 8 * sizeof(nodes), 0);
+	munmap(all, bytes);
+	return 0;
+}
+
+static int kernel_control(int fd, unsigned long request, void *arg)
+{
+	return ioctl(fd, request, arg);
+}
+
+static void *kernel_remap(void *at, size_t old_len, size_t len, int flags, void *to)
+{
+	return mremap(at, old_len, len, flags, to);
+}
+
+static const struct mb_replica_calls kernel_calls = {
+	.map = mmap,
+	.unmap = munmap,
+	.remap = kernel_remap,
+	.control = kernel_control,
+	.read = pread,
+};
+
+static int create(struct mb_replicas *r)
+{
+	uint64_t page_bytes = r->n_blocks * BLOCK_PAGES * sizeof(r->page[0]);
+	int rc = 0;
+
+	r->block = calloc(r->n_blocks, sizeof(*r->block));
+	if (!r->block)
+		return -ENOMEM;
+	for (uint64_t i = 0; i < r->n_blocks; i++)
+		pthread_mutex_init(&r->block[i].lock, NULL);
+	r->page = mmap(NULL, page_bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (r->page == MAP_FAILED) {
+		r->page = NULL;
+		return -ENOMEM;
+	}
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
+		rc = open_copies(r, v);
+	return rc ? rc : mb_replica_start_threads(r);
+}
+
+int mb_replicas_create(
+	const struct mb_replicas_config *config, struct mb_replicas **out, struct mb_error *err)
+{
+	struct mb_replicas *r = calloc(1, sizeof(*r));
+	int rc;
+
+	if (!r) {
+		close(config->uffd);
+		return mb_error_set(err, ENOMEM, "replicas: out of memory");
+	}
+	r->config = *config;
+	r->calls = config->calls ? config->calls : &kernel_calls;
+	if (!r->config.max_mappings)
+		r->config.max_mappings = max_mappings();
+	if (!r->config.backoff_ns)
+		r->config.backoff_ns = BACKOFF_NS;
+	r->start_ns = mb_now_ns();
+	r->n_blocks = config->ram_bytes / BLOCK;
+	r->stop_fd = -1;
+	for (unsigned v = 0; v < MB_HEAT_VIEWS; v++)
+		r->copy_fd[v] = -1;
+	pthread_mutex_init(&r->count_lock, NULL);
+	pthread_mutex_init(&r->queue_lock, NULL);
+	pthread_cond_init(&r->queue_wake, NULL);
+	rc = create(r);
+	if (rc) {
+		mb_replicas_destroy(r);
+		return mb_error_set(err, -rc, "replicas: %s", strerror(-rc));
+	}
+	*out = r;
+	return 0;
+}
+
+void mb_replicas_destroy(struct mb_replicas *r)
+{
+	if (!r)
+		return;
+	if (r->worker_runs)
+		mb_replicas_collapse(r, 0, r->config.ram_bytes);
+	mb_replica_stop_threads(r);
+	for (unsigned v = 0; v < MB_HEAT_VIEWS; v++)
+		if (r->copy_fd[v] >= 0)
+			close(r->copy_fd[v]);
+	for (uint64_t i = 0; r->block && i < r->n_blocks; i++)
+		pthread_mutex_destroy(&r->block[i].lock);
+	if (r->page)
+		munmap(r->page, r->n_blocks * BLOCK_PAGES * sizeof(r->page[0]));
+	mb_replica_use_store(r);
+	pthread_cond_destroy(&r->queue_wake);
+	pthread_mutex_destroy(&r->queue_lock);
+	pthread_mutex_destroy(&r->count_lock);
+	close(r->config.uffd);
+	free(r->block);
+	free(r);
+}
+
+void mb_replicas_stats(struct mb_replicas *r, struct mb_replicas_stats *stats)
+{
+	const struct mb_replicas_stats *s = &r->stats;
+
+	*stats = (struct mb_replicas_stats){
+		.bytes = __atomic_load_n(&r->bytes, __ATOMIC_RELAXED),
+		.max_bytes = r->config.max_bytes,
+		.max_mappings = r->config.max_mappings,
+		.copied_bytes = __atomic_load_n(&s->copied_bytes, __ATOMIC_RELAXED),
+		.n_faults = __atomic_load_n(&s->n_faults, __ATOMIC_RELAXED),
+		.n_collapsed = __atomic_load_n(&s->n_collapsed, __ATOMIC_RELAXED),
+		.n_failures = __atomic_load_n(&s->n_failures, __ATOMIC_RELAXED),
+		.fault_ns = __atomic_load_n(&s->fault_ns, __ATOMIC_RELAXED),
+		.longest_ns = __atomic_load_n(&s->longest_ns, __ATOMIC_RELAXED),
+	};
+	for (unsigned i = 0; i < MB_REPLICA_BUCKETS; i++)
+		stats->faults_below_us[i] =
+			__atomic_load_n(&s->faults_below_us[i], __ATOMIC_RELAXED);
+	pthread_mutex_lock(&r->count_lock);
+	stats->mappings = r->n_mappings;
+	pthread_mutex_unlock(&r->count_lock);
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <mirrorball/clock.h>
+#include <mirrorball/thread.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "replica_internal.h"
+
+/*
+ * Two threads. The reader never waits for anything but messages: whoever moves a mapping into a
+ * view waits until it has read of that, with a block locked. What it cannot do at once, it leaves
+ * to the worker.
+ */
+#define STACK_BYTES (256u << 10)
+#define N_MESSAGES  16u
+#define RETRY_NS    10000000l
+/* Linux 6.1's headers have the last one; the others are older. */
+#define FEATURES	 (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
+#define FEATURE_WP_SHMEM (1u << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 5.19 */
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00) /* 6.1 */
+#endif
+
+static int new_uffd(bool user_mode_only)
+{
+	int flags = O_CLOEXEC | O_NONBLOCK, fd, dev, rc;
+
+	if (user_mode_only)
+		flags |= UFFD_USER_MODE_ONLY;
+	fd = (int)syscall(SYS_userfaultfd, flags);
+	if (fd >= 0 || user_mode_only)
+		return fd < 0 ? -errno : fd;
+	rc = -errno;
+	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (dev < 0)
+		return rc;
+	fd = ioctl(dev, USERFAULTFD_IOC_NEW, flags);
+	rc = -errno;
+	close(dev);
+	return fd < 0 ? rc : fd;
+}
+
+int mb_replicas_open_uffd(bool user_mode_only)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = FEATURES};
+	int fd = new_uffd(user_mode_only);
+
+	if (fd < 0 || !ioctl(fd, UFFDIO_API, &api))
+		return fd;
+	close(fd);
+	return -ENOTSUP;
+}
+
+/* ---- figures ---- */
+
+static void count_fault(struct mb_replicas *r, uint64_t ns)
+{
+	struct mb_replicas_stats *s = &r->stats;
+	uint64_t longest = __atomic_load_n(&s->longest_ns, __ATOMIC_RELAXED);
+	unsigned bucket = 0;
+
+	while (bucket + 1 < MB_REPLICA_BUCKETS && ns / 1000 >> bucket)
+		bucket++;
+	__atomic_add_fetch(&s->n_faults, 1, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&s->fault_ns, ns, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&s->faults_below_us[bucket], 1, __ATOMIC_RELAXED);
+	while (ns > longest && !__atomic_compare_exchange_n(&s->longest_ns, &longest, ns, false,
+				       __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
+}
+
+/* ---- the queue ---- */
+
+/* A block is in it once; a fault on other pages of it makes the range longer. */
+static void queue(struct mb_replicas *r, struct block *b, unsigned from, unsigned to, uint64_t ns)
+{
+	uint32_t index = (uint32_t)(b - r->block);
+
+	pthread_mutex_lock(&r->queue_lock);
+	if (b->queued) {
+		b->from = from < b->from ? from : b->from;
+		b->to = to > b->to ? to : b->to;
+	} else {
+		b->from = from;
+		b->to = to;
+		b->queued_ns = ns;
+		b->next = 0;
+		__atomic_store_n(&b->queued, true, __ATOMIC_RELAXED);
+		if (r->queue_tail)
+			r->block[r->queue_tail - 1].next = index + 1;
+		else
+			r->queue_head = index + 1;
+		r->queue_tail = index + 1;
+		pthread_cond_signal(&r->queue_wake);
+	}
+	pthread_mutex_unlock(&r->queue_lock);
+}
+
+/* Waits for one; NULL: the end. */
+static struct block *take(struct mb_replicas *r, unsigned *from, unsigned *to, uint64_t *ns)
+{
+	struct block *b = NULL;
+
+	pthread_mutex_lock(&r->queue_lock);
+	while (!r->queue_head && !r->stop)
+		pthread_cond_wait(&r->queue_wake, &r->queue_lock);
+	if (r->queue_head) {
+		b = &r->block[r->queue_head - 1];
+		r->queue_head = b->next;
+		if (!r->queue_head)
+			r->queue_tail = 0;
+		*from = b->from;
+		*to = b->to;
+		*ns = b->queued_ns;
+		__atomic_store_n(&b->queued, false, __ATOMIC_RELAXED);
+	}
+	pthread_mutex_unlock(&r->queue_lock);
+	return b;
+}
+
+static bool is_over(struct mb_replicas *r)
+{
+	bool stop;
+
+	pthread_mutex_lock(&r->queue_lock);
+	stop = r->stop;
+	pthread_mutex_unlock(&r->queue_lock);
+	return stop;
+}
+
+static void *worker_main(void *arg)
+{
+	struct mb_replicas *r = arg;
+	unsigned from, to;
+	struct block *b;
+	uint64_t ns;
+
+	pthread_setname_np(pthread_self(), "collapse");
+	while ((b = take(r, &from, &to, &ns))) {
+		uint64_t first = (uint64_t)(b - r->block) * BLOCK_PAGES + from;
+		int rc;
+
+		pthread_mutex_lock(&b->lock);
+		rc = mb_replica_written(r, b, first, to - from, true);
+		if (!rc)
+			count_fault(r, b->woken_ns - ns);
+		pthread_mutex_unlock(&b->lock);
+		if (rc && !is_over(r))
+			queue(r, b, from, to, ns); /* its writer waits until there is memory */
+	}
+	return NULL;
+}
+
+/* ---- the reader ---- */
+
+static void on_fault(struct mb_replicas *r, uint64_t hva, uint64_t ns)
+{
+	for (unsigned v = 0; v < r->config.n_views; v++) {
+		uint64_t offset = hva - (uintptr_t)r->config.view_base[v];
+		uint64_t page = offset / PAGE;
+		struct block *b = &r->block[page / BLOCK_PAGES];
+		unsigned at = (unsigned)(page % BLOCK_PAGES);
+		int rc;
+
+		if (offset >= r->config.ram_bytes)
+			continue;
+		if (pthread_mutex_trylock(&b->lock)) {
+			queue(r, b, at, at + 1, ns);
+			return;
+		}
+		rc = mb_replica_written(r, b, page, 1, false);
+		if (!rc)
+			count_fault(r, b->woken_ns - ns);
+		pthread_mutex_unlock(&b->lock);
+		if (rc)
+			queue(r, b, at, at + 1, ns);
+		return;
+	}
+}
+
+/* The kernel has remaps read after all faults; to read one lets its thread go on. */
+static void read_messages(struct mb_replicas *r)
+{
+	struct uffd_msg msg[N_MESSAGES];
+	ssize_t n = read(r->config.uffd, msg, sizeof(msg));
+	uint64_t now_ns = mb_now_ns();
+
+	for (ssize_t i = 0; i < n / (ssize_t)sizeof(msg[0]); i++)
+		if (msg[i].event == UFFD_EVENT_PAGEFAULT)
+			on_fault(r, msg[i].arg.pagefault.address, now_ns);
+}
+
+static void *reader_main(void *arg)
+{
+	struct mb_replicas *r = arg;
+	struct pollfd fds[] = {
+		{.fd = r->config.uffd, .events = POLLIN}, {.fd = r->stop_fd, .events = POLLIN}};
+
+	pthread_setname_np(pthread_self(), "writes");
+	while (poll(fds, 2, -1) < 0 || !fds[1].revents)
+		read_messages(r);
+	return NULL;
+}
+
+/* ---- the interface ---- */
+
+int mb_replica_start_threads(struct mb_replicas *r)
+{
+	int rc;
+
+	r->stop_fd = eventfd(0, EFD_CLOEXEC);
+	if (r->stop_fd < 0)
+		return -errno;
+	rc = mb_thread_start(&r->reader, STACK_BYTES, NULL, reader_main, r);
+	r->reader_runs = !rc;
+	if (!rc)
+		rc = mb_thread_start(&r->worker, STACK_BYTES, NULL, worker_main, r);
+	r->worker_runs = !rc;
+	return rc;
+}
+
+void mb_replica_stop_threads(struct mb_replicas *r)
+{
+	pthread_mutex_lock(&r->queue_lock);
+	r->stop = true;
+	pthread_cond_signal(&r->queue_wake);
+	pthread_mutex_unlock(&r->queue_lock);
+	if (r->worker_runs)
+		pthread_join(r->worker, NULL);
+	if (r->stop_fd >= 0)
+		eventfd_write(r->stop_fd, 1);
+	if (r->reader_runs)
+		pthread_join(r->reader, NULL);
+	if (r->stop_fd >= 0)
+		close(r->stop_fd);
+}

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MB_NUMA_REPLICA_INTERNAL_H
+#define MB_NUMA_REPLICA_INTERNAL_H
+
+#include <mirrorball/replica.h>
+#include <pthread.h>
+
+#define PAGE	    MB_HEAT_PAGE_BYTES
+#define BLOCK	    MB_HEAT_BLOCK_BYTES
+#define BLOCK_PAGES MB_HEAT_BLOCK_PAGES
+
+/* For a test that shows that a wrong order of steps is caught; nothing else may set it. */
+#ifndef MB_REPLICA_WRONG
+#define MB_REPLICA_WRONG 0
+#endif
+enum {
+	WRONG_COPY_FIRST = 1, /* before home is protected */
+	WRONG_OPEN_FIRST,     /* home is writable while a view still has a copy */
+	WRONG_HOLD,	      /* does not collapse */
+};
+
+/* What a view maps; zero is how it begins. */
+enum mapping { HOME_OPEN, HOME_PROTECTED, COPY_PROTECTED };
+
+/* Of every page of guest memory; untouched ones cost nothing. */
+struct page {
+	uint16_t map;	   /* two bits a view: enum mapping */
+	uint8_t level;	   /* writes that ended a copy, one after the other */
+	uint32_t until_ms; /* no copy before; since creation */
+};
+
+struct block {
+	/*
+	 * Held for all steps on its pages. No two of them are held at once. Whoever has it may wait
+	 * for the reader of the userfaultfd, which therefore never waits for it.
+	 */
+	pthread_mutex_t lock;
+	/*
+	 * Whether a page may be other than HOME_OPEN. The replicator sets it and then looks at
+	 * holds; who holds counts itself and then looks at this: one of them sees the other.
+	 */
+	bool active;	/* atomic; set and cleared under the lock */
+	unsigned holds; /* atomic */
+
+	/* Under the lock. */
+	unsigned n_away;   /* pages that are not HOME_OPEN */
+	unsigned n_faults; /* since it was replicated */
+	uint64_t woken_ns; /* who waited last */
+	uint8_t level;	   /* as of a page, where all of it was collapsed */
+	uint32_t until_ms;
+
+	/* Under mb_replicas.queue_lock: faults for the worker, on pages [from, to) of the block. */
+	bool queued; /* atomic: the replicator looks without */
+	uint64_t queued_ns;
+	unsigned from, to;
+	uint32_t next;
+};
+
+struct mb_replicas {
+	struct mb_replicas_config config;
+	const struct mb_replica_calls *calls;
+	int copy_fd[MB_HEAT_VIEWS];
+	uint64_t n_blocks, start_ns;
+	struct page *page;
+	struct block *block;
+
+	/* Mappings kept in store for a collapse that cannot do without; NULL: used up. Atomic. */
+	void *spare;
+
+	/* Innermost. Protects the count: who changes what pages are mapped to has it. */
+	pthread_mutex_t count_lock;
+	uint64_t n_mappings;
+
+	uint64_t bytes;			/* atomic */
+	uint64_t cursor;		/* atomic: the block where reclaim goes on */
+	struct mb_replicas_stats stats; /* its counters are atomic */
+
+	pthread_mutex_t queue_lock;
+	pthread_cond_t queue_wake;
+	uint32_t queue_head, queue_tail; /* index + 1 */
+	pthread_t reader, worker;
+	bool reader_runs, worker_runs, stop; /* stop: under queue_lock */
+	int stop_fd;
+};
+
+static inline enum mapping mb_replica_mapping(uint16_t map, unsigned view)
+{
+	return (enum mapping)(map >> 2 * view & 3);
+}
+
+/* ---- numa/replica_map.c: the steps. The caller has the lock of the block. ---- */
+
+/* All on pages [first, first + n), which are alike and in one block. -errno: nothing has changed.
+ */
+int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
+/* *stage: for install, or for drop. */
+int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void **stage);
+/* Takes the stage, even if it fails. */
+int mb_replica_install(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage);
+void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n);
+/* patient: tries for 10 s. */
+int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient);
+/* In every view. */
+void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n);
+/* Of the views of `copies`. */
+void mb_replica_free(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned copies);
+/* After open: for huge pages, and for the tracker. */
+void mb_replica_settle(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
+
+/* Puts some into store, if there are none; gives them back, and says whether there were any. */
+void mb_replica_store_mappings(struct mb_replicas *r);
+bool mb_replica_use_store(struct mb_replicas *r);
+
+/* ---- numa/replica.c ---- */
+
+/*
+ * Makes pages [first, first + n) of a block one again, and wakes who waits for them. -EAGAIN, where
+ * it may not wait: that would have needed to. Caller has the lock.
+ */
+int mb_replica_collapse_pages(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait);
+/* The same because of a write of these pages, or more. Caller has the lock. */
+int mb_replica_written(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait);
+
+/* ---- numa/replica_fault.c ---- */
+
+int mb_replica_start_threads(struct mb_replicas *r);
+void mb_replica_stop_threads(struct mb_replicas *r);
+
+#endif

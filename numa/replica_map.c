@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <mirrorball/log.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "replica_internal.h"
+
+/*
+ * What is put into a view is trapped from the first moment: it is mapped elsewhere (on a stage),
+ * registered and protected there, and then moved to its place by mremap(2), which replaces what was
+ * there in one step. With UFFD_FEATURE_EVENT_REMAP the kernel leaves a mapping that moves its
+ * registration and its protection, and the call returns when the event was read.
+ *
+ * Copies are in files in memory, not in anonymous memory, although the latter would keep huge pages
+ * under protection: the tracker takes pages out of page tables with MADV_DONTNEED, which loses what
+ * is in anonymous memory, and of a shared page keeps contents and protection. And neighbours in a
+ * file become one mapping.
+ */
+#define TRIES	    1000u /* 10 ms apart */
+#define NAP_NS	    10000000l
+#define STORE_PAGES 128u /* half of them are mappings in store */
+
+static char *view_at(const struct mb_replicas *r, unsigned view, uint64_t first)
+{
+	return (char *)r->config.view_base[view] + first * PAGE;
+}
+
+static void nap(void)
+{
+	struct timespec wait = {.tv_nsec = NAP_NS};
+
+	nanosleep(&wait, NULL);
+}
+
+static int failed(struct mb_replicas *r)
+{
+	int rc = -errno;
+
+	__atomic_add_fetch(&r->stats.n_failures, 1, __ATOMIC_RELAXED);
+	return rc;
+}
+
+/* ---- what is mapped where ---- */
+
+/* Places where one mapping of a view ends and another begins, at pages [first, last]. */
+static uint64_t edges(const struct mb_replicas *r, unsigned view, uint64_t first, uint64_t last)
+{
+	uint64_t n = 0;
+
+	if (!first)
+		first = 1;
+	if (last > r->n_blocks * BLOCK_PAGES - 1)
+		last = r->n_blocks * BLOCK_PAGES - 1;
+	for (uint64_t i = first; i <= last; i++)
+		n += mb_replica_mapping(r->page[i - 1].map, view) !=
+		     mb_replica_mapping(r->page[i].map, view);
+	return n;
+}
+
+static void note(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, enum mapping mapping)
+{
+	struct block *b = &r->block[first / BLOCK_PAGES];
+
+	pthread_mutex_lock(&r->count_lock);
+	r->n_mappings -= edges(r, view, first, first + n);
+	for (uint64_t i = first; i < first + n; i++) {
+		struct page *p = &r->page[i];
+
+		b->n_away -= p->map != 0;
+		p->map = (uint16_t)((p->map & ~(3u << 2 * view)) | (unsigned)mapping << 2 * view);
+		b->n_away += p->map != 0;
+	}
+	r->n_mappings += edges(r, view, first, first + n);
+	pthread_mutex_unlock(&r->count_lock);
+}
+
+/* ---- the stage ---- */
+
+static int set_stage(struct mb_replicas *r, int fd, uint64_t first, uint64_t n, void **stage)
+{
+	*stage = r->calls->map(NULL, n * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+		fd, (off_t)(first * PAGE));
+	if (*stage == MAP_FAILED)
+		return failed(r);
+	madvise(*stage, n * PAGE, MADV_DONTDUMP);
+	return 0;
+}
+
+void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n)
+{
+	r->calls->unmap(stage, n * PAGE);
+}
+
+static int arm(struct mb_replicas *r, void *stage, uint64_t n)
+{
+	struct uffdio_register reg = {
+		.range = {.start = (uintptr_t)stage, .len = n * PAGE},
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffdio_writeprotect wp = {
+		.range = reg.range,
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	if (r->calls->control(r->config.uffd, UFFDIO_REGISTER, &reg))
+		return failed(r);
+	/* EAGAIN: another thread moves something, and the reader has not read of it. */
+	while (r->calls->control(r->config.uffd, UFFDIO_WRITEPROTECT, &wp)) {
+		if (errno != EAGAIN)
+			return failed(r);
+		sched_yield();
+	}
+	return 0;
+}
+
+/* Puts an armed stage into its place. */
+static int place(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage)
+{
+	char *at = view_at(r, view, first);
+
+	for (unsigned i = 0; r->calls->remap(stage, n * PAGE, n * PAGE,
+				     MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED;
+		i++) {
+		int rc = failed(r);
+
+		if (!msync(at, n * PAGE, MS_ASYNC))
+			return rc;
+		/* It may have unmapped what was there before it failed. What is mapped into such a
+		 * hole next, by whomever, would be the guest's. */
+		if (i == TRIES) {
+			mb_log("%s: a hole in guest memory cannot be closed: %s", r->config.name,
+				strerror(-rc));
+			abort();
+		}
+		nap();
+	}
+	return 0;
+}
+
+static int arm_and_place(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage)
+{
+	int rc = arm(r, stage, n);
+
+	if (!rc)
+		rc = place(r, view, first, n, stage);
+	if (rc)
+		mb_replica_drop(r, stage, n);
+	return rc;
+}
+
+/* ---- the steps ---- */
+
+int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
+{
+	void *stage;
+	int rc = set_stage(r, r->config.ram_fd, first, n, &stage);
+
+	if (!rc)
+		rc = arm_and_place(r, view, first, n, stage);
+	if (!rc)
+		note(r, view, first, n, HOME_PROTECTED);
+	return rc;
+}
+
+/* From the file itself: no page of home enters a page table, and a hole stays one. */
+int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void **stage)
+{
+	uint64_t done = 0;
+	int rc = set_stage(r, r->copy_fd[view], first, n, stage);
+
+	while (!rc && done < n * PAGE) {
+		ssize_t got = r->calls->read(r->config.ram_fd, (char *)*stage + done,
+			n * PAGE - done, (off_t)(first * PAGE + done));
+
+		if (got > 0)
+			done += (uint64_t)got;
+		else if (!got)
+			rc = -EIO;
+		else if (errno != EINTR)
+			rc = failed(r);
+		if (rc)
+			mb_replica_drop(r, *stage, n);
+	}
+	return rc;
+}
+
+int mb_replica_install(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage)
+{
+	int rc = arm_and_place(r, view, first, n, stage);
+
+	if (!rc)
+		note(r, view, first, n, COPY_PROTECTED);
+	return rc;
+}
+
+int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient)
+{
+	char *at = view_at(r, view, first);
+
+	for (unsigned i = 0; r->calls->map(at, n * PAGE, PROT_READ | PROT_WRITE,
+				     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, r->config.ram_fd,
+				     (off_t)(first * PAGE)) == MAP_FAILED;
+		i++) {
+		int rc = failed(r);
+		bool is_hole = msync(at, n * PAGE, MS_ASYNC) != 0;
+
+		if (mb_replica_use_store(r))
+			continue;
+		if (!is_hole && (!patient || i >= TRIES))
+			return rc;
+		if (i >= TRIES) {
+			mb_log("%s: a hole in guest memory cannot be closed: %s", r->config.name,
+				strerror(-rc));
+			abort();
+		}
+		nap();
+	}
+	note(r, view, first, n, HOME_OPEN);
+	return 0;
+}
+
+void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n)
+{
+	for (unsigned v = 0; v < r->config.n_views; v++) {
+		struct uffdio_range range = {
+			.start = (uintptr_t)view_at(r, v, first), .len = n * PAGE};
+
+		ioctl(r->config.uffd, UFFDIO_WAKE, &range);
+	}
+}
+
+void mb_replica_free(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned copies)
+{
+	for (unsigned v = 0; v < r->config.n_views; v++) {
+		if (!(copies >> v & 1))
+			continue;
+		fallocate(r->copy_fd[v], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			(off_t)(first * PAGE), (off_t)(n * PAGE));
+		__atomic_sub_fetch(&r->bytes, n * PAGE, __ATOMIC_RELAXED);
+	}
+}
+
+/* As src/ram_file.c maps it. Both are wishes. */
+void mb_replica_settle(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
+{
+	madvise(view_at(r, view, first), n * PAGE, MADV_HUGEPAGE);
+	madvise(view_at(r, view, first), n * PAGE, MADV_DONTDUMP);
+	if (r->config.watch)
+		r->config.watch(r->config.ctx, view, first * PAGE, n * PAGE);
+}
+
+bool mb_replica_use_store(struct mb_replicas *r)
+{
+	void *spare = __atomic_exchange_n(&r->spare, NULL, __ATOMIC_RELAXED);
+
+	if (spare)
+		munmap(spare, STORE_PAGES * PAGE);
+	return spare;
+}
+
+/* Every second page of one mapping is another one, so that to unmap it all makes room for many. */
+void mb_replica_store_mappings(struct mb_replicas *r)
+{
+	char *store;
+
+	if (__atomic_load_n(&r->spare, __ATOMIC_RELAXED))
+		return;
+	store = mmap(NULL, STORE_PAGES * PAGE, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (store == MAP_FAILED)
+		return;
+	for (unsigned i = 0; i < STORE_PAGES; i += 2) {
+		if (mprotect(store + i * PAGE, PAGE, PROT_READ)) {
+			munmap(store, STORE_PAGES * PAGE);
+			return;
+		}
+	}
+	__atomic_store_n(&r->spare, store, __ATOMIC_RELAXED);
+}

@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Copies of pages on real mappings of a real file in memory. Threads of the test are the vCPUs.
+ * tests/unit/test_replica_torture.c has them all at once.
+ */
+#include "run.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <mirrorball/clock.h>
+#include <mirrorball/pagemap.h>
+#include <mirrorball/ram_file.h>
+#include <mirrorball/replica.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define MIB   (1ull << 20)
+#define BYTES (8 * MIB)
+#define PAGE  MB_HEAT_PAGE_BYTES
+#define BLOCK MB_HEAT_BLOCK_BYTES
+
+static int fd;
+static unsigned n_views;
+static struct mb_ram_mapping view[3];
+static struct mb_replicas *replicas;
+static struct mb_replicas_config config;
+static struct mb_pagemap *pm;
+
+static uint64_t word(uint64_t at)
+{
+	return (at + 1) * 0x9e3779b97f4a7c15ull;
+}
+
+static uint64_t *word_at(unsigned v, uint64_t at)
+{
+	return (uint64_t *)(view[v].base + at);
+}
+
+/* False: not on this host. */
+static bool make(unsigned n)
+{
+	struct mb_error err;
+
+	n_views = config.n_views = n;
+	config.name = "test";
+	config.ram_bytes = BYTES;
+	if (!config.max_bytes)
+		config.max_bytes = UINT64_MAX;
+	config.uffd = mb_replicas_open_uffd(true);
+	if (config.uffd < 0) {
+		skip("a userfaultfd that protects shared memory");
+		return false;
+	}
+	fd = config.ram_fd = mb_ram_file_open(BYTES);
+	ck_assert_int_ge(fd, 0);
+	for (unsigned v = 0; v < n; v++) {
+		ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &view[v]), 0);
+		config.view_base[v] = view[v].base;
+		config.view_node[v] = -1;
+	}
+	for (uint64_t at = 0; at < BYTES; at += 8)
+		*word_at(0, at) = word(at);
+	ck_assert_int_eq(mb_replicas_create(&config, &replicas, &err), 0);
+	return true;
+}
+
+static void finish(void)
+{
+	mb_replicas_destroy(replicas);
+	mb_pagemap_close(pm);
+	for (unsigned v = 0; v < n_views; v++)
+		mb_ram_file_unmap(&view[v], BYTES);
+	close(fd);
+}
+
+static struct mb_replicas_stats ask(void)
+{
+	struct mb_replicas_stats s;
+
+	mb_replicas_stats(replicas, &s);
+	return s;
+}
+
+/* A writer goes on before all is given back. */
+static uint64_t bytes_soon(uint64_t bytes)
+{
+	for (unsigned i = 0; i < 1000 && ask().bytes != bytes; i++)
+		usleep(1000);
+	return ask().bytes;
+}
+
+static struct mb_replicated replicate(uint64_t offset, uint64_t len, unsigned views)
+{
+	struct mb_replicated d = {0};
+
+	ck_assert_int_eq(mb_replicas_replicate(replicas, offset, len, views, &d), 0);
+	ck_assert_uint_eq(d.copied_bytes + d.there_bytes + d.waiting_bytes + d.held_bytes +
+				  d.full_bytes + d.failed_bytes,
+		len);
+	return d;
+}
+
+/* Every view shows what was written, but in words that are not as at first. */
+static void check_but(uint64_t at, uint64_t value)
+{
+	unsigned wrong = 0;
+
+	for (unsigned v = 0; v < n_views; v++)
+		for (uint64_t i = 0; i < BYTES; i += 8)
+			wrong += *word_at(v, i) != (i == at ? value : word(i));
+	ck_assert_uint_eq(wrong, 0);
+}
+
+static void check(void)
+{
+	check_but(UINT64_MAX, 0);
+}
+
+/* Whether two views show the same page of memory: what cannot be told without privilege, is. */
+static bool is_one(uint64_t at)
+{
+	int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t entry[2];
+
+	for (unsigned v = 0; v < 2; v++) {
+		off_t index = (off_t)((uintptr_t)word_at(v, at) / PAGE * 8);
+
+		*(volatile uint64_t *)word_at(v, at);
+		ck_assert_int_eq(pread(map, &entry[v], 8, index), 8);
+	}
+	close(map);
+	return (entry[0] << 9) == (entry[1] << 9);
+}
+
+/* Lines of /proc/self/maps that are in a view. */
+static unsigned n_maps(void)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	unsigned long long start;
+	char line[512];
+	unsigned n = 0;
+
+	while (fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%llx", &start) != 1)
+			continue;
+		for (unsigned v = 0; v < n_views; v++)
+			n += start - (uintptr_t)view[v].base < BYTES;
+	}
+	fclose(maps);
+	return n;
+}
+
+/* ---- what it is for ---- */
+
+/* Of any size, in any views; then a write through one or the other. */
+START_TEST(test_copies)
+{
+	static const struct {
+		uint64_t offset, len;
+	} range[] = {
+		{5 * PAGE, PAGE}, {BLOCK, BLOCK}, {BLOCK - 3 * PAGE, BLOCK + 9 * PAGE}, {0, BYTES}};
+	const uint64_t offset = range[_i % 4].offset, len = range[_i % 4].len;
+	unsigned n = _i < 4 ? 2 : 3;
+
+	if (!make(n))
+		return;
+	for (unsigned views = 1; views < 1u << n; views++) {
+		for (unsigned writer = 0; writer < n; writer++) {
+			uint64_t at = offset + len - 8;
+			struct mb_replicated d = replicate(offset, len, views);
+
+			ck_assert_uint_eq(d.copied_bytes, len);
+			ck_assert_uint_eq(ask().bytes, len * (unsigned)__builtin_popcount(views));
+			ck_assert(geteuid() || !(views & 3) || !is_one(offset));
+			check();
+			ck_assert_uint_eq(replicate(offset, len, views).there_bytes, len);
+			*word_at(writer, at) = 4711;
+			check_but(at, 4711);
+			ck_assert(is_one(at));
+			*word_at(writer, at) = word(at);
+			ck_assert_int_eq(mb_replicas_collapse(replicas, offset, len), 0);
+			ck_assert_uint_eq(ask().bytes, 0);
+			ck_assert_uint_eq(ask().mappings, 0);
+			check();
+			config.backoff_ns = 1;
+			mb_replicas_destroy(replicas);
+			config.uffd = mb_replicas_open_uffd(true);
+			ck_assert_int_eq(mb_replicas_create(&config, &replicas, NULL), 0);
+		}
+	}
+	ck_assert_uint_eq(n_maps(), n);
+	finish();
+}
+END_TEST
+
+/* Neighbours are one mapping, and what is said of them is so. */
+START_TEST(test_mappings)
+{
+	unsigned before;
+
+	if (!make(2))
+		return;
+	before = n_maps();
+	for (uint64_t at = BLOCK - 8 * PAGE; at < BLOCK + 8 * PAGE; at += PAGE)
+		replicate(at, PAGE, 2);
+	ck_assert_uint_eq(ask().mappings, 4);
+	ck_assert_uint_eq(n_maps(), before + 4);
+	*word_at(0, BLOCK) = word(BLOCK);
+	ck_assert_uint_eq(ask().mappings, 8);
+	ck_assert_uint_eq(n_maps(), before + 8);
+	mb_replicas_reclaim(replicas, BYTES);
+	ck_assert_uint_eq(ask().mappings, 0);
+	ck_assert_uint_eq(n_maps(), before);
+	check();
+	finish();
+}
+END_TEST
+
+/* After some pages of a block were written, all of it is one again; and waits. */
+START_TEST(test_backs_off)
+{
+	struct mb_replicated d;
+
+	config.backoff_ns = 200000000;
+	if (!make(2))
+		return;
+	for (unsigned turn = 0; turn < 3; turn++) {
+		uint64_t begin_ns = mb_now_ns();
+
+		ck_assert_uint_eq(replicate(0, BLOCK, 2).copied_bytes, BLOCK);
+		*word_at(1, 0) = word(0);
+		ck_assert_uint_eq(bytes_soon(BLOCK - PAGE), BLOCK - PAGE);
+		do {
+			d = replicate(0, PAGE, 2);
+			usleep(1000);
+		} while (d.waiting_bytes);
+		ck_assert_uint_eq(d.copied_bytes, PAGE);
+		ck_assert_uint_ge(mb_now_ns() - begin_ns, 200000000ull << turn);
+		mb_replicas_collapse(replicas, 0, BLOCK);
+	}
+	replicate(0, BLOCK, 2);
+	for (unsigned i = 10; i < 14; i++)
+		*word_at(1, i * PAGE) = word(i * PAGE);
+	ck_assert_uint_eq(bytes_soon(0), 0);
+	ck_assert_uint_eq(replicate(0, BLOCK, 2).waiting_bytes, BLOCK);
+	check();
+	finish();
+}
+END_TEST
+
+START_TEST(test_hold)
+{
+	if (!make(2))
+		return;
+	replicate(0, 2 * BLOCK, 2);
+	ck_assert_int_eq(mb_replicas_hold(replicas, 3 * PAGE + 5, 10), 0);
+	ck_assert(is_one(3 * PAGE));
+	ck_assert(geteuid() || !is_one(4 * PAGE));
+	ck_assert_uint_eq(replicate(0, 2 * BLOCK, 2).held_bytes, BLOCK);
+	ck_assert_int_eq(mb_replicas_hold(replicas, 3 * PAGE, BLOCK), 0);
+	mb_replicas_release(replicas, 3 * PAGE, BLOCK);
+	ck_assert_uint_eq(replicate(0, 2 * BLOCK, 2).held_bytes, BLOCK);
+	mb_replicas_release(replicas, 3 * PAGE + 5, 10);
+	ck_assert_uint_eq(replicate(0, 2 * BLOCK, 2).held_bytes, 0);
+	ck_assert_int_eq(mb_replicas_hold(replicas, 0, BYTES + 1), -EINVAL);
+	ck_assert_int_eq(mb_replicas_hold(NULL, 0, BYTES), 0);
+	mb_replicas_release(NULL, 0, BYTES);
+	check();
+	finish();
+}
+END_TEST
+
+START_TEST(test_bounds)
+{
+	struct mb_replicated d;
+
+	config.max_bytes = 3 * PAGE;
+	config.max_mappings = 11;
+	if (!make(2))
+		return;
+	d = replicate(0, 2 * PAGE, 3);
+	ck_assert_uint_eq(d.full_bytes, 2 * PAGE);
+	for (unsigned i = 0; i < 4; i++) {
+		d = replicate((2 * i + 1) * PAGE, PAGE, 2);
+		ck_assert_uint_eq(d.full_bytes, i < 2 ? 0 : PAGE);
+	}
+	ck_assert_uint_eq(ask().mappings, 8);
+	ck_assert_uint_eq(ask().bytes, 2 * PAGE);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, PAGE), 2 * PAGE);
+	check();
+	finish();
+}
+END_TEST
+
+/* ---- the tracker ---- */
+
+static void watch(void *ctx, unsigned v, uint64_t offset, uint64_t len)
+{
+	ck_assert_int_eq(mb_pagemap_watch(pm, view[v].base + offset, len), 0);
+}
+
+struct seen {
+	uint64_t mapped, written;
+};
+
+static int found(void *ctx, const struct mb_page_run *run)
+{
+	struct seen *s = ctx;
+
+	s->mapped += run->len;
+	s->written += run->written ? run->len : 0;
+	return 0;
+}
+
+static struct seen look(unsigned v, uint64_t len)
+{
+	struct seen s = {0};
+
+	ck_assert_int_eq(mb_pagemap_look(pm, view[v].base, len, found, &s), 0);
+	return s;
+}
+
+/* It takes pages out, protected ones and copies, sees who reads them, and nothing is lost. */
+START_TEST(test_tracked)
+{
+	struct mb_error err;
+
+	config.watch = watch;
+	if (!make(2))
+		return;
+	ck_assert_int_eq(mb_pagemap_open(MB_PAGEMAP_ALL, &pm, &err), 0);
+	for (unsigned v = 0; v < 2; v++)
+		ck_assert_int_eq(mb_pagemap_watch(pm, view[v].base, BYTES), 0);
+	if (mb_pagemap_features(pm) != MB_PAGEMAP_ALL) {
+		skip("asynchronous write protection");
+		finish();
+		return;
+	}
+	ck_assert_uint_eq(replicate(PAGE, BLOCK, 2).copied_bytes, BLOCK);
+	for (unsigned v = 0; v < 2; v++) {
+		ck_assert_int_eq(mb_pagemap_zap(pm, view[v].base, 2 * BLOCK), 0);
+		ck_assert_uint_eq(look(v, 2 * BLOCK).mapped, 0);
+		for (uint64_t at = 0; at < BLOCK; at += 2 * PAGE)
+			ck_assert_uint_eq(*word_at(v, at + PAGE), word(at + PAGE));
+		ck_assert_uint_eq(look(v, BLOCK).mapped, BLOCK / 2);
+		ck_assert_int_eq(mb_pagemap_clean(pm, view[v].base, 2 * BLOCK), 0);
+		ck_assert_uint_eq(look(v, BLOCK).written, 0);
+		/* Still trapped. */
+		*word_at(v, (3 + 2 * v) * PAGE) = word((3 + 2 * v) * PAGE);
+		/* It is watched after its writer was woken. */
+		ck_assert_uint_eq(bytes_soon(BLOCK - (v + 1) * PAGE), BLOCK - (v + 1) * PAGE);
+		ck_assert_int_eq(mb_replicas_remap(replicas, v, BYTES - BLOCK, BLOCK), 0);
+		ck_assert_uint_eq(ask().n_faults, v + 1);
+		ck_assert_uint_eq(look(v, BLOCK).written, PAGE);
+	}
+	ck_assert_int_eq(mb_replicas_remap(replicas, 0, 0, BLOCK), 0);
+	ck_assert_uint_eq(ask().bytes, PAGE);
+	mb_replicas_reclaim(replicas, BYTES);
+	/* All of it is watched again. */
+	for (unsigned v = 0; v < 2; v++) {
+		check();
+		ck_assert_int_eq(mb_pagemap_clean(pm, view[v].base, BYTES), 0);
+		*word_at(v, 77 * PAGE) = word(77 * PAGE);
+		/* In huge pages, again. */
+		ck_assert_uint_ge(look(v, BYTES).written, PAGE);
+		ck_assert_uint_le(look(v, BYTES).written, BLOCK);
+	}
+	ck_assert_uint_eq(n_maps(), 2);
+	finish();
+}
+END_TEST
+
+/* ---- system calls that fail ---- */
+
+static int fail_after = -1; /* calls; atomic */
+static int fail_times;
+
+static bool fails(void)
+{
+	int n = __atomic_sub_fetch(&fail_after, 1, __ATOMIC_RELAXED);
+
+	if (n >= 0 || n < -fail_times)
+		return false;
+	errno = ENOMEM;
+	return true;
+}
+
+static void *bad_map(void *at, size_t len, int prot, int flags, int file, off_t offset)
+{
+	return fails() ? MAP_FAILED : mmap(at, len, prot, flags, file, offset);
+}
+
+static void *bad_remap(void *at, size_t old_len, size_t len, int flags, void *to)
+{
+	return fails() ? MAP_FAILED : mremap(at, old_len, len, flags, to);
+}
+
+static int bad_control(int file, unsigned long request, void *arg)
+{
+	return fails() ? -1 : ioctl(file, request, arg);
+}
+
+static ssize_t bad_read(int file, void *buf, size_t len, off_t offset)
+{
+	return fails() ? -1 : pread(file, buf, len, offset);
+}
+
+static const struct mb_replica_calls bad_calls = {.map = bad_map,
+	.unmap = munmap,
+	.remap = bad_remap,
+	.control = bad_control,
+	.read = bad_read};
+
+/* Each call of a replication fails, once or thrice; then each of a collapse. Then all is well. */
+START_TEST(test_failures)
+{
+	unsigned n = _i % 2 ? 3 : 2, failed = 0;
+	bool done = false;
+
+	config.calls = &bad_calls;
+	config.backoff_ns = 1000000;
+	fail_times = 0;
+	if (!make(n))
+		return;
+	for (int after = 0; !done; after++) {
+		uint64_t at = (uint64_t)(after % 64) * 4 * PAGE;
+		struct mb_replicated d;
+
+		fail_times = _i < 2 ? 1 : 3;
+		__atomic_store_n(&fail_after, after, __ATOMIC_RELAXED);
+		d = replicate(at, 4 * PAGE, n == 2 ? 2 : 6);
+		done = fail_after > 0;
+		fail_times = 0;
+		failed += d.failed_bytes == 4 * PAGE;
+		ck_assert_uint_eq(d.failed_bytes + d.copied_bytes, 4 * PAGE);
+		ck_assert_uint_eq(ask().bytes, d.copied_bytes * (n - 1));
+		check();
+		*word_at(0, at) = word(at);
+		check();
+		mb_replicas_reclaim(replicas, BYTES);
+	}
+	ck_assert_uint_gt(failed, 8);
+	failed = 0;
+	done = false;
+	for (int after = 0; !done; after++) {
+		uint64_t at = BLOCK + (uint64_t)(after % 64) * 4 * PAGE;
+
+		ck_assert_uint_eq(replicate(at, 4 * PAGE, n == 2 ? 2 : 6).copied_bytes, 4 * PAGE);
+		fail_times = _i < 2 ? 1 : 3;
+		__atomic_store_n(&fail_after, after, __ATOMIC_RELAXED);
+		*word_at((unsigned)after % n, at) = 4711 + (uint64_t)after;
+		done = fail_after > 0;
+		fail_times = 0;
+		check_but(at, 4711 + (uint64_t)after);
+		*word_at(0, at) = word(at);
+		mb_replicas_reclaim(replicas, BYTES);
+		ck_assert_uint_eq(ask().bytes, 0);
+	}
+	ck_assert_uint_eq(ask().mappings, 0);
+	check();
+	finish();
+}
+END_TEST
+
+static Suite *make_suite(void)
+{
+	Suite *suite = suite_create("replica");
+	TCase *all = tcase_create("all");
+
+	tcase_add_loop_test(all, test_copies, 0, 8);
+	tcase_add_test(all, test_mappings);
+	tcase_add_test(all, test_backs_off);
+	tcase_add_test(all, test_hold);
+	tcase_add_test(all, test_bounds);
+	tcase_add_test(all, test_tracked);
+	tcase_add_loop_test(all, test_failures, 0, 4);
+	tcase_set_timeout(all, 60);
+	suite_add_tcase(suite, all);
+	return suite;
+}
+
+int main(void)
+{
+	return run_suite(make_suite());
+}
