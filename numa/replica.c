@@ -43,101 +43,99 @@ static void back_off(const struct mb_replicas *r, uint8_t *level, uint32_t *unti
 
 /* ---- collapse ---- */
 
-static unsigned copies_of(const struct mb_replicas *r, uint16_t map)
-{
-	unsigned copies = 0;
+/* What views have of pages; bit k: view k. */
+struct found {
+	unsigned copies, away; /* a copy, or anything but HOME_OPEN, of any of them */
+	uint64_t n_copies;     /* pages */
+};
 
-	for (unsigned v = 0; v < r->config.n_views; v++)
-		copies |= (unsigned)(mb_replica_mapping(map, v) == COPY_PROTECTED) << v;
-	return copies;
+static struct found look(const struct mb_replicas *r, uint64_t first, uint64_t n)
+{
+	struct found f = {0};
+
+	for (uint64_t i = first; i < first + n; i++) {
+		uint16_t map = r->page[i].map;
+
+		for (unsigned v = 0; map && v < r->config.n_views; v++) {
+			enum mapping mapping = mb_replica_mapping(map, v);
+
+			f.copies |= (unsigned)(mapping == COPY_PROTECTED) << v;
+			f.away |= (unsigned)(mapping != HOME_OPEN) << v;
+			f.n_copies += mapping == COPY_PROTECTED;
+		}
+	}
+	return f;
 }
 
-static int open_protected(struct mb_replicas *r, uint64_t first, uint64_t n, bool patient)
+static int open_views(
+	struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, bool patient)
 {
 	int rc = 0;
 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
-		if (mb_replica_mapping(r->page[first].map, v) == HOME_PROTECTED)
+		if (views >> v & 1)
 			rc = mb_replica_open(r, v, first, n, patient);
 	return rc;
 }
 
 /*
- * Pages that are mapped alike. Copies are withdrawn one after the other, so that home is still
- * protected everywhere, and the last one makes way for home that may be written: then there is one.
+ * Copies are withdrawn from one view after the other, so that home is still protected everywhere,
+ * and the last view's make way for home that may be written: then there is one. Pages between that
+ * are at home already get nothing else: so it is as many calls however many extents there are.
  */
-static int collapse_alike(struct mb_replicas *r, uint64_t first, uint64_t n, bool may_wait)
+static int collapse_views(
+	struct mb_replicas *r, uint64_t first, uint64_t n, const struct found *f, bool may_wait)
 {
-	unsigned copies = copies_of(r, r->page[first].map);
+	unsigned copies = f->copies, away = f->away;
 	int rc = 0;
 
+	if (copies & (copies - 1) && !may_wait)
+		return -EAGAIN;
 	if (MB_REPLICA_WRONG == WRONG_OPEN_FIRST) {
-		rc = open_protected(r, first, n, may_wait);
+		rc = open_views(r, first, n, away & ~copies, may_wait);
 		usleep(1000);
 	}
 	while (copies && !rc) {
 		unsigned v = (unsigned)__builtin_ctz(copies);
 
 		copies &= copies - 1;
-		if (!copies)
-			rc = mb_replica_open(r, v, first, n, may_wait);
-		else if (may_wait)
+		if (copies) {
 			rc = mb_replica_protect(r, v, first, n); /* withdraw */
-		else
-			rc = -EAGAIN;
+		} else {
+			rc = mb_replica_open(r, v, first, n, may_wait);
+			away &= ~(1u << v);
+		}
 	}
-	return rc ? rc : open_protected(r, first, n, may_wait);
-}
-
-/* How many pages from here on are mapped alike. */
-static uint64_t n_alike(const struct mb_replicas *r, uint64_t first, uint64_t n)
-{
-	uint64_t i = 1;
-
-	while (i < n && r->page[first + i].map == r->page[first].map)
-		i++;
-	return i;
-}
-
-static void settle(struct mb_replicas *r, uint64_t first, uint64_t n, uint16_t was)
-{
-	mb_replica_free(r, first, n, copies_of(r, was));
-	for (unsigned v = 0; v < r->config.n_views; v++)
-		mb_replica_settle(r, v, first, n);
+	return rc ? rc : open_views(r, first, n, away, may_wait);
 }
 
 int mb_replica_collapse_pages(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait)
 {
-	uint64_t woken = 0;
-	int rc = 0;
+	uint64_t from = first, to = first + n;
+	struct found before, after;
+	int rc;
 
-	for (uint64_t i = 0, run; i < n && b->n_away; i += run) {
-		uint16_t was = r->page[first + i].map;
-
-		run = n_alike(r, first + i, n - i);
-		if (!was)
-			continue;
-		rc = collapse_alike(r, first + i, run, may_wait);
-		if (rc) {
-			/* Those that were withdrawn are in no view any more. */
-			mb_replica_free(r, first + i, run,
-				copies_of(r, was) & ~copies_of(r, r->page[first + i].map));
-			return rc;
-		}
-		mb_replica_wake(r, first + i, run);
-		woken += run;
-		b->woken_ns = mb_now_ns();
-		settle(r, first + i, run, was);
-	}
+	while (from < to && !r->page[from].map)
+		from++;
+	while (to > from && !r->page[to - 1].map)
+		to--;
+	before = look(r, from, to - from);
+	rc = collapse_views(r, from, to - from, &before, may_wait);
+	/* Who was told of so late that nothing was left to do waits as well. */
+	if (!rc)
+		mb_replica_wake(r, first, n);
+	b->woken_ns = mb_now_ns();
+	/* If it failed, what was withdrawn is in no view any more. */
+	after = look(r, from, to - from);
+	mb_replica_free(r, from, to - from, before.copies & ~after.copies,
+		before.n_copies - after.n_copies);
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
+		if (before.away >> v & 1)
+			mb_replica_settle(r, v, from, to - from);
 	if (!b->n_away)
 		__atomic_store_n(&b->active, false, __ATOMIC_SEQ_CST);
-	/* Who was told of so late that nothing was left to do waits as well. */
-	if (woken < n) {
-		mb_replica_wake(r, first, n);
-		b->woken_ns = mb_now_ns();
-	}
-	return 0;
+	return rc;
 }
 
 static bool is_away(const struct mb_replicas *r, uint64_t first, uint64_t n)
@@ -369,7 +367,7 @@ static int replicate_pages(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, unsigned views)
 {
 	void *stage[MB_HEAT_VIEWS] = {NULL};
-	unsigned copies;
+	struct found f;
 	int rc = 0;
 
 	if (MB_REPLICA_WRONG == WRONG_COPY_FIRST)
@@ -389,8 +387,9 @@ static int replicate_pages(
 		if (stage[v])
 			mb_replica_drop(r, stage[v], n);
 	/* Those that are in no view; those that are go with the collapse. */
-	copies = copies_of(r, r->page[first].map);
-	mb_replica_free(r, first, n, views & ~copies);
+	f = look(r, first, n);
+	mb_replica_free(r, first, n, views & ~f.copies,
+		n * (unsigned)__builtin_popcount(views & ~f.copies));
 	/* What cannot be undone now is undone by the first write. */
 	mb_replica_collapse_pages(r, b, first, n, true);
 	return rc;

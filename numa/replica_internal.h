@@ -103,8 +103,9 @@ void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n);
 int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient);
 /* In every view. */
 void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n);
-/* Of the views of `copies`. */
-void mb_replica_free(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned copies);
+/* The memory of these views' copies, which no view maps: n_copies pages, all views together. */
+void mb_replica_free(
+	struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, uint64_t n_copies);
 /* After open: for huge pages, and for the tracker. */
 void mb_replica_settle(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
 

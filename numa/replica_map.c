@@ -240,15 +240,14 @@ void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n)
 	}
 }
 
-void mb_replica_free(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned copies)
+void mb_replica_free(
+	struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, uint64_t n_copies)
 {
-	for (unsigned v = 0; v < r->config.n_views; v++) {
-		if (!(copies >> v & 1))
-			continue;
-		fallocate(r->copy_fd[v], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			(off_t)(first * PAGE), (off_t)(n * PAGE));
-		__atomic_sub_fetch(&r->bytes, n * PAGE, __ATOMIC_RELAXED);
-	}
+	for (unsigned v = 0; v < r->config.n_views; v++)
+		if (views >> v & 1)
+			fallocate(r->copy_fd[v], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)(first * PAGE), (off_t)(n * PAGE));
+	__atomic_sub_fetch(&r->bytes, n_copies * PAGE, __ATOMIC_RELAXED);
 }
 
 /* As src/ram_file.c maps it. Both are wishes. */
