@@ -14,6 +14,7 @@
 struct cli_run {
 	struct mb_machine_config config;
 	bool dry_run, json, overcommit;
+	unsigned replica_percent; /* of memory, for copies; 0: config says how much */
 	bool help, version, list; /* print that and end */
 	const char *passt_args[MB_MAX_NETS][CLI_MAX_FIELDS + 1];
 	char *copies[MB_MAX_DISKS + MB_MAX_NETS]; /* of values that are parsed in place */

@@ -33,6 +33,7 @@ enum {
 	OPT_VIEWS,
 	OPT_TRACK,
 	OPT_MIGRATE,
+	OPT_REPLICAS,
 	OPT_PLACEMENT,
 	OPT_NAME,
 	HEAD_DEVICES,
@@ -72,6 +73,9 @@ const struct cli_option cli_run_options[] = {
 		"move memory to the NUMA node that uses it; auto: with --track on; on: tracks, too; "
 		"storm: anywhere, all the time, to test Mirrorball. Does nothing on a host with one "
 		"node (default: auto)"},
+	[OPT_REPLICAS] = {"replicas", "off|SIZE|PERCENT%",
+		"memory for copies of pages that several views read, one for each; so much, or "
+		"percent of --memory. Tracks and migrates, too; needs two views (default: off)"},
 	[OPT_PLACEMENT] = {"placement", "auto|nodes=LIST|spread|none",
 		"NUMA nodes of the host for vCPUs and memory. auto: the fewest that hold them, by "
 		"free memory and load, and others when they are overloaded; nodes: these, as 0,2-3; "
@@ -221,6 +225,25 @@ static int set_migrate(struct mb_machine_config *config, const char *value, stru
 	return 0;
 }
 
+/* Percent are of a size that may come later. */
+static int set_replicas(struct cli_run *run, const char *value, struct mb_error *err)
+{
+	size_t len = strlen(value);
+	char digits[8];
+
+	run->replica_percent = 0;
+	run->config.replica_bytes = 0;
+	if (!strcmp(value, "off"))
+		return 0;
+	if (!len || value[len - 1] != '%')
+		return cli_parse_size(value, &run->config.replica_bytes, err);
+	if (len > sizeof(digits))
+		return mb_error_set(err, ERANGE, "'%.20s': 1%% to 800%% are possible", value);
+	memcpy(digits, value, len - 1);
+	digits[len - 1] = 0;
+	return cli_parse_unsigned(digits, 1, 800, &run->replica_percent, err);
+}
+
 static int set_placement(struct mb_machine_config *config, const char *value, struct mb_error *err)
 {
 	int rc;
@@ -277,6 +300,8 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		return set_track(run, value, err);
 	case OPT_MIGRATE:
 		return set_migrate(config, value, err);
+	case OPT_REPLICAS:
+		return set_replicas(run, value, err);
 	case OPT_PLACEMENT:
 		return set_placement(config, value, err);
 	case OPT_NAME:
@@ -371,9 +396,17 @@ static int parse_words(struct cli_run *run, int argc, char **argv, struct mb_err
 	return 0;
 }
 
-static bool must_track(const struct mb_machine_config *config)
+static bool makes_replicas(const struct cli_run *run)
 {
-	return config->migrate == MB_MIGRATE_ON || config->migrate == MB_MIGRATE_STORM;
+	return run->config.replica_bytes || run->replica_percent;
+}
+
+static bool must_track(const struct cli_run *run)
+{
+	const struct mb_machine_config *config = &run->config;
+
+	return makes_replicas(run) || config->migrate == MB_MIGRATE_ON ||
+	       config->migrate == MB_MIGRATE_STORM;
 }
 
 /* Options that mean nothing without, or contradict, another one: said instead of ignored. */
@@ -386,9 +419,12 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 	if (config->cmdline && !config->kernel_path)
 		return mb_error_set(err, EINVAL, "--append: there is no --kernel that it is for%s",
 			config->splash ? "; splash takes its arguments after the program" : "");
-	if (must_track(config) && config->track == MB_TRACK_OFF)
+	if (makes_replicas(run) && config->migrate == MB_MIGRATE_OFF)
+		return mb_error_set(
+			err, EINVAL, "--replicas and --migrate off: the same decides of both");
+	if (must_track(run) && config->track == MB_TRACK_OFF)
 		return mb_error_set(err, EINVAL,
-			"--migrate and --track off: who uses which memory must be known to move it");
+			"--migrate or --replicas, and --track off: who uses which memory must be known");
 	if (run->json && !run->dry_run)
 		return mb_error_set(err, EINVAL, "--json: only together with --dry-run");
 	for (unsigned i = 0; i < config->n_disks; i++)
@@ -459,7 +495,7 @@ int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *e
 	if (rc)
 		return rc;
 	default_name(run);
-	if (must_track(&run->config))
+	if (must_track(run))
 		run->config.track = MB_TRACK_ON;
 	if (!run->config.kernel_path && !run->config.splash)
 		run->config.splash = CLI_RUN_DEMO;
@@ -467,6 +503,8 @@ int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *e
 		run->config.cmdline = "";
 	if (!run->config.memory_bytes)
 		run->config.memory_bytes = MEMORY_DEFAULT;
+	if (run->replica_percent)
+		run->config.replica_bytes = run->config.memory_bytes / 100 * run->replica_percent;
 	run->config.in_fd = cli_guard_stdin_was_closed() ? -1 : STDIN_FILENO;
 	return 0;
 }

@@ -140,6 +140,8 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 			: "between NUMA nodes, if there are several");
 	placement_text(c, place, sizeof(place));
 	show_row("placement", place);
+	cli_format_size(c->replica_bytes, size, sizeof(size));
+	show_row("copied", c->replica_bytes ? size : "never");
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
 
@@ -251,6 +253,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	mb_json_put(root, "track", json_string(track_names[c->track]), &rc);
 	mb_json_put(root, "migrate", json_string(migrate_names[c->migrate]), &rc);
 	mb_json_put(root, "placement", json_string(place), &rc);
+	mb_json_put(root, "replica_bytes", json_integer((json_int_t)c->replica_bytes), &rc);
 	mb_json_put(root, "disks", disks, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);

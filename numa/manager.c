@@ -241,6 +241,22 @@ static void complain(struct mb_manager *m, const char *what, int rc)
 	m->said_error = true;
 }
 
+/* A decision as a move is, but nothing has moved. */
+static void copy(struct mb_manager *m, const struct mb_action *a, struct mb_decision *d)
+{
+	struct mb_replicated done = {0};
+
+	d->rc = m->config.ops->replicate(
+		m->config.ctx, a->offset, a->len_bytes, 1u << a->view, &done);
+	d->moved.moved_bytes = done.copied_bytes;
+	d->moved.there_bytes = done.there_bytes;
+	d->moved.busy_bytes = done.held_bytes + done.waiting_bytes + done.failed_bytes;
+	d->moved.full_bytes = done.full_bytes;
+	pthread_mutex_lock(&m->lock);
+	m->decision[m->n_decisions++ % MB_MANAGER_DECISIONS] = *d;
+	pthread_mutex_unlock(&m->lock);
+}
+
 /* False: no more of this plan. */
 static bool act(struct mb_manager *m, const struct mb_action *a, uint64_t now_ns)
 {
@@ -256,8 +272,10 @@ static bool act(struct mb_manager *m, const struct mb_action *a, uint64_t now_ns
 		.to = a->to,
 		.gain_ns_per_s = a->gain_ns_per_s};
 
-	if (a->kind != MB_ACTION_MIGRATE)
+	if (a->kind == MB_ACTION_REPLICATE) {
+		copy(m, a, &d);
 		return true;
+	}
 	d.rc = m->config.ops->move(m->config.ctx, &move, &d.moved);
 	note_decision(m, &d);
 	if (d.rc && d.rc != -ECANCELED)
@@ -322,9 +340,15 @@ static void blow(struct mb_manager *m, uint32_t seed)
 	struct mb_move move = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
 	struct mb_moved moved = {0};
 	int rc = move.len_bytes ? m->config.ops->move(m->config.ctx, &move, &moved) : 0;
+	struct mb_replicated done = {0};
 
 	if (rc && rc != -ECANCELED)
 		complain(m, "move memory", rc);
+	/* And as much is copied, for any of the views or all of them. */
+	move = mb_storm_move(~seed, m->config.storm_bytes, &m->config.host);
+	if (m->config.policy.replicas && move.len_bytes && may_go_on(m))
+		m->config.ops->replicate(m->config.ctx, move.offset, move.len_bytes,
+			1 + seed % ((1u << m->config.n_views) - 1), &done);
 	pthread_mutex_lock(&m->lock);
 	note_moved(m, &moved, -1, (int)move.node);
 	pthread_mutex_unlock(&m->lock);

@@ -19,11 +19,11 @@ struct scan_arg { /* struct pm_scan_arg */
 struct scan_region { /* struct page_region */
 	uint64_t start, end, categories;
 };
-#define SCAN_IOCTL	 _IOWR('f', 16, struct scan_arg)
-#define PAGE_WRITTEN	 (1u << 1)
-#define PAGE_PRESENT	 (1u << 3)
-#define PAGE_HUGE	 (1u << 6)
-#define SCAN_PROTECT	 (1u << 0) /* PM_SCAN_WP_MATCHING */
+#define SCAN_IOCTL   _IOWR('f', 16, struct scan_arg)
+#define PAGE_WRITTEN (1u << 1)
+#define PAGE_PRESENT (1u << 3)
+#define PAGE_HUGE    (1u << 6)
+#define SCAN_PROTECT (1u << 0) /* PM_SCAN_WP_MATCHING */
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
@@ -212,6 +212,15 @@ int mb_pagemap_watch(struct mb_pagemap *pm, void *base, uint64_t len)
 	pm->watched[pm->n_watched].start = start;
 	pm->watched[pm->n_watched++].end = start + len;
 	return 0;
+}
+
+void mb_pagemap_watch_again(const struct mb_pagemap *pm, void *at, uint64_t len)
+{
+	struct uffdio_register reg = {
+		.range = {.start = (uintptr_t)at, .len = len}, .mode = UFFDIO_REGISTER_MODE_WP};
+
+	if (pm->uffd >= 0)
+		ioctl(pm->uffd, UFFDIO_REGISTER, &reg);
 }
 
 int mb_pagemap_zap(struct mb_pagemap *pm, void *at, uint64_t len)

@@ -409,7 +409,7 @@ static int open_pagemap(struct mb_tracker *t, struct mb_error *err)
 		return rc;
 	}
 	pthread_mutex_lock(&t->lock);
-	t->pm = pm;
+	__atomic_store_n(&t->pm, pm, __ATOMIC_RELEASE); /* until the end */
 	t->features = mb_pagemap_features(pm);
 	pthread_mutex_unlock(&t->lock);
 	if (!t->said_features && !(t->features & MB_PAGEMAP_WRITES))
@@ -422,6 +422,15 @@ static int open_pagemap(struct mb_tracker *t, struct mb_error *err)
 			t->config.name);
 	t->said_features = true;
 	return 0;
+}
+
+/* Takes no lock: who calls may have one that the tracker's thread waits for. */
+void mb_tracker_watch(struct mb_tracker *t, unsigned view, uint64_t offset, uint64_t len)
+{
+	const struct mb_pagemap *pm = t ? __atomic_load_n(&t->pm, __ATOMIC_ACQUIRE) : NULL;
+
+	if (pm)
+		mb_pagemap_watch_again(pm, (char *)t->config.view_base[view] + offset, len);
 }
 
 static void set_running(struct mb_tracker *t, bool running)

@@ -367,6 +367,7 @@ static const struct {
 	{"choosing its nodes", place},
 	{"making its memory", make_host_side},
 	{"creating its vCPUs", make_threads},
+	{"making room for copies of its memory", mb_machine_add_replicas},
 	{"setting up its terminal", make_terminal},
 	{"opening its disks and networks", mb_machine_add_devices},
 	{"loading its guest", mb_machine_load_guest},
@@ -473,6 +474,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 	mb_control_destroy(machine->control);
 	/* Before the page tables that they work on. */
 	mb_machine_remove_manager(machine);
+	mb_machine_give_up_replicas(machine);
 	mb_machine_remove_tracker(machine);
 	/* Then vCPUs: nobody calls a device any more. The I/O loops last: devices stop on them. */
 	if (machine->vcpus)
@@ -482,6 +484,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 	for (unsigned k = 0; k < MB_MAX_VIEWS; k++)
 		mb_loop_destroy(machine->io_loop[k]);
 	mb_terminal_destroy(machine->terminal);
+	mb_machine_remove_replicas(machine);
 	mb_ram_destroy(machine->ram);
 	mb_vm_destroy(machine->vm);
 	mb_bus_destroy(machine->bus);

@@ -98,6 +98,7 @@ struct mb_machine {
 	struct mb_bus *bus;
 	struct mb_vcpus *vcpus;
 	struct mb_tracker *tracker; /* NULL: switched off */
+	struct mb_replicas *replicas; /* NULL: no page has copies */
 	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */
 	struct mb_manager *manager;
 	unsigned n_views;
@@ -203,6 +204,21 @@ const char *mb_machine_migrate_state(struct mb_machine *machine); /* for people 
  * Counted. */
 void mb_machine_hold_memory(struct mb_machine *machine);
 void mb_machine_release_memory(struct mb_machine *machine);
+
+/*
+ * src/machine_replicas.c: what several views read has a copy in each. Before anything writes guest
+ * memory; removed after vCPUs and devices. Given up, all of it is at home: after the manager is
+ * removed it stays so.
+ */
+int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err);
+void mb_machine_give_up_replicas(struct mb_machine *machine);
+void mb_machine_remove_replicas(struct mb_machine *machine);
+/* The manager's; on its thread. The second one when a node is short of memory. */
+int mb_machine_replicate(
+	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done);
+void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host);
+const char *mb_machine_replicas_state(const struct mb_machine *machine); /* for people */
+json_t *mb_machine_replicas_json(const struct mb_machine *machine, int *rc);
 
 /* src/machine_numa.c */
 json_t *mb_machine_migration_json(struct mb_machine *machine); /* NULL: out of memory */

@@ -21,8 +21,10 @@ static int extents(void *ctx, struct mb_extent **out, unsigned *n)
 static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 {
 	struct mb_machine *machine = ctx;
+	/* A view's address would be a copy's; and what moves is for one of them. */
+	int rc = mb_replicas_collapse(machine->replicas, what->offset, what->len_bytes);
 
-	return mb_mover_move(machine->mover, what, moved);
+	return rc ? rc : mb_mover_move(machine->mover, what, moved);
 }
 
 /* Free memory changes all the time, and the cpuset may. */
@@ -41,9 +43,11 @@ static void look(void *ctx, struct mb_policy_host *host)
 		node->usable = total_bytes > 0 && knows && id < 8 * sizeof(allowed) &&
 			       allowed[id / bits] >> id % bits & 1;
 	}
+	mb_machine_reclaim(ctx, host);
 }
 
-static const struct mb_manager_ops ops = {.extents = extents, .look = look, .move = move};
+static const struct mb_manager_ops ops = {
+	.extents = extents, .look = look, .move = move, .replicate = mb_machine_replicate};
 
 /* A view's touches come from the CPUs that its vCPUs may run on. */
 static void weigh_view(struct mb_machine *machine, unsigned v, struct mb_policy_view *view)
@@ -127,6 +131,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	mb_policy_defaults(&config.policy);
 	/* A part of a huge page takes all of it along: Linux has no way to take one apart. */
 	config.policy.split_block_ns = NEVER_NS;
+	config.policy.replicas = machine->replicas;
 	if (machine->config.migrate == MB_MIGRATE_STORM)
 		config.storm_bytes = machine->config.memory_bytes;
 	mb_policy_host_init(&config.host, mb_machine_topology(machine), UINT64_MAX);

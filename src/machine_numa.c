@@ -193,6 +193,7 @@ int mb_machine_answer_numa(void *ctx, uint64_t connection, json_t **answer, stru
 	mb_json_put(numa, "views", mb_machine_views_json(machine, &rc), &rc);
 	mb_json_put(numa, "placement", mb_machine_placement_json(machine, &rc), &rc);
 	mb_json_put(numa, "migration", migration_json(machine, &stats, &rc), &rc);
+	mb_json_put(numa, "replicas", mb_machine_replicas_json(machine, &rc), &rc);
 	if (machine->manager) {
 		mb_json_put(numa, "reasons", reasons_json(&stats, &rc), &rc);
 		mb_json_put(numa, "ranges", ranges_json(machine, &rc), &rc);

@@ -21,6 +21,7 @@ struct mb_ram {
 	 * shows home: what a view maps may change under it.
 	 */
 	struct mb_ram_mapping own;
+	struct mb_replicas *replicas; /* NULL: every page is HOME */
 	unsigned n_views;
 	struct mb_ram_mapping view[];
 };
@@ -44,21 +45,26 @@ static int ram_offset(const struct mb_ram *ram, uint64_t gpa, uint64_t len, uint
 	return -EFAULT;
 }
 
-/* Every page is HOME: nothing to collapse, and a hold is nothing to keep. */
 static int ram_map(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir, void **hva)
 {
 	struct mb_ram *ram = dma_ram(dma);
 	uint64_t offset;
 	int rc = ram_offset(ram, gpa, len, &offset);
 
-	if (rc)
-		return rc;
-	*hva = ram->own.base + offset;
-	return 0;
+	if (!rc && dir == MB_DMA_WRITE)
+		rc = mb_replicas_hold(ram->replicas, offset, len);
+	if (!rc)
+		*hva = ram->own.base + offset;
+	return rc;
 }
 
 static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir)
 {
+	struct mb_ram *ram = dma_ram(dma);
+	uint64_t offset;
+
+	if (dir == MB_DMA_WRITE && !ram_offset(ram, gpa, len, &offset))
+		mb_replicas_release(ram->replicas, offset, len);
 }
 
 static const struct mb_dma_ops ram_dma_ops = {.map = ram_map, .unmap = ram_unmap};
@@ -169,6 +175,11 @@ struct mb_dma *mb_ram_dma(struct mb_ram *ram)
 	return &ram->dma;
 }
 
+void mb_ram_set_replicas(struct mb_ram *ram, struct mb_replicas *replicas)
+{
+	ram->replicas = replicas;
+}
+
 int mb_ram_fd(const struct mb_ram *ram)
 {
 	return ram->fd;
@@ -191,6 +202,8 @@ uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset)
 
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len)
 {
+	if (ram->replicas)
+		return mb_replicas_remap(ram->replicas, view, offset, len);
 	return mb_ram_file_remap(ram->fd, &ram->view[view], offset, len);
 }
 
@@ -222,8 +235,10 @@ int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint6
 
 int mb_ram_clear(struct mb_ram *ram)
 {
-	int rc;
+	int rc = mb_replicas_collapse(ram->replicas, 0, ram->bytes);
 
+	if (rc)
+		return rc;
 	do {
 		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)ram->bytes);
 	} while (rc && errno == EINTR);

@@ -54,6 +54,10 @@ usage 'a list as nodes=0,2-3' run --placement nodes=
 usage 'a list as nodes=0,2-3' run --placement nodes=3-1
 usage 'no nodes above 1023' run --placement nodes=0-5000
 usage 'must be known' run --migrate on --track off
+usage 'must be known' run --replicas 1G --track off
+usage 'the same decides' run --replicas 10% --migrate off
+usage 'not a number' run --replicas much
+usage '1 to 800' run --replicas 801%
 usage "'x' is not a console" run --console x
 usage 'name' run --name ../../etc
 usage 'unknown part' run --disk disk.img,rw

@@ -66,7 +66,25 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 	return 0;
 }
 
-static const struct mb_manager_ops ops = {.extents = extents, .look = look, .move = move};
+static struct {
+	bool possible;
+	unsigned n, views;
+	uint64_t bytes;
+} copies;
+
+static int replicate(
+	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
+{
+	ck_assert_uint_eq(offset, 64 * MIB + copies.bytes);
+	copies.n++;
+	copies.views |= views;
+	copies.bytes += len;
+	done->copied_bytes = len;
+	return 0;
+}
+
+static const struct mb_manager_ops ops = {
+	.extents = extents, .look = look, .move = move, .replicate = replicate};
 
 /* Two nodes and views; two extents of 64 MiB, both on node 0, the second one used by view 1. */
 static void make(void)
@@ -76,6 +94,7 @@ static void make(void)
 
 	memset(&fake, 0, sizeof(fake));
 	mb_policy_defaults(&config.policy);
+	config.policy.replicas = copies.possible;
 	config.host.n_nodes = 2;
 	for (unsigned i = 0; i < 2; i++) {
 		config.host.node[i] = (struct mb_policy_node){.id = (int)i,
@@ -160,6 +179,32 @@ START_TEST(test_set_view)
 END_TEST
 
 /* What could not move waits, as what moved does. */
+/* What both views read is copied for the one that is far from it. */
+START_TEST(test_copies)
+{
+	struct mb_manager_stats stats;
+	struct mb_decision d[100];
+	unsigned n;
+
+	copies.possible = true;
+	make();
+	fake.extent[1].view[1].write = 0;
+	for (unsigned v = 0; v < 2; v++)
+		fake.extent[1].view[v].read = 100;
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_eq(fake.n_moves, 0);
+	ck_assert_uint_eq(copies.views, 2);
+	ck_assert_uint_eq(copies.bytes, 64 * MIB);
+	n = mb_manager_decisions(manager, d, 100);
+	ck_assert_uint_eq(n, copies.n);
+	ck_assert_int_eq(d[0].why, MB_WHY_REPLICATE);
+	ck_assert_uint_eq(d[0].moved.moved_bytes, d[0].len_bytes);
+	mb_manager_stats(manager, &stats);
+	ck_assert_uint_eq(stats.moved_bytes, 0);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
 START_TEST(test_busy)
 {
 	struct mb_manager_stats stats;
@@ -319,6 +364,7 @@ int main(void)
 
 	tcase_add_test(cases, test_moves_what_is_far);
 	tcase_add_test(cases, test_set_view);
+	tcase_add_test(cases, test_copies);
 	tcase_add_test(cases, test_busy);
 	tcase_add_test(cases, test_held);
 	tcase_add_test(cases, test_errors);

@@ -5,6 +5,7 @@
 #include <mirrorball/error.h>
 #include <mirrorball/mover.h>
 #include <mirrorball/policy.h>
+#include <mirrorball/replica.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -26,6 +27,9 @@ struct mb_manager_ops {
 	void (*look)(void *ctx, struct mb_policy_host *host);
 	/* mb_mover_move */
 	int (*move)(void *ctx, const struct mb_move *move, struct mb_moved *moved);
+	/* mb_replicas_replicate; only with policy.replicas. */
+	int (*replicate)(void *ctx, uint64_t offset, uint64_t len, unsigned views,
+		struct mb_replicated *done);
 };
 
 struct mb_manager_config {

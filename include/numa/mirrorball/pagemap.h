@@ -51,6 +51,13 @@ unsigned mb_pagemap_features(const struct mb_pagemap *pm); /* of enum mb_pagemap
 int mb_pagemap_watch(struct mb_pagemap *pm, void *base, uint64_t len);
 
 /*
+ * The same for a part of what is watched that was mapped anew, where the kernel need not be asked
+ * what it is. From any thread. If it fails, what is written there is not seen: a page counts as
+ * written.
+ */
+void mb_pagemap_watch_again(const struct mb_pagemap *pm, void *at, uint64_t len);
+
+/*
  * Takes the pages out of the page tables of this mapping, and so of the KVM address space that
  * shows it. They stay in memory. [at, at + len) must be watched: -EINVAL. A zapped huge page counts
  * as written when it is mapped again.

@@ -68,6 +68,12 @@ void mb_tracker_stop(struct mb_tracker *tracker);
 void mb_tracker_hold(struct mb_tracker *tracker);
 void mb_tracker_release(struct mb_tracker *tracker);
 
+/*
+ * A part of a view shows the file again, in a mapping of its own (replica.h): it is watched again.
+ * Any thread, with any locks. Takes NULL.
+ */
+void mb_tracker_watch(struct mb_tracker *tracker, unsigned view, uint64_t offset, uint64_t len);
+
 struct mb_tracker_stats {
 	bool running;
 	unsigned features; /* what of enum mb_pagemap_feature the kernel gives */

@@ -62,6 +62,7 @@ struct mb_machine_config {
 	enum mb_migrate migrate;
 	enum mb_place_kind placement;	    /* on which nodes of the host: numa/placement.h */
 	struct mb_node_ids placement_nodes; /* of MB_PLACE_NODES */
+	uint64_t replica_bytes; /* for copies of what several views read; 0: none are made */
 
 	/* Either a kernel ... */
 	const char *kernel_path;

@@ -4,6 +4,7 @@
 
 #include <mirrorball/dma.h>
 #include <mirrorball/error.h>
+#include <mirrorball/replica.h>
 #include <mirrorball/vm.h>
 #include <stdint.h>
 
@@ -29,13 +30,19 @@ uint64_t mb_ram_low_bytes(const struct mb_ram *ram);
 uint64_t mb_ram_high_bytes(const struct mb_ram *ram);
 struct mb_dma *mb_ram_dma(struct mb_ram *ram);
 
+/*
+ * Its pages may have copies: who writes it through mb_ram_dma holds them. Before anything does; NULL
+ * when nothing does any more. They outlive that.
+ */
+void mb_ram_set_replicas(struct mb_ram *ram, struct mb_replicas *replicas);
+
 /* For the tracker: the file, and where a view has all of it. */
 int mb_ram_fd(const struct mb_ram *ram);
 void *mb_ram_view_base(const struct mb_ram *ram, unsigned view);
 void *mb_ram_own_base(const struct mb_ram *ram); /* of the mapping that is no view */
 /* Where the guest has what is at `offset` of the file. */
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset);
-/* Maps a part of a view anew (mb_ram_file_remap). */
+/* Maps a part of a view anew (mb_ram_file_remap); copies of it are given up first. */
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len);
 
 /* Reads from fd at offset into guest memory. -EFAULT outside RAM, -EIO on a short file, -errno. */

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mirrorball/json.h>
+#include <string.h>
+
+#include "machine_internal.h"
+
+#define SHORT_SHARE                                                                                \
+	25u /* of a node's memory is free, or it is short (policy.h: low_free_share)               \
+	     */
+#define GIVE_BACK (256ull << 20)
+
+static const char *why_not(const struct mb_machine *machine)
+{
+	if (!machine->config.replica_bytes)
+		return "off";
+	if (machine->n_views < 2)
+		return "off with one view";
+	return NULL;
+}
+
+const char *mb_machine_replicas_state(const struct mb_machine *machine)
+{
+	const char *why = why_not(machine);
+
+	if (!machine->replicas)
+		return why ? why : "not possible on this host";
+	return machine->manager ? "on" : "off without --migrate";
+}
+
+static void watch(void *ctx, unsigned view, uint64_t offset, uint64_t len)
+{
+	struct mb_machine *machine = ctx;
+
+	mb_tracker_watch(machine->tracker, view, offset, len);
+}
+
+/* The first node with memory among those where its vCPUs run. */
+static int node_of_view(struct mb_machine *machine, unsigned view)
+{
+	const struct mb_topology *topo = mb_machine_topology(machine);
+
+	for (unsigned i = 0; topo && i < topo->n_nodes; i++) {
+		cpu_set_t both;
+
+		CPU_AND(&both, &topo->node[i].cpus, &machine->view_cpus[view]);
+		if (topo->node[i].has_memory && CPU_COUNT(&both))
+			return topo->node[i].id;
+	}
+	return -1;
+}
+
+int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
+{
+	struct mb_replicas_config config = {
+		.name = machine->config.name,
+		.ram_fd = mb_ram_fd(machine->ram),
+		.ram_bytes = machine->config.memory_bytes,
+		.n_views = machine->n_views,
+		.max_bytes = machine->config.replica_bytes,
+		.watch = watch,
+		.ctx = machine,
+	};
+	int rc;
+
+	if (why_not(machine))
+		return 0;
+	/* A vCPU's write faults within KVM. */
+	config.uffd = mb_replicas_open_uffd(false);
+	if (config.uffd < 0) {
+		mb_log("%s: runs, but no page of its memory gets a copy: userfaultfd: %s "
+		       "(mirrorball"
+		       " doctor says more)",
+			machine->config.name, strerror(-config.uffd));
+		return 0;
+	}
+	for (unsigned v = 0; v < machine->n_views; v++) {
+		config.view_base[v] = mb_ram_view_base(machine->ram, v);
+		config.view_node[v] = node_of_view(machine, v);
+	}
+	rc = mb_replicas_create(&config, &machine->replicas, err);
+	if (!rc)
+		mb_ram_set_replicas(machine->ram, machine->replicas);
+	return rc;
+}
+
+void mb_machine_give_up_replicas(struct mb_machine *machine)
+{
+	mb_replicas_collapse(machine->replicas, 0, machine->config.memory_bytes);
+}
+
+void mb_machine_remove_replicas(struct mb_machine *machine)
+{
+	if (!machine->replicas)
+		return;
+	mb_ram_set_replicas(machine->ram, NULL);
+	mb_replicas_destroy(machine->replicas);
+	machine->replicas = NULL;
+}
+
+int mb_machine_replicate(
+	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
+{
+	struct mb_machine *machine = ctx;
+
+	return mb_replicas_replicate(machine->replicas, offset, len, views, done);
+}
+
+void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
+{
+	for (unsigned i = 0; i < host->n_nodes; i++) {
+		const struct mb_policy_node *node = &host->node[i];
+
+		if (node->free_bytes >= node->total_bytes / SHORT_SHARE)
+			continue;
+		mb_replicas_reclaim(machine->replicas, GIVE_BACK);
+		return;
+	}
+}
+
+json_t *mb_machine_replicas_json(const struct mb_machine *machine, int *rc)
+{
+	json_t *r = json_object(), *below;
+	struct mb_replicas_stats s;
+
+	mb_json_put(r, "state", json_string(mb_machine_replicas_state(machine)), rc);
+	if (!machine->replicas)
+		return r;
+	mb_replicas_stats(machine->replicas, &s);
+	mb_json_put_number(r, "bytes", s.bytes, rc);
+	mb_json_put_number(r, "max_bytes", s.max_bytes, rc);
+	mb_json_put_number(r, "copied_bytes", s.copied_bytes, rc);
+	mb_json_put_number(r, "mappings", s.mappings, rc);
+	mb_json_put_number(r, "max_mappings", s.max_mappings, rc);
+	mb_json_put_number(r, "faults", s.n_faults, rc);
+	mb_json_put_number(r, "collapsed_pages", s.n_collapsed, rc);
+	mb_json_put_number(r, "failures", s.n_failures, rc);
+	mb_json_put_number(r, "fault_ns", s.n_faults ? s.fault_ns / s.n_faults : 0, rc);
+	mb_json_put_number(r, "longest_ns", s.longest_ns, rc);
+	below = json_array();
+	for (unsigned i = 0; i < MB_REPLICA_BUCKETS; i++)
+		mb_json_append(below, json_integer((json_int_t)s.faults_below_us[i]), rc);
+	mb_json_put(r, "faults_below_us", below, rc);
+	return r;
+}
