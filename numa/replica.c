@@ -22,9 +22,19 @@
 
 /* ---- back-off ---- */
 
-static uint32_t now_ms(const struct mb_replicas *r)
+static uint64_t now_ms(const struct mb_replicas *r)
 {
-	return (uint32_t)((mb_now_ns() - r->start_ns) / 1000000);
+	return (mb_now_ns() - r->start_ns) / 1000000;
+}
+
+static uint64_t until_ms(const struct page *p)
+{
+	return (uint64_t)p->until_high << 32 | p->until_ms;
+}
+
+static bool waits(const struct page *p, uint64_t now)
+{
+	return p->level && now < until_ms(p);
 }
 
 static uint64_t wait_ms(const struct mb_replicas *r, unsigned level)
@@ -32,13 +42,17 @@ static uint64_t wait_ms(const struct mb_replicas *r, unsigned level)
 	return level ? r->config.backoff_ns / 1000000 << (level - 1) : 0;
 }
 
-static void back_off(const struct mb_replicas *r, uint8_t *level, uint32_t *until_ms, uint32_t now)
+static void back_off(const struct mb_replicas *r, struct page *p, uint64_t now)
 {
-	if (now > *until_ms && now - *until_ms > FORGIVE * wait_ms(r, *level))
-		*level = 0;
-	if (*level < LEVEL_MAX)
-		++*level;
-	*until_ms = (uint32_t)(now + wait_ms(r, *level));
+	uint64_t until = until_ms(p);
+
+	if (now > until && now - until > FORGIVE * wait_ms(r, p->level))
+		p->level = 0;
+	if (p->level < LEVEL_MAX)
+		p->level++;
+	until = now + wait_ms(r, p->level);
+	p->until_high = (uint8_t)(until >> 32);
+	p->until_ms = (uint32_t)until;
 }
 
 /* ---- collapse ---- */
@@ -152,7 +166,7 @@ int mb_replica_written(
 {
 	uint64_t block_first = (uint64_t)(b - r->block) * BLOCK_PAGES;
 	unsigned before = b->n_away;
-	uint32_t now = now_ms(r);
+	uint64_t now = now_ms(r);
 	int rc;
 
 	/* Another writer was first. */
@@ -161,11 +175,11 @@ int mb_replica_written(
 	if (b->n_faults >= PAGE_FAULTS) {
 		rc = mb_replica_collapse_pages(r, b, block_first, BLOCK_PAGES, may_wait);
 		if (!rc)
-			back_off(r, &b->level, &b->until_ms, now);
+			back_off(r, &b->whole, now);
 	} else {
 		rc = mb_replica_collapse_pages(r, b, first, n, may_wait);
 		for (uint64_t i = first; i < first + n && !rc; i++)
-			back_off(r, &r->page[i].level, &r->page[i].until_ms, now);
+			back_off(r, &r->page[i], now);
 	}
 	b->n_faults += !rc;
 	if (before > b->n_away)
@@ -235,14 +249,14 @@ struct remap {
 static int remap_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
 {
 	const struct remap *remap = arg;
-	int rc;
+	int rc = 0;
 
 	pthread_mutex_lock(&b->lock);
-	rc = mb_replica_collapse_pages(r, b, first, n, true);
-	if (!rc)
+	if (!b->n_away) {
 		rc = mb_replica_open(r, remap->view, first, n, false);
-	if (!rc)
-		mb_replica_settle(r, remap->view, first, n);
+		if (!rc)
+			mb_replica_settle(r, remap->view, first, n);
+	}
 	pthread_mutex_unlock(&b->lock);
 	return rc;
 }
@@ -419,27 +433,27 @@ static int replicate_part(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
 {
 	struct job *job = arg;
-	uint32_t now = now_ms(r);
+	uint64_t now = now_ms(r);
 
 	pthread_mutex_lock(&b->lock);
 	__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&b->holds, __ATOMIC_SEQ_CST)) {
 		job->done->held_bytes += n * PAGE;
-	} else if (b->level && now < b->until_ms) {
+	} else if (waits(&b->whole, now)) {
 		job->done->waiting_bytes += n * PAGE;
 	} else {
 		if (!b->n_away)
 			b->n_faults = 0;
 		for (uint64_t i = 0, run; i < n; i += run) {
 			const struct page *p = &r->page[first + i];
-			bool away = p->map, waits = p->level && now < p->until_ms;
+			bool away = p->map, wait = waits(p, now);
 
 			for (run = 1; i + run < n && (p[run].map != 0) == away &&
-				      (p[run].level && now < p[run].until_ms) == waits;)
+				      waits(&p[run], now) == wait;)
 				run++;
 			if (away)
 				job->done->there_bytes += run * PAGE;
-			else if (waits)
+			else if (wait)
 				job->done->waiting_bytes += run * PAGE;
 			else
 				replicate_run(r, b, first + i, run, job);

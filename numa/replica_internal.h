@@ -24,10 +24,12 @@ enum mapping { HOME_OPEN, HOME_PROTECTED, COPY_PROTECTED };
 
 /* Of every page of guest memory; untouched ones cost nothing. */
 struct page {
-	uint16_t map;	   /* two bits a view: enum mapping */
-	uint8_t level;	   /* writes that ended a copy, one after the other */
-	uint32_t until_ms; /* no copy before; since creation */
+	uint16_t map;  /* two bits a view: enum mapping */
+	uint8_t level; /* writes that ended a copy, one after the other */
+	uint8_t until_high;
+	uint32_t until_ms; /* no copy before; since creation, 34 years at most */
 };
+_Static_assert(2 * MB_HEAT_VIEWS <= 16, "two bits a view");
 
 struct block {
 	/*
@@ -46,8 +48,7 @@ struct block {
 	unsigned n_away;   /* pages that are not HOME_OPEN */
 	unsigned n_faults; /* since it was replicated */
 	uint64_t woken_ns; /* who waited last */
-	uint8_t level;	   /* as of a page, where all of it was collapsed */
-	uint32_t until_ms;
+	struct page whole; /* its level and until, for when all of it was collapsed */
 
 	/* Under mb_replicas.queue_lock: faults for the worker, on pages [from, to) of the block. */
 	bool queued; /* atomic: the replicator looks without */

@@ -291,6 +291,8 @@ static int map_anew(struct mb_tracker *t, unsigned view, uint64_t offset)
 	int rc = t->config.remap(t->config.ctx, view, offset, MB_HEAT_BLOCK_BYTES);
 
 	dropped(t, begin_ns);
+	if (rc > 0)
+		return 0;
 	if (!rc)
 		rc = mb_pagemap_watch(t->pm, at(t, view, offset), MB_HEAT_BLOCK_BYTES);
 	t->features = mb_pagemap_features(t->pm);

@@ -202,8 +202,11 @@ uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset)
 
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len)
 {
-	if (ram->replicas)
-		return mb_replicas_remap(ram->replicas, view, offset, len);
+	if (ram->replicas) {
+		int rc = mb_replicas_remap(ram->replicas, view, offset, len);
+
+		return rc ? rc : 1;
+	}
 	return mb_ram_file_remap(ram->fd, &ram->view[view], offset, len);
 }
 

@@ -103,7 +103,7 @@ uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes);
 int mb_replicas_hold(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 void mb_replicas_release(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
-/* Collapses, and maps home anew in this view (for huge pages). -ENOMEM. Caller does not hold it. */
+/* Maps home anew in this view, for huge pages; not in a block where pages have copies. -ENOMEM. */
 int mb_replicas_remap(struct mb_replicas *replicas, unsigned view, uint64_t offset, uint64_t len);
 
 struct mb_replicas_stats {

@@ -39,7 +39,7 @@ struct mb_tracker_config {
 	unsigned features;	     /* of enum mb_pagemap_feature; MB_PAGEMAP_ALL but in tests */
 	/*
 	 * Maps [offset, offset + len) of a view anew, as it was at first; to get huge pages back.
-	 * NULL: huge pages are never looked into.
+	 * 1: was left as it is, or is watched already. NULL: huge pages are never looked into.
 	 */
 	int (*remap)(void *ctx, unsigned view, uint64_t offset, uint64_t len);
 	/* Faults on guest memory so far, by KVM's count. Negative errno: unknown. NULL: nobody

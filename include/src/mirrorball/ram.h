@@ -42,7 +42,10 @@ void *mb_ram_view_base(const struct mb_ram *ram, unsigned view);
 void *mb_ram_own_base(const struct mb_ram *ram); /* of the mapping that is no view */
 /* Where the guest has what is at `offset` of the file. */
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset);
-/* Maps a part of a view anew (mb_ram_file_remap); copies of it are given up first. */
+/*
+ * Maps a part of a view anew (mb_ram_file_remap). 1: with replicas, which see to it that it is watched,
+ * and leave it alone where there are copies.
+ */
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len);
 
 /* Reads from fd at offset into guest memory. -EFAULT outside RAM, -EIO on a short file, -errno. */

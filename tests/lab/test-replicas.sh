@@ -1,0 +1,62 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Copies of guest memory on two nodes: what both views read gets some, from within KVM the first write takes them away,
+# and guests that check themselves find nothing wrong, with everything at once and at random.
+lab_options=(--in "$(dirname "$0")/tracker.sh")
+. "$(dirname "$0")/guests.sh"
+# shellcheck source=tests/lab/tracker.sh
+. /in/tracker.sh
+machine=(--views 2 --cpus 4 --memory 128M --replicas "100%")
+
+# figure NAME PYTHON: of what the machine says of its replicas, r
+figure() {
+	mirrorball numa --json "$1" >"$1.numa" 2>>"$1.said" || return
+	python3 -c "import json, sys; a = json.load(open(sys.argv[1])); r = a['replicas']; print(int($2))" "$1.numa"
+}
+
+# say NAME: and leave it in NAME.last
+say() {
+	mirrorball numa --json "$1" 2>>"$1.said" |
+		python3 -c "import json, sys; a = json.load(sys.stdin); print('$1:', a['replicas'], 'moved', a['migration'].get('moved_bytes'), a.get('reasons'))"
+}
+
+# A table that all read.
+reads() {
+	local copied=0 end=$((SECONDS + 60))
+	begin reads readshare size=16M ms=60000
+	answers reads
+	expect "reads: on" 1 "$(figure reads "r['state'] == 'on'")"
+	until [ "${copied:-0}" -ge 12 ] || [ "$SECONDS" -ge "$end" ]; do
+		sleep 1
+		copied=$(figure reads "r['bytes'] >> 20")
+	done
+	echo "reads: $copied MiB of copies after $((SECONDS - begun)) s"
+	say reads
+	mirrorball numa reads --why
+	awk '/mirrorball-copies/ { for (i = 1; i <= NF; i++) if ($i ~ /^N[01]=/) { split($i, a, /[N=]/); n[a[2]] += a[3] * 4 } }
+		END { print "reads: KiB of mapped copies on nodes 0 and 1:", n[0] + 0, n[1] + 0 }' "/proc/$pid/numa_maps"
+	expect "reads: three quarters of the table have a copy" 1 "$((copied >= 12))"
+	ended_ok reads 120
+}
+
+# storm NAME WORD...: moved and copied at random
+storm() {
+	local name=$1
+	shift
+	machine+=(--migrate storm)
+	begin "$name" "$@" "seed=$RANDOM"
+	answers "$name"
+	sleep 10
+	say "$name"
+	expect "$name: copies were made" 1 "$(figure "$name" "r['copied_bytes'] > 0")"
+	expect "$name: and written" 1 "$(figure "$name" "r['faults'] > 0")"
+	ended_ok "$name" 120
+	machine=("${machine[@]:0:8}")
+}
+
+for part in reads "storm churn churn size=16M ms=20000" "storm radix radix ms=15000" "storm counts writeshare size=4M ms=15000"; do
+	begun=$SECONDS
+	in_lanes "$part"
+	echo "$part: $((SECONDS - begun)) s"
+done
+finish
