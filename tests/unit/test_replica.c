@@ -467,6 +467,59 @@ START_TEST(test_failures)
 }
 END_TEST
 
+#define MANY_MAPPINGS (1ul << 21) /* 0.5 GiB of the kernel's memory */
+
+/* Uses up vm.max_map_count: every second page of one mapping is another. NULL: it is too high. */
+static char *use_up_mappings(uint64_t *len)
+{
+	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+	unsigned long most = 0;
+	char *base;
+
+	ck_assert_int_eq(fscanf(file, "%lu", &most), 1);
+	fclose(file);
+	if (most > MANY_MAPPINGS)
+		return NULL;
+	*len = most * PAGE;
+	base = mmap(NULL, *len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ck_assert_ptr_ne(base, MAP_FAILED);
+	for (unsigned long i = 1; i < most; i += 2)
+		if (mprotect(base + i * PAGE, PAGE, PROT_READ))
+			break;
+	ck_assert_int_eq(errno, ENOMEM);
+	return base;
+}
+
+/* Others have taken all: those in store do for a collapse, and nothing more is copied. */
+START_TEST(test_no_mappings_left)
+{
+	uint64_t len;
+	char *taken;
+
+	if (!make(2))
+		return;
+	replicate(0, BLOCK, 2);
+	taken = use_up_mappings(&len);
+	if (!taken) {
+		finish();
+		skip("vm.max_map_count is too high to be reached");
+		return;
+	}
+	*word_at(0, 100 * PAGE) = word(100 * PAGE);
+	*word_at(1, 200 * PAGE) = word(200 * PAGE);
+	ck_assert_uint_gt(ask().n_failures, 0);
+	check();
+	/* It may have room in the store again, or not. */
+	replicate(BLOCK, BLOCK, 2);
+	check();
+	munmap(taken, len);
+	mb_replicas_reclaim(replicas, BYTES);
+	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).copied_bytes, BLOCK);
+	check();
+	finish();
+}
+END_TEST
+
 static Suite *make_suite(void)
 {
 	Suite *suite = suite_create("replica");
@@ -479,6 +532,7 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_bounds);
 	tcase_add_test(all, test_tracked);
 	tcase_add_loop_test(all, test_failures, 0, 4);
+	tcase_add_test(all, test_no_mappings_left);
 	tcase_set_timeout(all, 60);
 	suite_add_tcase(suite, all);
 	return suite;
