@@ -107,7 +107,14 @@ static bool may_go_on(struct mb_manager *m)
 
 /* ---- what is known ---- */
 
-/* A second, by the policy's estimate; *local: those by views that have this node. */
+static double copied(const struct mb_manager *m, const struct mb_extent *e, unsigned view)
+{
+	return m->config.policy.replicas
+		       ? m->config.ops->copied(m->config.ctx, e->offset, e->len_bytes, view)
+		       : 0;
+}
+
+/* A second, by the policy's estimate; *local: those by views that have this node, or a copy. */
 static double accesses(
 	const struct mb_manager *m, const struct mb_extent *e, int node, double *local)
 {
@@ -119,11 +126,13 @@ static double accesses(
 
 	for (unsigned v = 0; v < m->config.n_views; v++) {
 		double of_view = pages * per_touch * (double)(e->view[v].read + e->view[v].write);
+		double of_copies = of_view * copied(m, e, v);
 
 		sum += of_view;
+		*local += of_copies;
 		for (unsigned i = 0; i < host->n_nodes; i++)
 			if (host->node[i].id == node && m->config.view[v].weight[i] > 0)
-				*local += of_view;
+				*local += of_view - of_copies;
 	}
 	return sum;
 }

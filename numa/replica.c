@@ -242,6 +242,25 @@ uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes)
 	return before - now;
 }
 
+float mb_replicas_share(const struct mb_replicas *r, uint64_t offset, uint64_t len, unsigned view)
+{
+	uint64_t first = offset / PAGE, end = (offset + len) / PAGE, n = 0;
+
+	if (!r || !mb_range_inside(offset, len, 0, r->config.ram_bytes))
+		return 0;
+	for (uint64_t i = first, next; i < end; i = next) {
+		next = (i / BLOCK_PAGES + 1) * BLOCK_PAGES;
+		if (next > end)
+			next = end;
+		if (!__atomic_load_n(&r->block[i / BLOCK_PAGES].active, __ATOMIC_RELAXED))
+			continue;
+		for (uint64_t k = i; k < next; k++)
+			n += mb_replica_mapping(__atomic_load_n(&r->page[k].map, __ATOMIC_RELAXED),
+				     view) == COPY_PROTECTED;
+	}
+	return (float)n * (float)PAGE / (float)len;
+}
+
 struct remap {
 	unsigned view;
 };

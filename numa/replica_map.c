@@ -76,7 +76,9 @@ static void note(
 		struct page *p = &r->page[i];
 
 		b->n_away -= p->map != 0;
-		p->map = (uint16_t)((p->map & ~(3u << 2 * view)) | (unsigned)mapping << 2 * view);
+		__atomic_store_n(&p->map,
+			(uint16_t)((p->map & ~(3u << 2 * view)) | (unsigned)mapping << 2 * view),
+			__ATOMIC_RELAXED); /* mb_replicas_share looks without a lock */
 		b->n_away += p->map != 0;
 	}
 	r->n_mappings += edges(r, view, first, first + n);

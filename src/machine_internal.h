@@ -213,9 +213,10 @@ void mb_machine_release_memory(struct mb_machine *machine);
 int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_give_up_replicas(struct mb_machine *machine);
 void mb_machine_remove_replicas(struct mb_machine *machine);
-/* The manager's; on its thread. The second one when a node is short of memory. */
+/* The manager's; on its thread. Reclaim: when a node is short of memory. */
 int mb_machine_replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done);
+float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view);
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host);
 const char *mb_machine_replicas_state(const struct mb_machine *machine); /* for people */
 json_t *mb_machine_replicas_json(const struct mb_machine *machine, int *rc);

@@ -46,8 +46,11 @@ static void look(void *ctx, struct mb_policy_host *host)
 	mb_machine_reclaim(ctx, host);
 }
 
-static const struct mb_manager_ops ops = {
-	.extents = extents, .look = look, .move = move, .replicate = mb_machine_replicate};
+static const struct mb_manager_ops ops = {.extents = extents,
+	.look = look,
+	.move = move,
+	.copied = mb_machine_copied,
+	.replicate = mb_machine_replicate};
 
 /* A view's touches come from the CPUs that its vCPUs may run on. */
 static void weigh_view(struct mb_machine *machine, unsigned v, struct mb_policy_view *view)

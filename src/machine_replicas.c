@@ -105,6 +105,13 @@ int mb_machine_replicate(
 	return mb_replicas_replicate(machine->replicas, offset, len, views, done);
 }
 
+float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
+{
+	const struct mb_machine *machine = ctx;
+
+	return mb_replicas_share(machine->replicas, offset, len, view);
+}
+
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
 {
 	for (unsigned i = 0; i < host->n_nodes; i++) {

@@ -83,8 +83,14 @@ static int replicate(
 	return 0;
 }
 
+static float copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
+{
+	return copies.views >> view & 1 && offset >= 64 * MIB &&
+	       offset + len <= 64 * MIB + copies.bytes;
+}
+
 static const struct mb_manager_ops ops = {
-	.extents = extents, .look = look, .move = move, .replicate = replicate};
+	.extents = extents, .look = look, .move = move, .copied = copied, .replicate = replicate};
 
 /* Two nodes and views; two extents of 64 MiB, both on node 0, the second one used by view 1. */
 static void make(void)
@@ -201,6 +207,10 @@ START_TEST(test_copies)
 	ck_assert_uint_eq(d[0].moved.moved_bytes, d[0].len_bytes);
 	mb_manager_stats(manager, &stats);
 	ck_assert_uint_eq(stats.moved_bytes, 0);
+	ck_assert(stats.locality < 0.8f);
+	mb_manager_step(manager, 2 * SECOND);
+	mb_manager_stats(manager, &stats);
+	ck_assert(stats.locality > 0.99f);
 	mb_manager_destroy(manager);
 }
 END_TEST

@@ -178,6 +178,9 @@ START_TEST(test_copies)
 			ck_assert_uint_eq(ask().bytes, len * (unsigned)__builtin_popcount(views));
 			ck_assert(geteuid() || !(views & 3) || !is_one(offset));
 			check();
+			for (unsigned v = 0; v < n; v++)
+				ck_assert(mb_replicas_share(replicas, offset, len, v) ==
+					  (float)(views >> v & 1));
 			ck_assert_uint_eq(replicate(offset, len, views).there_bytes, len);
 			*word_at(writer, at) = 4711;
 			check_but(at, 4711);

@@ -28,6 +28,8 @@ struct mb_manager_ops {
 	/* mb_mover_move */
 	int (*move)(void *ctx, const struct mb_move *move, struct mb_moved *moved);
 	/* mb_replicas_replicate; only with policy.replicas. */
+	/* mb_replicas_share; as well. */
+	float (*copied)(void *ctx, uint64_t offset, uint64_t len, unsigned view);
 	int (*replicate)(void *ctx, uint64_t offset, uint64_t len, unsigned views,
 		struct mb_replicated *done);
 };

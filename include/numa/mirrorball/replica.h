@@ -106,6 +106,10 @@ void mb_replicas_release(struct mb_replicas *replicas, uint64_t offset, uint64_t
 /* Maps home anew in this view, for huge pages; not in a block where pages have copies. -ENOMEM. */
 int mb_replicas_remap(struct mb_replicas *replicas, unsigned view, uint64_t offset, uint64_t len);
 
+/* Which share of it, 0 to 1, the view reads from a copy of its own; as of about now. Takes NULL. */
+float mb_replicas_share(
+	const struct mb_replicas *replicas, uint64_t offset, uint64_t len, unsigned view);
+
 struct mb_replicas_stats {
 	uint64_t bytes, max_bytes;	 /* of copies, now */
 	uint64_t mappings, max_mappings; /* that they add */
