@@ -10,8 +10,9 @@
 
 #include "storm.h"
 
-#define STACK_BYTES (256u << 10) /* the policy's host is large */
-#define SECOND_NS   1000000000ull
+#define STACK_BYTES  (256u << 10) /* the policy's host is large */
+#define SECOND_NS    1000000000ull
+#define COPIED_SHARE 0.5 /* of an extent, all views together */
 
 struct mb_manager {
 	struct mb_manager_config config; /* host and view: only the thread that steps */
@@ -363,6 +364,25 @@ static void blow(struct mb_manager *m, uint32_t seed)
 	pthread_mutex_unlock(&m->lock);
 }
 
+/*
+ * What has copies already is decided, until a write or a lack of memory ends that. Where its home
+ * is would not be known, either: a view's page tables tell of the copy.
+ */
+static unsigned without_copied(struct mb_manager *m, struct mb_extent *extent, unsigned n)
+{
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		double share = 0;
+
+		for (unsigned v = 0; v < m->config.n_views; v++)
+			share += copied(m, &extent[i], v);
+		if (share < COPIED_SHARE)
+			extent[kept++] = extent[i];
+	}
+	return kept;
+}
+
 /* Looks, and does what the policy says. */
 static void step(struct mb_manager *m, uint64_t now_ns)
 {
@@ -386,6 +406,8 @@ static void step(struct mb_manager *m, uint64_t now_ns)
 	}
 	input.extent = extent;
 	note_extents(m, extent, input.n_extents, now_ns);
+	if (m->config.policy.replicas)
+		input.n_extents = without_copied(m, extent, input.n_extents);
 	/* What is planned counts as done: not while it cannot be. */
 	rc = may_go_on(m) && !m->config.storm_bytes ? mb_policy_plan(m->policy, &input, &plan)
 						    : -ECANCELED;

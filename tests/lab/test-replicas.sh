@@ -39,22 +39,20 @@ reads() {
 	ended_ok reads 120
 }
 
-# storm NAME WORD...: moved and copied at random
+# storm NAME SECONDS WORD...: moved and copied at random, for so long
 storm() {
-	local name=$1
-	shift
-	machine+=(--migrate storm)
-	begin "$name" "$@" "seed=$RANDOM"
+	local name=$1 seconds=$2
+	shift 2
+	machine=(--views 2 --cpus 4 --memory 48M --replicas "200%" --migrate storm)
+	begin "$name" "$@" "seed=$RANDOM" "ms=$(((seconds + 10) * 1000))"
 	answers "$name"
-	sleep 10
+	sleep "$seconds"
 	say "$name"
-	expect "$name: copies were made" 1 "$(figure "$name" "r['copied_bytes'] > 0")"
-	expect "$name: and written" 1 "$(figure "$name" "r['faults'] > 0")"
-	ended_ok "$name" 120
-	machine=("${machine[@]:0:8}")
+	expect "$name: copies were made, and written" 1 "$(figure "$name" "r['copied_bytes'] > 0 and r['faults'] > 0")"
+	ended_ok "$name" 180
 }
 
-for part in reads "storm churn churn size=16M ms=20000" "storm radix radix ms=15000" "storm counts writeshare size=4M ms=15000"; do
+for part in reads "storm churn 45 churn size=16M" "storm radix 15 radix" "storm counts 15 writeshare size=16M"; do
 	begun=$SECONDS
 	in_lanes "$part"
 	echo "$part: $((SECONDS - begun)) s"

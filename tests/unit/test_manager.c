@@ -211,6 +211,10 @@ START_TEST(test_copies)
 	mb_manager_step(manager, 2 * SECOND);
 	mb_manager_stats(manager, &stats);
 	ck_assert(stats.locality > 0.99f);
+	/* It is not planned for again. */
+	ck_assert_uint_eq(copies.n, n);
+	ck_assert_uint_eq(stats.why_bytes[MB_WHY_LOCAL], 64 * MIB);
+	ck_assert_uint_eq(stats.why_bytes[MB_WHY_BACKING_OFF], 0);
 	mb_manager_destroy(manager);
 }
 END_TEST
