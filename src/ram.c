@@ -238,12 +238,15 @@ int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint6
 
 int mb_ram_clear(struct mb_ram *ram)
 {
-	int rc = mb_replicas_collapse(ram->replicas, 0, ram->bytes);
+	/* The manager may be in the middle of making copies. */
+	int rc = mb_replicas_hold(ram->replicas, 0, ram->bytes);
 
 	if (rc)
 		return rc;
 	do {
 		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)ram->bytes);
 	} while (rc && errno == EINTR);
-	return rc ? -errno : 0;
+	rc = rc ? -errno : 0;
+	mb_replicas_release(ram->replicas, 0, ram->bytes);
+	return rc;
 }
