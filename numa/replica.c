@@ -354,13 +354,24 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	return false;
 }
 
+/* A writer waits already: it is not worth it. */
+static int is_wanted(const struct mb_replicas *r, uint64_t first)
+{
+	return __atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED) ? -EBUSY
+											: 0;
+}
+
 static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n)
 {
 	int rc = 0;
 
-	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
+		rc = is_wanted(r, first);
+		if (rc)
+			break;
 		if (mb_replica_mapping(r->page[first].map, v) == HOME_OPEN)
 			rc = mb_replica_protect(r, v, first, n);
+	}
 	return rc;
 }
 
@@ -371,6 +382,9 @@ static int copy_all(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
 		if (!(views >> v & 1))
 			continue;
+		rc = is_wanted(r, first);
+		if (rc)
+			break;
 		rc = mb_replica_copy(r, v, first, n, &stage[v]);
 		if (rc)
 			stage[v] = NULL;
@@ -409,9 +423,8 @@ static int replicate_pages(
 		rc = protect_all(r, first, n);
 	if (!rc && MB_REPLICA_WRONG != WRONG_COPY_FIRST)
 		rc = copy_all(r, first, n, views, stage);
-	/* A writer waits already: it is not worth it. */
-	if (!rc && __atomic_load_n(&b->queued, __ATOMIC_RELAXED))
-		rc = -EBUSY;
+	if (!rc)
+		rc = is_wanted(r, first);
 	if (!rc)
 		rc = install_all(r, first, n, views, stage);
 	if (!rc)

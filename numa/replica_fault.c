@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,7 +21,7 @@
  */
 #define STACK_BYTES (256u << 10)
 #define N_MESSAGES  16u
-#define RETRY_NS    10000000l
+#define NICE	    (-15)
 /* Linux 6.1's headers have the last one; the others are older. */
 #define FEATURES	 (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
 #define FEATURE_WP_SHMEM (1u << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 5.19 */
@@ -138,6 +139,14 @@ static bool is_over(struct mb_replicas *r)
 	return stop;
 }
 
+/* vCPUs wait for these threads, for a moment at a time; where CPUs are short they come first. It
+ * needs CAP_SYS_NICE, and is no more than a wish. */
+static void begin(const char *name)
+{
+	pthread_setname_np(pthread_self(), name);
+	setpriority(PRIO_PROCESS, 0, NICE);
+}
+
 static void *worker_main(void *arg)
 {
 	struct mb_replicas *r = arg;
@@ -145,7 +154,7 @@ static void *worker_main(void *arg)
 	struct block *b;
 	uint64_t ns;
 
-	pthread_setname_np(pthread_self(), "collapse");
+	begin("collapse");
 	while ((b = take(r, &from, &to, &ns))) {
 		uint64_t first = (uint64_t)(b - r->block) * BLOCK_PAGES + from;
 		int rc;
@@ -206,7 +215,7 @@ static void *reader_main(void *arg)
 	struct pollfd fds[] = {
 		{.fd = r->config.uffd, .events = POLLIN}, {.fd = r->stop_fd, .events = POLLIN}};
 
-	pthread_setname_np(pthread_self(), "writes");
+	begin("writes");
 	while (poll(fds, 2, -1) < 0 || !fds[1].revents)
 		read_messages(r);
 	return NULL;
