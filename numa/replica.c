@@ -130,9 +130,11 @@ int mb_replica_collapse_pages(
 	struct found before, after;
 	int rc;
 
-	while (from < to && !r->page[from].map)
+	/* A block that is mapped anew as a whole may be huge again; otherwise nothing more than has
+	 * to be. */
+	while (from < to && !r->page[from].map && n < BLOCK_PAGES)
 		from++;
-	while (to > from && !r->page[to - 1].map)
+	while (to > from && !r->page[to - 1].map && n < BLOCK_PAGES)
 		to--;
 	before = look(r, from, to - from);
 	rc = collapse_views(r, from, to - from, &before, may_wait);

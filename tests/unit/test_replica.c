@@ -4,6 +4,7 @@
  * tests/unit/test_replica_torture.c has them all at once.
  */
 #include "run.h"
+#include "smaps.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -252,6 +253,33 @@ START_TEST(test_backs_off)
 	ck_assert_uint_eq(bytes_soon(0), 0);
 	ck_assert_uint_eq(replicate(0, BLOCK, 2).waiting_bytes, BLOCK);
 	check();
+	finish();
+}
+END_TEST
+
+/* What was huge is so again when all of its block is collapsed, however few pages had copies then.
+ */
+START_TEST(test_huge_again)
+{
+	uint64_t before;
+
+	if (!make(2))
+		return;
+	check();
+	before = pmd_mapped();
+	replicate(0, BLOCK, 2);
+	*word_at(0, 0) = word(0);
+	*word_at(1, BLOCK - PAGE) = word(BLOCK - PAGE);
+	check();
+	ck_assert_uint_le(pmd_mapped(), before);
+	if (_i)
+		mb_replicas_reclaim(replicas, BYTES);
+	for (unsigned i = 10; i < 12 && !_i; i++)
+		*word_at(1, i * PAGE) = word(i * PAGE);
+	ck_assert_uint_eq(bytes_soon(0), 0);
+	ck_assert_int_eq(mb_replicas_remap(replicas, 0, 0, PAGE), 0); /* after what follows */
+	check();
+	ck_assert_uint_eq(pmd_mapped(), before);
 	finish();
 }
 END_TEST
@@ -531,6 +559,7 @@ static Suite *make_suite(void)
 	tcase_add_loop_test(all, test_copies, 0, 8);
 	tcase_add_test(all, test_mappings);
 	tcase_add_test(all, test_backs_off);
+	tcase_add_loop_test(all, test_huge_again, 0, 2);
 	tcase_add_test(all, test_hold);
 	tcase_add_test(all, test_bounds);
 	tcase_add_test(all, test_tracked);
