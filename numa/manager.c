@@ -16,7 +16,7 @@
 
 struct mb_manager {
 	struct mb_manager_config config; /* host and view: only the thread that steps */
-	struct mb_policy *policy; /* only the thread that steps */
+	struct mb_policy *policy;	 /* only the thread that steps */
 	pthread_t thread;
 	bool runs;
 	bool said_error; /* only the thread that steps */
@@ -33,7 +33,7 @@ struct mb_manager {
 	unsigned n_ranges;
 	struct mb_manager_sample sample[MB_MANAGER_SAMPLES];
 	unsigned n_samples;
-	unsigned sample_every, sample_skip; /* steps */
+	unsigned sample_every, sample_skip;	   /* steps */
 	struct mb_policy_view view[MB_HEAT_VIEWS]; /* config.view is its copy of the last turn */
 };
 
@@ -347,17 +347,17 @@ static void note_plan(struct mb_manager *m, const struct mb_plan *plan)
 /* Not a decision: nobody wanted it. */
 static void blow(struct mb_manager *m, uint32_t seed)
 {
-	struct mb_move move = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
+	const struct mb_move move = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
+	/* And as much is copied, for any of the views or all of them. */
+	const struct mb_move again = mb_storm_move(~seed, m->config.storm_bytes, &m->config.host);
 	struct mb_moved moved = {0};
-	int rc = move.len_bytes ? m->config.ops->move(m->config.ctx, &move, &moved) : 0;
 	struct mb_replicated done = {0};
+	int rc = move.len_bytes ? m->config.ops->move(m->config.ctx, &move, &moved) : 0;
 
 	if (rc && rc != -ECANCELED)
 		complain(m, "move memory", rc);
-	/* And as much is copied, for any of the views or all of them. */
-	move = mb_storm_move(~seed, m->config.storm_bytes, &m->config.host);
-	if (m->config.policy.replicas && move.len_bytes && may_go_on(m))
-		m->config.ops->replicate(m->config.ctx, move.offset, move.len_bytes,
+	if (m->config.policy.replicas && again.len_bytes && may_go_on(m))
+		m->config.ops->replicate(m->config.ctx, again.offset, again.len_bytes,
 			1 + seed % ((1u << m->config.n_views) - 1), &done);
 	pthread_mutex_lock(&m->lock);
 	note_moved(m, &moved, -1, (int)move.node);

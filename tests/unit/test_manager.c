@@ -355,10 +355,16 @@ START_TEST(test_storm)
 	for (unsigned i = 0; i < 5000; i++)
 		mb_manager_step(manager, i * SECOND / 100);
 	ck_assert_uint_eq(fake.n_moves, 5000);
-	for (unsigned node = 0; node < 2; node++)
-		for (unsigned i = 0; i < STORM_BYTES / MB_HEAT_PAGE_BYTES; i++)
-			ck_assert_uint_gt(storm.pages[node][i], 0);
 	mb_manager_stats(manager, &stats);
+	for (unsigned node = 0; node < 2; node++) {
+		uint64_t bytes = 0;
+
+		for (unsigned i = 0; i < STORM_BYTES / MB_HEAT_PAGE_BYTES; i++) {
+			ck_assert_uint_gt(storm.pages[node][i], 0);
+			bytes += storm.pages[node][i] * MB_HEAT_PAGE_BYTES;
+		}
+		ck_assert_uint_eq(stats.node[node].in_bytes, bytes);
+	}
 	ck_assert_uint_eq(stats.n_moves, 5000);
 	ck_assert_uint_eq(stats.moved_bytes, stats.node[0].in_bytes + stats.node[1].in_bytes);
 	ck_assert(stats.knows_locality);

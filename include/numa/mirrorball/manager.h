@@ -27,8 +27,7 @@ struct mb_manager_ops {
 	void (*look)(void *ctx, struct mb_policy_host *host);
 	/* mb_mover_move */
 	int (*move)(void *ctx, const struct mb_move *move, struct mb_moved *moved);
-	/* mb_replicas_replicate; only with policy.replicas. */
-	/* mb_replicas_share; as well. */
+	/* mb_replicas_share and mb_replicas_replicate; only with policy.replicas. */
 	float (*copied)(void *ctx, uint64_t offset, uint64_t len, unsigned view);
 	int (*replicate)(void *ctx, uint64_t offset, uint64_t len, unsigned views,
 		struct mb_replicated *done);
