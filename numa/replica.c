@@ -3,7 +3,7 @@
 #include <fcntl.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/range.h>
-#include <numaif.h>
+#include <mirrorball/topology.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -526,23 +526,19 @@ static uint64_t max_mappings(void)
 static int open_copies(struct mb_replicas *r, unsigned view)
 {
 	uint64_t bytes = r->config.ram_bytes;
-	unsigned long nodes[1024 / (8 * sizeof(long))] = {0};
-	unsigned node = (unsigned)r->config.view_node[view];
-	const unsigned bits = 8 * sizeof(nodes[0]);
 	void *all;
 
 	r->copy_fd[view] = memfd_create("mirrorball-copies", MFD_CLOEXEC);
 	if (r->copy_fd[view] < 0 || ftruncate(r->copy_fd[view], (off_t)bytes))
 		return -errno;
-	if (r->config.view_node[view] < 0 || node >= 8 * sizeof(nodes))
+	if (r->config.view_node[view] < 0)
 		return 0;
 	/* The file keeps the policy, and the host's balancing leaves it alone. Preferred: a copy
 	 * elsewhere is of no use, but does no harm. */
 	all = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, r->copy_fd[view], 0);
 	if (all == MAP_FAILED)
 		return -errno;
-	nodes[node / bits] = 1ul << node % bits;
-	mbind(all, bytes, MPOL_PREFERRED, nodes, 8 * sizeof(nodes), 0);
+	mb_numa_prefer_node(all, bytes, (unsigned)r->config.view_node[view]);
 	munmap(all, bytes);
 	return 0;
 }

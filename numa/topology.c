@@ -39,8 +39,8 @@ static int read_file(int dir, const char *path, char *buf, size_t size)
  * Calls fn for each number of a list such as "0-3,8" (Documentation/ABI/stable/sysfs-devices-node).
  * What follows a syntax error is left out.
  */
-static void for_each_in_list(const char *list, unsigned limit, void (*fn)(void *ctx, unsigned i),
-	void *ctx)
+static void for_each_in_list(
+	const char *list, unsigned limit, void (*fn)(void *ctx, unsigned i), void *ctx)
 {
 	const char *at = list;
 
@@ -183,7 +183,8 @@ void mb_topology_group(const struct mb_topology *topo, unsigned n_views, cpu_set
 
 	for (unsigned k = 0; k < n_views; k++)
 		CPU_ZERO(&view_cpus[k]);
-	/* A walk from the first node to its nearest unvisited neighbour keeps near nodes together. */
+	/* A walk from the first node to its nearest unvisited neighbour keeps near nodes together.
+	 */
 	for (unsigned from = 0;;) {
 		unsigned next = MB_MAX_NODES;
 
@@ -200,7 +201,8 @@ void mb_topology_group(const struct mb_topology *topo, unsigned n_views, cpu_set
 		order[n++] = from = next;
 		cpus += (unsigned)CPU_COUNT(&topo->node[next].cpus);
 	}
-	/* Cut the walk where each view has its share of the CPUs and leaves a node for each to come. */
+	/* Cut the walk where each view has its share of the CPUs and leaves a node for each to
+	 * come. */
 	for (unsigned i = 0; i < n; i++) {
 		unsigned mine = (unsigned)CPU_COUNT(&topo->node[order[i]].cpus);
 		bool full = (2 * taken + mine) * n_views > 2 * (view + 1) * cpus;
@@ -221,17 +223,48 @@ int mb_numa_first_touch(void *addr, uint64_t len)
 	return mbind(addr, len, MPOL_LOCAL, NULL, 0, 0) ? -errno : 0;
 }
 
+#define MASK_BITS (MB_MAX_NODE_ID + 1)
+#define WORD_BITS (8 * sizeof(unsigned long))
+
+/* The kernel's numbers; one above its limit is in no mask. */
+struct node_mask {
+	unsigned long word[MASK_BITS / WORD_BITS];
+};
+
+static void mask_set(struct node_mask *mask, unsigned id)
+{
+	if (id <= MB_MAX_NODE_ID)
+		mask->word[id / WORD_BITS] |= 1ul << id % WORD_BITS;
+}
+
+static bool mask_has(const struct node_mask *mask, unsigned id)
+{
+	return id <= MB_MAX_NODE_ID && mask->word[id / WORD_BITS] >> id % WORD_BITS & 1;
+}
+
+static int bind_mask(void *addr, uint64_t len, int mode, const struct node_mask *mask)
+{
+	/* The kernel takes one bit less than it is told (mbind(2), BUGS). */
+	return mbind(addr, len, mode, mask->word, MASK_BITS + 1, 0) ? -errno : 0;
+}
+
 static int bind_nodes(
 	void *addr, uint64_t len, int mode, const struct mb_topology *topo, uint64_t nodes)
 {
-	const unsigned bits = 8 * sizeof(unsigned long);
-	unsigned long mask[1024 / (8 * sizeof(unsigned long))] = {0};
+	struct node_mask mask = {0};
 
 	for (unsigned i = 0; i < topo->n_nodes; i++)
-		if (nodes >> i & 1 && topo->node[i].id < 8 * sizeof(mask))
-			mask[topo->node[i].id / bits] |= 1ul << topo->node[i].id % bits;
-	/* The kernel takes one bit less than it is told (mbind(2), BUGS). */
-	return mbind(addr, len, mode, mask, 8 * sizeof(mask) + 1, 0) ? -errno : 0;
+		if (nodes >> i & 1)
+			mask_set(&mask, topo->node[i].id);
+	return bind_mask(addr, len, mode, &mask);
+}
+
+int mb_numa_prefer_node(void *addr, uint64_t len, unsigned id)
+{
+	struct node_mask mask = {0};
+
+	mask_set(&mask, id);
+	return bind_mask(addr, len, MPOL_PREFERRED, &mask);
 }
 
 int mb_numa_prefer(void *addr, uint64_t len, const struct mb_topology *topo, uint64_t nodes)
@@ -254,18 +287,14 @@ int mb_numa_interleave(void *addr, uint64_t len, const struct mb_topology *topo,
 
 uint64_t mb_numa_mems_allowed(const struct mb_topology *topo)
 {
-	const unsigned bits = 8 * sizeof(unsigned long);
-	unsigned long mask[1024 / (8 * sizeof(unsigned long))] = {0};
+	struct node_mask mask = {0};
 	uint64_t allowed = 0;
 
 	/* A kernel without NUMA, or with more nodes than Linux can have: all. */
-	if (get_mempolicy(NULL, mask, 8 * sizeof(mask), NULL, MPOL_F_MEMS_ALLOWED))
+	if (get_mempolicy(NULL, mask.word, MASK_BITS, NULL, MPOL_F_MEMS_ALLOWED))
 		return UINT64_MAX;
-	for (unsigned i = 0; i < topo->n_nodes; i++) {
-		unsigned id = topo->node[i].id;
-
-		if (id < 8 * sizeof(mask) && mask[id / bits] >> id % bits & 1)
+	for (unsigned i = 0; i < topo->n_nodes; i++)
+		if (mask_has(&mask, topo->node[i].id))
 			allowed |= 1ull << i;
-	}
 	return allowed;
 }

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <mirrorball/manager.h>
 #include <numa.h>
-#include <numaif.h>
 #include <string.h>
 
 #include "machine_internal.h"
@@ -30,20 +29,18 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 /* Free memory changes all the time, and the cpuset may. */
 static void look(void *ctx, struct mb_policy_host *host)
 {
-	unsigned long allowed[1024 / (8 * sizeof(unsigned long))] = {0};
-	bool knows = !get_mempolicy(NULL, allowed, 8 * sizeof(allowed), NULL, MPOL_F_MEMS_ALLOWED);
-	const unsigned bits = 8 * sizeof(allowed[0]);
+	struct mb_machine *machine = ctx;
+	/* Nodes of the host have the topology's indices. */
+	const uint64_t allowed = mb_numa_mems_allowed(mb_machine_topology(machine));
 
 	for (unsigned i = 0; i < host->n_nodes; i++) {
 		struct mb_policy_node *node = &host->node[i];
-		unsigned id = (unsigned)node->id;
 		long long free_bytes = 0, total_bytes = numa_node_size64(node->id, &free_bytes);
 
 		node->free_bytes = total_bytes > 0 ? (uint64_t)free_bytes : 0;
-		node->usable = total_bytes > 0 && knows && id < 8 * sizeof(allowed) &&
-			       allowed[id / bits] >> id % bits & 1;
+		node->usable = total_bytes > 0 && allowed >> i & 1;
 	}
-	mb_machine_reclaim(ctx, host);
+	mb_machine_reclaim(machine, host);
 }
 
 static const struct mb_manager_ops ops = {.extents = extents,

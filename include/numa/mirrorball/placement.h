@@ -66,7 +66,6 @@ enum mb_place_kind {
 /* "auto", "nodes", "spread", "none". */
 const char *mb_place_kind_name(enum mb_place_kind kind);
 
-#define MB_MAX_NODE_ID 1023u /* of Linux (CONFIG_NODES_SHIFT is at most 10) */
 struct mb_node_ids {
 	uint64_t bits[(MB_MAX_NODE_ID + 1) / 64];
 };

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #define MB_MAX_NODES 64
+#define MB_MAX_NODE_ID 1023u /* of Linux (CONFIG_NODES_SHIFT is at most 10) */
 
 /* One NUMA node of the host. */
 struct mb_node {
@@ -59,6 +60,9 @@ int mb_numa_first_touch(void *addr, uint64_t len);
  */
 int mb_numa_prefer(void *addr, uint64_t len, const struct mb_topology *topo, uint64_t nodes);
 int mb_numa_interleave(void *addr, uint64_t len, const struct mb_topology *topo, uint64_t nodes);
+
+/* One node, by its id. */
+int mb_numa_prefer_node(void *addr, uint64_t len, unsigned id);
 
 /* Nodes whose memory this thread may have (a cpuset's mems), as bits of the index. */
 uint64_t mb_numa_mems_allowed(const struct mb_topology *topo);
