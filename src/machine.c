@@ -59,6 +59,22 @@ const struct mb_topology *mb_machine_topology(struct mb_machine *machine)
 	return machine->topology;
 }
 
+uint64_t mb_machine_nodes_of_view(struct mb_machine *machine, unsigned view)
+{
+	const struct mb_topology *topo = mb_machine_topology(machine);
+	uint64_t nodes = 0;
+
+	for (unsigned i = 0; topo && i < topo->n_nodes; i++) {
+		cpu_set_t both = topo->node[i].cpus;
+
+		if (machine->bound)
+			CPU_AND(&both, &both, &machine->view_cpus[view]);
+		if (CPU_COUNT(&both))
+			nodes |= 1ull << i;
+	}
+	return nodes;
+}
+
 /* As many views as are of use: with one for each node, the tracker tells nodes apart. */
 static unsigned choose_views(struct mb_machine *machine)
 {

@@ -122,15 +122,12 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
+	const uint64_t of_view = mb_machine_nodes_of_view(machine, view);
 	json_t *nodes = json_array();
 
-	for (unsigned i = 0; topo && i < topo->n_nodes; i++) {
-		cpu_set_t both;
-
-		CPU_AND(&both, &topo->node[i].cpus, &machine->view_cpus[view]);
-		if (all || !machine->bound || CPU_COUNT(&both))
+	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
+		if (all || !machine->bound || of_view >> i & 1)
 			mb_json_append(nodes, json_integer(topo->node[i].id), rc);
-	}
 	return nodes;
 }
 

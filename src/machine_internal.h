@@ -172,6 +172,8 @@ int mb_machine_load_guest(struct mb_machine *machine, struct mb_error *err);
 
 /* The host's nodes with the CPUs that this process may use; read when first asked for. NULL: cannot be. */
 const struct mb_topology *mb_machine_topology(struct mb_machine *machine);
+/* Those with CPUs of the view, all with CPUs where it is not bound to any; bits of the topology's index. */
+uint64_t mb_machine_nodes_of_view(struct mb_machine *machine, unsigned view);
 
 /* src/machine_place.c: the nodes of the host that it is put on, before anything is made. */
 int mb_machine_choose_nodes(struct mb_machine *machine, struct mb_error *err);

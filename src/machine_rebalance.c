@@ -25,23 +25,6 @@ static double share(double part, double whole)
 
 /* ---- what is so ---- */
 
-/* With CPUs of the view. */
-static uint64_t nodes_of_view(struct mb_machine *machine, unsigned view)
-{
-	const struct mb_topology *topo = mb_machine_topology(machine);
-	uint64_t nodes = 0;
-
-	for (unsigned i = 0; i < topo->n_nodes; i++) {
-		cpu_set_t both = topo->node[i].cpus;
-
-		if (machine->bound)
-			CPU_AND(&both, &both, &machine->view_cpus[view]);
-		if (CPU_COUNT(&both))
-			nodes |= 1ull << i;
-	}
-	return nodes;
-}
-
 static void read_host(struct mb_machine *machine)
 {
 	struct mb_machine_place *p = machine->place;
@@ -338,7 +321,7 @@ int mb_machine_add_rebalance(struct mb_machine *machine, struct mb_error *err)
 	if (!p)
 		return 0;
 	for (unsigned v = 0; v < machine->n_views; v++)
-		p->view_nodes[v] = nodes_of_view(machine, v);
+		p->view_nodes[v] = mb_machine_nodes_of_view(machine, v);
 	/* Nothing to tell, and with one node nowhere to go. */
 	if (!p->registry)
 		return 0;

@@ -4,10 +4,9 @@
 
 #include "machine_internal.h"
 
-#define SHORT_SHARE                                                                                \
-	25u /* of a node's memory is free, or it is short (policy.h: low_free_share)               \
-	     */
-#define GIVE_BACK (256ull << 20)
+/* One in so many bytes of a node is free, or it is short: as low_free_share in policy.h. */
+#define SHORT_SHARE 25u
+#define GIVE_BACK   (256ull << 20)
 
 static const char *why_not(const struct mb_machine *machine)
 {
@@ -38,14 +37,11 @@ static void watch(void *ctx, unsigned view, uint64_t offset, uint64_t len)
 static int node_of_view(struct mb_machine *machine, unsigned view)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
+	const uint64_t of_view = mb_machine_nodes_of_view(machine, view);
 
-	for (unsigned i = 0; topo && i < topo->n_nodes; i++) {
-		cpu_set_t both;
-
-		CPU_AND(&both, &topo->node[i].cpus, &machine->view_cpus[view]);
-		if (topo->node[i].has_memory && CPU_COUNT(&both))
-			return topo->node[i].id;
-	}
+	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
+		if (topo->node[i].has_memory && of_view >> i & 1)
+			return (int)topo->node[i].id;
 	return -1;
 }
 
