@@ -4,7 +4,7 @@
  * tests/lab/test-mover.sh runs this there. Threads of the test are the vCPUs.
  */
 #include "run.h"
-#include "smaps.h"
+#include "mappings.h"
 
 #include <errno.h>
 #include <fcntl.h>

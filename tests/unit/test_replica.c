@@ -3,8 +3,8 @@
  * Copies of pages on real mappings of a real file in memory. Threads of the test are the vCPUs.
  * tests/unit/test_replica_torture.c has them all at once.
  */
+#include "mappings.h"
 #include "run.h"
-#include "smaps.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -497,29 +497,6 @@ START_TEST(test_failures)
 	finish();
 }
 END_TEST
-
-#define MANY_MAPPINGS (1ul << 21) /* 0.5 GiB of the kernel's memory */
-
-/* Uses up vm.max_map_count: every second page of one mapping is another. NULL: it is too high. */
-static char *use_up_mappings(uint64_t *len)
-{
-	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
-	unsigned long most = 0;
-	char *base;
-
-	ck_assert_int_eq(fscanf(file, "%lu", &most), 1);
-	fclose(file);
-	if (most > MANY_MAPPINGS)
-		return NULL;
-	*len = most * PAGE;
-	base = mmap(NULL, *len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	ck_assert_ptr_ne(base, MAP_FAILED);
-	for (unsigned long i = 1; i < most; i += 2)
-		if (mprotect(base + i * PAGE, PAGE, PROT_READ))
-			break;
-	ck_assert_int_eq(errno, ENOMEM);
-	return base;
-}
 
 /* Others have taken all: those in store do for a collapse, and nothing more is copied. */
 START_TEST(test_no_mappings_left)

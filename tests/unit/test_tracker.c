@@ -3,8 +3,8 @@
  * The tracker on real mappings of a real file in memory. Threads of the test are the vCPUs: what
  * they do through a view's mapping is what a guest's vCPU does through its memslots.
  */
+#include "mappings.h"
 #include "run.h"
-#include "smaps.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -488,29 +488,6 @@ static unsigned n_said(int log, const char *what)
 	for (const char *at = text; (at = strstr(at, what)); at++)
 		n++;
 	return n;
-}
-
-#define MANY_MAPPINGS (1ul << 21) /* 0.5 GiB of the kernel's memory */
-
-/* Uses up vm.max_map_count: every second page of one mapping is another. NULL: it is too high. */
-static char *use_up_mappings(uint64_t *len)
-{
-	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
-	unsigned long most = 0;
-	char *base;
-
-	ck_assert_int_eq(fscanf(file, "%lu", &most), 1);
-	fclose(file);
-	if (most > MANY_MAPPINGS)
-		return NULL;
-	*len = most * MB_PAGE_BYTES;
-	base = mmap(NULL, *len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	ck_assert_ptr_ne(base, MAP_FAILED);
-	for (unsigned long i = 1; i < most; i += 2)
-		if (mprotect(base + i * MB_PAGE_BYTES, MB_PAGE_BYTES, PROT_READ))
-			break;
-	ck_assert_int_eq(errno, ENOMEM);
-	return base;
 }
 
 /* vm.max_map_count is reached while a huge page is looked into: its pages stay small until there
