@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <mirrorball/pagemap.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,8 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "uffd.h"
 
 /* Debian 12's headers are Linux 6.1's; this is ABI (uapi/linux/fs.h, uapi/linux/userfaultfd.h). */
 struct scan_arg { /* struct pm_scan_arg */
@@ -24,10 +25,6 @@ struct scan_region { /* struct page_region */
 #define PAGE_PRESENT (1u << 3)
 #define PAGE_HUGE    (1u << 6)
 #define SCAN_PROTECT (1u << 0) /* PM_SCAN_WP_MATCHING */
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#define FEATURE_WP_SHMEM (1u << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 5.19 */
 #define FEATURE_WP_UNPOPULATED                                                                     \
 	(1u << 13)		    /* 6.4: a page that is not there yet can be protected, too */
 #define FEATURE_WP_ASYNC (1u << 15) /* 6.7 */

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/thread.h>
 #include <poll.h>
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include "replica_internal.h"
+#include "uffd.h"
 
 /*
  * Two threads. The reader never waits for anything but messages: whoever moves a mapping into a
@@ -22,15 +22,7 @@
 #define STACK_BYTES (256u << 10)
 #define N_MESSAGES  16u
 #define NICE	    (-15)
-/* Linux 6.1's headers have the last one; the others are older. */
-#define FEATURES	 (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
-#define FEATURE_WP_SHMEM (1u << 12) /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 5.19 */
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00) /* 6.1 */
-#endif
+#define FEATURES    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
 
 static int new_uffd(bool user_mode_only)
 {
