@@ -48,6 +48,19 @@ static int failed(struct mb_replicas *r)
 	return rc;
 }
 
+/* A call may have unmapped what was there before it failed. */
+static bool is_hole(char *at, uint64_t n)
+{
+	return msync(at, n * PAGE, MS_ASYNC) != 0;
+}
+
+/* What is mapped into such a hole next, by whomever, would be the guest's. */
+_Noreturn static void end_with_hole(const struct mb_replicas *r, int rc)
+{
+	mb_log("%s: a hole in guest memory cannot be closed: %s", r->config.name, strerror(-rc));
+	abort();
+}
+
 /* ---- what is mapped where ---- */
 
 /* Places where one mapping of a view ends and another begins, at pages [first, last]. */
@@ -134,15 +147,10 @@ static int place(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t 
 		i++) {
 		int rc = failed(r);
 
-		if (!msync(at, n * PAGE, MS_ASYNC))
+		if (!is_hole(at, n))
 			return rc;
-		/* It may have unmapped what was there before it failed. What is mapped into such a
-		 * hole next, by whomever, would be the guest's. */
-		if (i == TRIES) {
-			mb_log("%s: a hole in guest memory cannot be closed: %s", r->config.name,
-				strerror(-rc));
-			abort();
-		}
+		if (i == TRIES)
+			end_with_hole(r, rc);
 		nap();
 	}
 	return 0;
@@ -215,17 +223,14 @@ int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64
 				     (off_t)(first * PAGE)) == MAP_FAILED;
 		i++) {
 		int rc = failed(r);
-		bool is_hole = msync(at, n * PAGE, MS_ASYNC) != 0;
+		bool hole = is_hole(at, n);
 
 		if (mb_replica_use_store(r))
 			continue;
-		if (!is_hole && (!patient || i >= TRIES))
+		if (!hole && (!patient || i >= TRIES))
 			return rc;
-		if (i >= TRIES) {
-			mb_log("%s: a hole in guest memory cannot be closed: %s", r->config.name,
-				strerror(-rc));
-			abort();
-		}
+		if (i >= TRIES)
+			end_with_hole(r, rc);
 		nap();
 	}
 	note(r, view, first, n, HOME_OPEN);
