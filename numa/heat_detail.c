@@ -14,8 +14,8 @@
 #define ALWAYS_PAGES 8.0f
 #define GROUP	     32u /* pages */
 /* Before pages are said to be alike: in a zoom, which has few, and in small pages. */
-#define ZOOM_LOOKS 3u
-#define EVEN_LOOKS 6u
+#define EVEN_LOOKS_ZOOMED 3u
+#define EVEN_LOOKS	  6u
 /* Of so many looks the last one counts for its part. Through a long window few come. */
 #define LOOKS	   2u
 #define SLOW_LOOKS 4u
@@ -205,7 +205,7 @@ void mb_heat_learn_pages(
 bool mb_heat_detail_is_even(const struct region *r)
 {
 	const struct detail *d = r->detail;
-	float least_looks = r->huge ? ZOOM_LOOKS : EVEN_LOOKS;
+	float least_looks = r->huge ? EVEN_LOOKS_ZOOMED : EVEN_LOOKS;
 
 	return d->even && fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;
 }

@@ -109,6 +109,24 @@ static bool is_slow(const struct detail *d, unsigned page, unsigned n_views)
 	return d->slow.looks[page] && (!d->quick.looks[page] || most < SLOW_BELOW);
 }
 
+/* What a detail says of a page and a view: through the window of the block, or the longest one. */
+static struct mb_heat quick_heat(const struct region *r, const struct known *known, unsigned page,
+	unsigned v, float touch, float write)
+{
+	const struct pages *p = &r->detail->quick;
+
+	return mb_heat_of(
+		page_chance((float)p->touch[v][page] * touch, known->touch[v], p->looks[page]),
+		page_chance((float)p->write[v][page] * write, known->write[v], p->looks[page]),
+		r->window);
+}
+
+static struct mb_heat slow_heat(const struct pages *p, unsigned page, unsigned v)
+{
+	return mb_heat_of((float)p->touch[v][page] / 255, (float)p->write[v][page] / 255,
+		MB_HEAT_WINDOWS - 1);
+}
+
 static int append_pages(
 	struct list *list, const struct region *r, const struct known *known, uint64_t now_ns)
 {
@@ -132,18 +150,9 @@ static int append_pages(
 		};
 
 		for (unsigned v = 0; v < list->n_views; v++)
-			e.view[v] =
-				is_slow(d, i, list->n_views)
-					? mb_heat_of((float)d->slow.touch[v][i] / 255,
-						  (float)d->slow.write[v][i] / 255,
-						  MB_HEAT_WINDOWS - 1)
-					: mb_heat_of(page_chance(
-							     (float)d->quick.touch[v][i] * touch[v],
-							     known->touch[v], d->quick.looks[i]),
-						  page_chance(
-							  (float)d->quick.write[v][i] * write[v],
-							  known->write[v], d->quick.looks[i]),
-						  r->window);
+			e.view[v] = is_slow(d, i, list->n_views)
+					    ? slow_heat(&d->slow, i, v)
+					    : quick_heat(r, known, i, v, touch[v], write[v]);
 		rc = append(list, &e);
 	}
 	return rc;
