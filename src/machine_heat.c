@@ -92,7 +92,6 @@ static json_t *extent_json(const struct mb_machine *machine, const struct mb_ext
 
 static json_t *extents_json(const struct mb_machine *machine, bool writes, int *rc)
 {
-	uint64_t low = mb_ram_low_bytes(machine->ram);
 	json_t *array = json_array();
 	struct mb_extent *extent = NULL;
 	unsigned n = 0;
@@ -102,16 +101,10 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 		const struct mb_extent *e = &extent[i];
 		uint64_t end = e->offset + e->len_bytes;
 
-		/* Side by side in the file, but not for the guest. */
-		if (e->offset < low && end > low) {
-			mb_json_append(array,
-				extent_json(machine, e, e->offset, low - e->offset, writes, rc),
-				rc);
+		for (uint64_t at = e->offset, next; at < end; at = next) {
+			next = mb_ram_run_end(machine->ram, at, end);
 			mb_json_append(
-				array, extent_json(machine, e, low, end - low, writes, rc), rc);
-		} else {
-			mb_json_append(array,
-				extent_json(machine, e, e->offset, e->len_bytes, writes, rc), rc);
+				array, extent_json(machine, e, at, next - at, writes, rc), rc);
 		}
 	}
 	free(extent);

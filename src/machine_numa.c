@@ -155,7 +155,7 @@ static json_t *range_json(
 static json_t *ranges_json(struct mb_machine *machine, int *rc)
 {
 	struct mb_verdict *verdict = calloc(MB_MANAGER_RANGES, sizeof(*verdict));
-	uint64_t low = mb_ram_low_bytes(machine->ram), now_ns = mb_now_ns();
+	const uint64_t now_ns = mb_now_ns();
 	json_t *array = json_array();
 	unsigned n = 0;
 
@@ -167,9 +167,8 @@ static json_t *ranges_json(struct mb_machine *machine, int *rc)
 		const struct mb_verdict *v = &verdict[i];
 		uint64_t at = v->offset, end = v->offset + v->len_bytes;
 
-		/* Side by side in the file, but not for the guest. */
 		for (uint64_t next; at < end; at = next) {
-			next = at < low && end > low ? low : end;
+			next = mb_ram_run_end(machine->ram, at, end);
 			mb_json_append(array,
 				range_json(v, mb_ram_gpa(machine->ram, at), next - at, now_ns, rc),
 				rc);

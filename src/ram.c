@@ -200,6 +200,11 @@ uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset)
 	return offset < ram->low_bytes ? offset : MB_RAM_HIGH_BASE + (offset - ram->low_bytes);
 }
 
+uint64_t mb_ram_run_end(const struct mb_ram *ram, uint64_t offset, uint64_t end)
+{
+	return offset < ram->low_bytes && end > ram->low_bytes ? ram->low_bytes : end;
+}
+
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len)
 {
 	if (ram->replicas) {

@@ -42,6 +42,8 @@ void *mb_ram_view_base(const struct mb_ram *ram, unsigned view);
 void *mb_ram_own_base(const struct mb_ram *ram); /* of the mapping that is no view */
 /* Where the guest has what is at `offset` of the file. */
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset);
+/* Where in [offset, end) of the file ends what the guest has side by side: `end`, or the PCI hole. */
+uint64_t mb_ram_run_end(const struct mb_ram *ram, uint64_t offset, uint64_t end);
 /*
  * Maps a part of a view anew (mb_ram_file_remap). 1: with replicas, which see to it that it is watched,
  * and leave it alone where there are copies.
