@@ -129,7 +129,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 		return 0;
 	}
 	mb_policy_defaults(&config.policy);
-	/* A part of a huge page takes all of it along: Linux has no way to take one apart. */
+	/* A part of a huge page takes all of it along: the mover does not take one apart. */
 	config.policy.split_block_ns = NEVER_NS;
 	config.policy.replicas = machine->replicas;
 	if (machine->config.migrate == MB_MIGRATE_STORM)
