@@ -300,25 +300,53 @@ void mb_vcpus_destroy(struct mb_vcpus *set)
 	free(set);
 }
 
-void mb_vcpus_pause(struct mb_vcpus *set)
+/* Caller holds the lock. */
+static void resume(struct mb_vcpus *set)
 {
+	if (!--set->pause_count) {
+		__atomic_store_n(&set->request, false, __ATOMIC_SEQ_CST);
+		pthread_cond_broadcast(&set->go);
+	}
+}
+
+/* until: NULL: as long as it takes. */
+static bool pause_until(struct mb_vcpus *set, const struct timespec *until)
+{
+	int rc = 0;
+
 	pthread_mutex_lock(&set->lock);
 	if (!set->pause_count++)
 		kick_all(set);
-	for (unsigned i = 0; i < set->n; i++) {
-		while (set->vcpu[i].inside)
-			pthread_cond_wait(&set->out, &set->lock);
+	for (unsigned i = 0; i < set->n && !rc; i++) {
+		while (set->vcpu[i].inside && !rc)
+			rc = until ? pthread_cond_clockwait(
+					     &set->out, &set->lock, CLOCK_MONOTONIC, until)
+				   : pthread_cond_wait(&set->out, &set->lock);
 	}
+	if (rc)
+		resume(set);
 	pthread_mutex_unlock(&set->lock);
+	return !rc;
+}
+
+void mb_vcpus_pause(struct mb_vcpus *set)
+{
+	pause_until(set, NULL);
+}
+
+bool mb_vcpus_pause_within(struct mb_vcpus *set, uint64_t timeout_ns)
+{
+	const uint64_t until_ns = mb_now_ns() + timeout_ns;
+	const struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u),
+		.tv_nsec = (long)(until_ns % 1000000000u)};
+
+	return pause_until(set, &until);
 }
 
 void mb_vcpus_resume(struct mb_vcpus *set)
 {
 	pthread_mutex_lock(&set->lock);
-	if (!--set->pause_count) {
-		__atomic_store_n(&set->request, false, __ATOMIC_SEQ_CST);
-		pthread_cond_broadcast(&set->go);
-	}
+	resume(set);
 	pthread_mutex_unlock(&set->lock);
 }
 

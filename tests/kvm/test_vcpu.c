@@ -23,7 +23,8 @@ static struct mb_vcpus *vcpus;
 
 /* What the exits said. */
 static unsigned n_pio, n_mmio, n_events;
-static unsigned in_handler;
+static unsigned in_handler, n_stuck;
+static bool stuck; /* the first vCPU, in its handler */
 static uint16_t last_port;
 static uint32_t last_data;
 static uint64_t last_gpa;
@@ -34,6 +35,10 @@ static void on_pio(void *ctx, struct mb_vcpu *vcpu, uint16_t port, bool write, v
 	unsigned size, unsigned count)
 {
 	__atomic_add_fetch(&in_handler, 1, __ATOMIC_SEQ_CST);
+	while (!mb_vcpu_index(vcpu) && __atomic_load_n(&stuck, __ATOMIC_SEQ_CST)) {
+		__atomic_add_fetch(&n_stuck, 1, __ATOMIC_SEQ_CST);
+		usleep(1000);
+	}
 	last_port = port;
 	if (write)
 		memcpy(&last_data, data, size);
@@ -219,6 +224,38 @@ START_TEST(test_pause_counts)
 }
 END_TEST
 
+/* A vCPU whose exit waits for somebody: the others go on, and so does it later. */
+START_TEST(test_pause_within)
+{
+	static const uint8_t code[] = {0xe6, 0xf0, 0xeb, 0xfc}; /* 1: out %al,$0xf0; jmp 1b */
+	unsigned n;
+
+	make(2);
+	start(code, sizeof(code));
+	mb_vcpus_resume(vcpus);
+	wait_for(&n_pio, 10);
+	__atomic_store_n(&stuck, true, __ATOMIC_SEQ_CST);
+	wait_for(&n_stuck, 1);
+	for (unsigned i = 0; i < 5; i++) {
+		ck_assert(!mb_vcpus_pause_within(vcpus, 20000000));
+		n = __atomic_load_n(&n_pio, __ATOMIC_SEQ_CST);
+		wait_for(&n_pio, n + 10);
+	}
+	__atomic_store_n(&stuck, false, __ATOMIC_SEQ_CST);
+	ck_assert(mb_vcpus_pause_within(vcpus, 5000000000));
+	ck_assert_uint_eq(in_handler, 0);
+	n = n_pio;
+	usleep(20000);
+	ck_assert_uint_eq(n_pio, n);
+	ck_assert(mb_vcpus_pause_within(vcpus, 0)); /* they are outside already */
+	mb_vcpus_resume(vcpus);
+	usleep(20000);
+	ck_assert_uint_eq(n_pio, n);
+	mb_vcpus_resume(vcpus);
+	wait_for(&n_pio, n + 10);
+}
+END_TEST
+
 /* Linux' watchdogs look for PVCLOCK_GUEST_STOPPED in the clock's flags (Documentation/virt/kvm/x86/msr.rst). */
 START_TEST(test_tell_stopped)
 {
@@ -342,6 +379,7 @@ int main(void)
 	tcase_add_test(tc, test_pause_is_a_barrier);
 	tcase_add_test(tc, test_pause_completes_the_exit);
 	tcase_add_test(tc, test_pause_counts);
+	tcase_add_test(tc, test_pause_within);
 	tcase_add_test(tc, test_tell_stopped);
 	tcase_add_test(tc, test_waiting_for_sipi);
 	tcase_add_test(tc, test_reset_starts_again);

@@ -74,6 +74,12 @@ void mb_vcpus_destroy(struct mb_vcpus *vcpus);
 void mb_vcpus_pause(struct mb_vcpus *vcpus);
 void mb_vcpus_resume(struct mb_vcpus *vcpus);
 
+/*
+ * As mb_vcpus_pause, where that takes no longer than this: a vCPU's exit may wait, for a terminal that
+ * nobody reads for one. false: it took longer, and nothing is paused by this call.
+ */
+bool mb_vcpus_pause_within(struct mb_vcpus *vcpus, uint64_t timeout_ns);
+
 unsigned mb_vcpus_count(const struct mb_vcpus *vcpus);
 struct mb_vcpu *mb_vcpus_at(struct mb_vcpus *vcpus, unsigned index);
 
