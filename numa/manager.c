@@ -225,6 +225,7 @@ static void note_moved(struct mb_manager *m, const struct mb_moved *moved, int f
 	s->moved_bytes += moved->moved_bytes;
 	s->busy_bytes += moved->busy_bytes;
 	s->full_bytes += moved->full_bytes;
+	s->split_bytes += moved->split_bytes;
 	s->move_ns += moved->ns;
 	if (moved->longest_ns > s->longest_ns)
 		s->longest_ns = moved->longest_ns;
@@ -273,7 +274,8 @@ static bool act(struct mb_manager *m, const struct mb_action *a, uint64_t now_ns
 	struct mb_move move = {.offset = a->offset,
 		.len_bytes = a->len_bytes,
 		.node = (unsigned)a->to,
-		.huge = a->huge};
+		.huge = a->huge,
+		.split = a->split};
 	struct mb_decision d = {.time_ns = now_ns,
 		.offset = a->offset,
 		.len_bytes = a->len_bytes,

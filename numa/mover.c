@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <mirrorball/clock.h>
-#include <mirrorball/mover.h>
-#include <mirrorball/pagemap.h>
 #include <numa.h>
 #include <numaif.h>
 #include <pthread.h>
@@ -11,8 +9,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define PAGE  MB_HEAT_PAGE_BYTES
-#define BLOCK MB_HEAT_BLOCK_BYTES
+#include "mover_internal.h"
+
 #define TRIES 3u /* at a page that a vCPU took back meanwhile, or the kernel had in hand */
 #define FEW   8u /* pages, the last time */
 /* A batch that took longer makes the next ones smaller: beside vCPUs that use those pages the
@@ -21,18 +19,10 @@
 #define LEAST	16u
 #define FULL	(4ull << 20) /* a node with less free memory than that gives none */
 
-struct mb_mover {
-	struct mb_mover_config config;
-	bool moves_mapped; /* with MPOL_MF_MOVE_ALL */
-	unsigned most;	   /* pages of a batch */
-	unsigned n_holds;  /* atomic */
-	/* Held for each batch, so that who holds the mover waits for its end. */
-	pthread_mutex_t lock;
-};
-
 int mb_mover_create(const struct mb_mover_config *config, struct mb_mover **out)
 {
 	struct mb_mover *m;
+	int rc;
 
 	if (move_pages(0, 0, NULL, NULL, NULL, 0))
 		return -errno;
@@ -43,6 +33,11 @@ int mb_mover_create(const struct mb_mover_config *config, struct mb_mover **out)
 	m->moves_mapped = config->may_move_mapped;
 	m->most = MB_MOVER_BATCH_PAGES;
 	pthread_mutex_init(&m->lock, NULL);
+	rc = mb_mover_split_begin(m);
+	if (rc) {
+		mb_mover_destroy(m);
+		return rc;
+	}
 	*out = m;
 	return 0;
 }
@@ -52,6 +47,7 @@ void mb_mover_destroy(struct mb_mover *m)
 	if (!m)
 		return;
 	pthread_mutex_destroy(&m->lock);
+	mb_mover_split_finish(m);
 	free(m);
 }
 
@@ -346,9 +342,12 @@ static int try_whole(struct mb_mover *m, struct part *p, struct mb_moved *moved)
 	return 0;
 }
 
-static int move_part(
-	struct mb_mover *m, struct part *p, bool huge, struct mb_moved *moved, bool *full)
+static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *move,
+	struct mb_moved *moved, bool *full)
 {
+	const bool huge = move->huge && !move->split;
+	const bool alone = move->split && p->n < MB_HEAT_BLOCK_PAGES;
+	bool split = false;
 	unsigned there, left, now, first = 0;
 	int rc;
 
@@ -361,7 +360,19 @@ static int move_part(
 		*full = rc == -ENOMEM;
 		first = p->where[0] == (int)p->node; /* it was small, and has moved alone */
 	}
+	if (!alone && p->n == MB_HEAT_BLOCK_PAGES)
+		mb_mover_let_merge(m, p->offset);
 	rc = ask(m, p);
+	if (!rc && alone && count(p, false)) {
+		rc = mb_mover_split(m, p->offset / BLOCK * BLOCK, moved, &split);
+		if (rc == -EBUSY) {
+			moved->busy_bytes += p->n * PAGE;
+			return 0;
+		}
+		/* A part of it went nowhere, but may be mapped nowhere either. */
+		if (!rc && split)
+			rc = ask(m, p);
+	}
 	if (rc)
 		return rc;
 	there = count(p, true);
@@ -414,7 +425,7 @@ int mb_mover_move(struct mb_mover *m, const struct mb_move *move, struct mb_move
 		if (next > end)
 			next = end;
 		p.n = (unsigned)((next - at) / PAGE);
-		rc = move_part(m, &p, move->huge, moved, &full);
+		rc = move_part(m, &p, move, moved, &full);
 		/* Our own mapping is for that moment. */
 		madvise(own_at(m, &p), next - at, MADV_DONTNEED);
 		at = next;

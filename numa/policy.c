@@ -13,7 +13,7 @@ void mb_policy_defaults(struct mb_policy_config *config)
 		.local_ns = 100,
 		.move_page_ns = 5000,
 		.move_block_ns = 300000,
-		.split_block_ns = 50000,
+		.split_block_ns = 500000,
 		.copy_page_ns = 8000,
 		.cold_per_s = 0.1,
 		.min_confidence = 0.5,

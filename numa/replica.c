@@ -4,20 +4,19 @@
 #include <mirrorball/clock.h>
 #include <mirrorball/range.h>
 #include <mirrorball/topology.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "map_count.h"
 #include "replica_internal.h"
 
 #define BACKOFF_NS   1000000000ull
 #define LEVEL_MAX    12u /* it has doubled so often: more than an hour */
 #define FORGIVE	     8u	 /* a copy that was not written for so many waits has paid for itself */
 #define PAGE_FAULTS  3u	 /* so many single pages of a block are collapsed, then all of it */
-#define MAP_COUNT    65530u
 #define SHARE_OF_MAX 2u
 
 /* ---- back-off ---- */
@@ -511,18 +510,6 @@ int mb_replicas_replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, 
 
 /* ---- the beginning, and the end ---- */
 
-static uint64_t max_mappings(void)
-{
-	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
-	unsigned long n = MAP_COUNT;
-
-	if (file && fscanf(file, "%lu", &n) != 1)
-		n = MAP_COUNT;
-	if (file)
-		fclose(file);
-	return n / SHARE_OF_MAX;
-}
-
 static int open_copies(struct mb_replicas *r, unsigned view)
 {
 	uint64_t bytes = r->config.ram_bytes;
@@ -595,7 +582,7 @@ int mb_replicas_create(
 	r->config = *config;
 	r->calls = config->calls ? config->calls : &kernel_calls;
 	if (!r->config.max_mappings)
-		r->config.max_mappings = max_mappings();
+		r->config.max_mappings = mb_max_map_count() / SHARE_OF_MAX;
 	if (!r->config.backoff_ns)
 		r->config.backoff_ns = BACKOFF_NS;
 	r->start_ns = mb_now_ns();

@@ -21,7 +21,8 @@ struct mb_move mb_storm_move(uint32_t seed, uint64_t ram_bytes, const struct mb_
 		return move;
 	move.node = usable[node % n];
 	switch (kind >> 1 & 3) {
-	case 0: /* pages, which may lie in two blocks */
+	case 0: /* pages, which may lie in two blocks; without the rest of a huge page, or with it */
+		move.split = kind >> 3 & 1;
 		move.offset = place % (ram_bytes / PAGE) * PAGE;
 		move.len_bytes = (1 + size % MB_HEAT_BLOCK_PAGES) * PAGE;
 		break;

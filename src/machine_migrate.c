@@ -6,8 +6,6 @@
 
 #include "machine_internal.h"
 
-#define NEVER_NS 1e18
-
 /* The manager's way to the machine; on its thread. */
 
 static int extents(void *ctx, struct mb_extent **out, unsigned *n)
@@ -41,6 +39,20 @@ static void look(void *ctx, struct mb_policy_host *host)
 		node->usable = total_bytes > 0 && allowed >> i & 1;
 	}
 	mb_machine_reclaim(machine, host);
+}
+
+static bool pause_vcpus(void *ctx, uint64_t timeout_ns)
+{
+	struct mb_machine *machine = ctx;
+
+	return mb_vcpus_pause_within(machine->vcpus, timeout_ns);
+}
+
+static void resume_vcpus(void *ctx)
+{
+	struct mb_machine *machine = ctx;
+
+	mb_vcpus_resume(machine->vcpus);
 }
 
 static const struct mb_manager_ops ops = {.extents = extents,
@@ -115,6 +127,9 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 		.n_views = machine->n_views,
 		.own_base = mb_ram_own_base(machine->ram),
 		.may_move_mapped = true,
+		.pause = pause_vcpus,
+		.resume = resume_vcpus,
+		.ctx = machine,
 	};
 	int rc;
 
@@ -129,8 +144,6 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 		return 0;
 	}
 	mb_policy_defaults(&config.policy);
-	/* A part of a huge page takes all of it along: the mover does not take one apart. */
-	config.policy.split_block_ns = NEVER_NS;
 	config.policy.replicas = machine->replicas;
 	if (machine->config.migrate == MB_MIGRATE_STORM)
 		config.storm_bytes = machine->config.memory_bytes;

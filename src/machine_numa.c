@@ -24,6 +24,7 @@ static json_t *migration_json(struct mb_machine *machine, const struct mb_manage
 	mb_json_put_number(m, "moved_bytes", s->moved_bytes, rc);
 	mb_json_put_number(m, "busy_bytes", s->busy_bytes, rc);
 	mb_json_put_number(m, "full_bytes", s->full_bytes, rc);
+	mb_json_put_number(m, "split_bytes", s->split_bytes, rc);
 	mb_json_put_number(m, "backing_off_bytes", s->why_bytes[MB_WHY_BACKING_OFF], rc);
 	mb_json_put_number(m, "plans", s->n_steps, rc);
 	mb_json_put_number(m, "plan_ns", s->step_ns, rc);
@@ -121,6 +122,7 @@ static json_t *decisions_json(struct mb_machine *machine, int *rc)
 		mb_json_put_number(one, "moved_bytes", d->moved.moved_bytes, rc);
 		mb_json_put_number(one, "busy_bytes", d->moved.busy_bytes, rc);
 		mb_json_put_number(one, "full_bytes", d->moved.full_bytes, rc);
+		mb_json_put_number(one, "split_bytes", d->moved.split_bytes, rc);
 		mb_json_put(one, "error",
 			!d->rc		      ? json_null()
 			: d->rc == -ECANCELED ? json_string("stopped")

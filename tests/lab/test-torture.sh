@@ -89,14 +89,15 @@ moved() {
 	said=$(python3 - "$1.numa" <<-'END'
 		import json, sys
 		m = json.load(open(sys.argv[1]))["migration"]
-		print(m["state"] == "storm" and m["moved_bytes"] >> 20 >= 8 and all(n["in_bytes"] for n in m["nodes"]),
-		      *(f"{m[k] >> 20} MiB {k[:-6]}," for k in ("moved_bytes", "busy_bytes", "full_bytes")),
+		print(m["state"] == "storm" and m["moved_bytes"] >> 20 >= 8 and all(n["in_bytes"] for n in m["nodes"])
+		      and m["split_bytes"] > 0,
+		      *(f"{m[k] >> 20} MiB {k[:-6]}," for k in ("moved_bytes", "busy_bytes", "full_bytes", "split_bytes")),
 		      f"{m['moves']} moves, the longest batch {m['longest_ns'] // 1000000} ms, to nodes:",
 		      *(f"{n['in_bytes'] >> 20}" for n in m["nodes"]), "MiB")
 	END
 	)
 	echo "$1: $said"
-	expect "$1: memory moved, to every node" True "${said%% *}"
+	expect "$1: memory moved, to every node, and huge pages were taken apart" True "${said%% *}"
 	echo "$1: $(wc -l <shifts) moves of vCPUs"
 	expect "$1: vCPUs moved, too" 1 "$(($(wc -l <shifts) > 8))"
 }

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #define BYTES (8ull << 20)
@@ -45,6 +46,10 @@ static bool two_nodes(void)
 	return false;
 }
 
+static bool can_pause = true; /* vCPUs, by the mover */
+static bool pause_vcpus(void *ctx, uint64_t timeout_ns);
+static void resume_vcpus(void *ctx);
+
 static uint64_t word(uint64_t at, unsigned i)
 {
 	return (at + i) * 0x9e3779b97f4a7c15ull;
@@ -55,6 +60,11 @@ static void make(bool in_huge_pages, bool may_move_mapped, uint64_t in_use)
 {
 	struct mb_mover_config config = {
 		.ram_bytes = BYTES, .n_views = VIEWS, .may_move_mapped = may_move_mapped};
+
+	if (can_pause) {
+		config.pause = pause_vcpus;
+		config.resume = resume_vcpus;
+	}
 
 	fd = config.ram_fd = mb_ram_file_open(BYTES);
 	ck_assert_int_ge(fd, 0);
@@ -164,23 +174,52 @@ struct vcpu {
 	uint64_t from, to;
 	bool stop; /* atomic */
 	uint64_t n;
+	pthread_mutex_t inside; /* held in a pass */
 };
+
+static unsigned n_pauses; /* atomic */
+static struct vcpu *running;
+
+static bool pause_vcpus(void *ctx, uint64_t timeout_ns)
+{
+	(void)ctx;
+	(void)timeout_ns;
+	__atomic_add_fetch(&n_pauses, 1, __ATOMIC_SEQ_CST);
+	for (unsigned v = 0; v < VIEWS; v++)
+		pthread_mutex_lock(&running[v].inside);
+	return true;
+}
+
+static void resume_vcpus(void *ctx)
+{
+	(void)ctx;
+	__atomic_sub_fetch(&n_pauses, 1, __ATOMIC_SEQ_CST);
+	for (unsigned v = 0; v < VIEWS; v++)
+		pthread_mutex_unlock(&running[v].inside);
+}
 
 static void *vcpu_main(void *arg)
 {
 	struct vcpu *c = arg;
 
 	while (!__atomic_load_n(&c->stop, __ATOMIC_RELAXED)) {
+		if (__atomic_load_n(&n_pauses, __ATOMIC_SEQ_CST))
+			continue;
+		pthread_mutex_lock(&c->inside);
 		for (uint64_t at = c->from; at < c->to; at += PAGE)
 			__atomic_add_fetch((uint64_t *)(view[c->view].base + at) + c->view, 1,
 				__ATOMIC_RELAXED);
 		c->n++;
+		pthread_mutex_unlock(&c->inside);
 	}
 	return NULL;
 }
 
 static void start_vcpus(struct vcpu *c)
 {
+	running = c;
+	for (unsigned v = 0; v < VIEWS; v++)
+		pthread_mutex_init(&c[v].inside, NULL);
 	for (unsigned v = 0; v < VIEWS; v++)
 		ck_assert_int_eq(pthread_create(&c[v].thread, NULL, vcpu_main, &c[v]), 0);
 }
@@ -254,6 +293,95 @@ START_TEST(test_beside_writers)
 	moved = moved_beside(c, _i);
 	if (!(_i & 2))
 		ck_assert_uint_ge(moved, 2 * BYTES / 20 * 19);
+}
+END_TEST
+
+/* What smaps says of the mapping of an address, "nh": no huge pages. */
+static bool has_flag(const void *address, const char *flag)
+{
+	FILE *file = fopen("/proc/self/smaps", "re");
+	bool inside = false, has = false;
+	unsigned long begin, end;
+	char line[512];
+
+	ck_assert_ptr_nonnull(file);
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &begin, &end) == 2)
+			inside = (uintptr_t)address >= begin && (uintptr_t)address < end;
+		else if (inside && !strncmp(line, "VmFlags:", 8))
+			has = strstr(line, flag);
+	}
+	fclose(file);
+	return has;
+}
+
+static bool tells_huge_pages(void)
+{
+	struct utsname host;
+	unsigned major = 0, minor = 0;
+
+	uname(&host);
+	sscanf(host.release, "%u.%u", &major, &minor);
+	return major > 6 || (major == 6 && minor >= 7);
+}
+
+static void print_split(const struct mb_moved *moved)
+{
+	printf("split: moved %llu KiB, busy %llu KiB, split %llu KiB, longest batch %.1f ms\n",
+		(unsigned long long)moved->moved_bytes >> 10,
+		(unsigned long long)moved->busy_bytes >> 10,
+		(unsigned long long)moved->split_bytes >> 10, (double)moved->longest_ns / 1e6);
+}
+
+/*
+ * Views write parts of a huge page all the time, and one part moves alone. _i: 1: vCPUs cannot be
+ * paused, and are faster: then nothing moves; 2: as without privilege. Where nothing tells a huge
+ * page (before Linux 6.7) the whole may move in that case.
+ */
+START_TEST(test_split)
+{
+	const uint64_t border = 200 * PAGE, block = MB_HEAT_BLOCK_BYTES;
+	struct vcpu c[VIEWS] = {
+		{.view = 0, .to = border}, {.view = 1, .from = border, .to = block}};
+	struct mb_move move = {.offset = border, .len_bytes = block - border, .split = true};
+	struct mb_moved moved = {0};
+
+	if (!two_nodes())
+		return;
+	can_pause = !(_i & 1);
+	make(true, !(_i & 2), BYTES);
+	can_pause = true;
+	if (!pmd_mapped()) {
+		skip("huge pages of files in memory");
+		finish();
+		return;
+	}
+	move.node = (unsigned)nodes[1];
+	start_vcpus(c);
+	for (unsigned i = 0; i < 20 && moved.moved_bytes < move.len_bytes * 95 / 100; i++)
+		ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	stop_vcpus(c);
+	print_split(&moved);
+	if (tells_huge_pages() || !(_i & 1)) {
+		ck_assert_uint_eq(on_node(0, border, nodes[0]), border / PAGE);
+		ck_assert_uint_le(moved.split_bytes, block); /* once is enough */
+		ck_assert(has_flag(view[1].base, " nh") == (moved.split_bytes > 0));
+		ck_assert(has_flag(own.base, " nh") == (moved.split_bytes > 0));
+	}
+	if (!(_i & 1)) {
+		ck_assert_uint_eq(moved.split_bytes, block);
+		ck_assert_uint_ge(
+			on_node(border, block, nodes[1]), (block - border) / PAGE * 95 / 100);
+	}
+	ck_assert_uint_eq(on_node(block, BYTES, nodes[0]), (BYTES - block) / PAGE);
+	ck_assert(!has_flag(view[1].base + block, " nh"));
+
+	/* For one user again. */
+	move = (struct mb_move){.len_bytes = block, .node = (unsigned)nodes[1]};
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(on_node(0, block, nodes[1]), block / PAGE);
+	ck_assert(!has_flag(view[1].base, " nh"));
+	finish();
 }
 END_TEST
 
@@ -455,6 +583,7 @@ int main(void)
 	tcase_set_timeout(beside, 60);
 	tcase_add_loop_test(beside, test_beside_users, 0, 4);
 	tcase_add_loop_test(beside, test_beside_writers, 0, 4);
+	tcase_add_loop_test(beside, test_split, 0, 4);
 	suite_add_tcase(suite, beside);
 	tcase_set_timeout(left, 60);
 	tcase_add_loop_test(left, test_pinned, 0, 2);

@@ -545,7 +545,7 @@ START_TEST(test_huge_split)
 	ck_assert_uint_eq(plan.n_actions, 1);
 	ck_assert_uint_eq(plan.action[0].len_bytes, 64 * PAGE);
 	ck_assert(plan.action[0].split && !plan.action[0].huge);
-	ck_assert_double_eq_tol(plan.action[0].cost_ns, 64 * 5000 + 50000, 1);
+	ck_assert_double_eq_tol(plan.action[0].cost_ns, 64 * 5000 + 500000, 1);
 	expect(1, MB_WHY_LOCAL);
 	/* All parts used by both: one page, and left whole. */
 	n_extents = 0;

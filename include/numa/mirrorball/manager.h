@@ -91,7 +91,7 @@ struct mb_manager_node {
 
 struct mb_manager_stats {
 	uint64_t n_steps, n_moves; /* so far; a move is a range of memory */
-	uint64_t moved_bytes, busy_bytes, full_bytes;
+	uint64_t moved_bytes, busy_bytes, full_bytes, split_bytes;
 	uint64_t move_ns, longest_ns;	  /* all moves; the longest that a vCPU may have waited */
 	uint64_t step_ns;		  /* the last turn */
 	uint64_t why_bytes[MB_WHY_COUNT]; /* what the last plan said of how much memory */

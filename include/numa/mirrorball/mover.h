@@ -36,6 +36,14 @@ struct mb_mover_config {
 	 * touch all the time is taken back before it can be moved, and mostly counts as busy.
 	 */
 	bool may_move_mapped;
+	/*
+	 * No vCPU is in the guest until `resume`: true. Not within that time: false, and they go
+	 * on. Called on the mover's thread. NULL: huge pages that vCPUs touch all the time cannot
+	 * be taken apart.
+	 */
+	bool (*pause)(void *ctx, uint64_t timeout_ns);
+	void (*resume)(void *ctx);
+	void *ctx;
 };
 
 /* -ENOMEM; -ENOSYS where the kernel has no NUMA. The mappings must outlive it. */
@@ -44,12 +52,13 @@ void mb_mover_destroy(struct mb_mover *mover); /* takes NULL */
 
 /*
  * [offset, offset + len_bytes) of the file, multiples of 4 KiB, to a node of the host. A huge page of
- * which a part is in it moves as a whole.
+ * which a part is in it moves as a whole, or is taken apart with `split`.
  */
 struct mb_move {
 	uint64_t offset, len_bytes;
 	unsigned node;
-	bool huge; /* most of it is huge pages: faster, if it is so */
+	bool huge;  /* most of it is huge pages: faster, if it is so */
+	bool split; /* nothing else moves; where that is not possible just then, it counts as busy */
 };
 
 /* What became of each byte of it; they add up to its length, unless it was stopped. */
@@ -59,6 +68,7 @@ struct mb_moved {
 	uint64_t absent_bytes; /* no memory behind it */
 	uint64_t busy_bytes;   /* pinned, or otherwise in use by the kernel just then */
 	uint64_t full_bytes;   /* the node has no memory left */
+	uint64_t split_bytes;  /* of huge pages that were taken apart for it; besides the others */
 	uint64_t ns;	       /* how long it took */
 	uint64_t longest_ns;   /* the batch that took longest: no vCPU has waited longer */
 };

@@ -47,8 +47,8 @@ struct mb_policy_config {
 	 * side, so that what does not know moves less. */
 	double move_page_ns;   /* 5000: unmap, copy, remap and a fault of each view */
 	double move_block_ns;  /* 300000: copying 2 MiB at 8 GB/s, and the same around it */
-	double split_block_ns; /* 50000: to take a 2 MiB page apart, before a part of it moves; and
-				  every TLB miss after it */
+	double split_block_ns; /* 500000: to take a 2 MiB page apart, before a part of it moves: 100 us
+				  for the call, and 512 faults of each view after it */
 	double copy_page_ns;   /* 8000: a replica: protect in every view, copy, map */
 
 	/* Who counts as a user. */
