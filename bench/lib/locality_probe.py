@@ -20,7 +20,7 @@ import control
 
 GROUP = "/sys/fs/cgroup/locality"
 START_SECONDS, SETTLE_SECONDS, SAMPLE_SECONDS = 240, 20, 2
-VMSTAT = ("numa_hint_faults", "pgmigrate_success", "thp_migration_success")
+VMSTAT = ("numa_hint_faults", "pgmigrate_success", "thp_migration_success", "thp_split_page")
 
 
 def read(path):
@@ -86,9 +86,11 @@ def look(path):
               if key in VMSTAT}
     found = {"at": time.monotonic(), "faults": int(read("/sys/kernel/debug/kvm/pf_fixed")), **counts}
     try:
+        found["pauses"] = 0  # each for a huge page that is taken apart
         if path:
             found["stat"] = next(control.ask(path, "stat"))
             found["numa"] = next(control.ask(path, "numa"))
+            found["pauses"] = found["numa"]["migration"].get("split_bytes", 0) >> 21
     except (OSError, ValueError, StopIteration):  # it has just ended
         pass
     return found

@@ -4,8 +4,9 @@ whose data are published (model.py). Times in ns. A slice is {"ms": its end, "mi
 node 0, ...]]}."""
 
 # What the host does costs, on a processor and not in the lab: a fault in nested paging, or of the host's kernel (500 us in
-# the lab are 400 times as much as there), and moves as Mirrorball's policy takes them (numa/policy.c).
-FAULT_NS, MOVE_PAGE_NS, MOVE_BLOCK_NS = 1250, 5000, 300000
+# the lab are 400 times as much as there), and moves as Mirrorball's policy takes them (numa/policy.c): a huge page that is taken
+# apart, 100 us, and vCPUs that are paused for it, the rest of what the policy takes.
+FAULT_NS, MOVE_PAGE_NS, MOVE_BLOCK_NS, SPLIT_NS, PAUSE_NS = 1250, 5000, 300000, 100000, 400000
 PAGES_A_BLOCK = 512
 
 
@@ -63,7 +64,8 @@ def host_ns(before, after):
     n = {key: after[key] - before[key] for key in before if isinstance(before[key], int)}
     blocks = n["thp_migration_success"]
     pages = max(0, n["pgmigrate_success"] - blocks * PAGES_A_BLOCK)
-    return (n["faults"] + n["numa_hint_faults"]) * FAULT_NS, pages * MOVE_PAGE_NS + blocks * MOVE_BLOCK_NS
+    return ((n["faults"] + n["numa_hint_faults"]) * FAULT_NS,
+            pages * MOVE_PAGE_NS + blocks * MOVE_BLOCK_NS + n["thp_split_page"] * SPLIT_NS + n["pauses"] * PAUSE_NS)
 
 
 def runs(slices):

@@ -36,10 +36,12 @@ assert placement.oracle(first, NS, follows=True) == ([[10, 5], [0, 38]], 1000 + 
 # All three in one block: 15 + 8 + 30 misses. On node 0: 1500 + 38 * 250; on node 1: 3000 + 3800.
 assert placement.oracle(first, NS, granule=512) == ([[0, 15], [0, 38]], 6800)
 assert placement.oracle([], NS) == (None, 0)
-# 1024 small pages and 2 blocks were moved, with 30 faults of KVM and 10 of the host.
-before = {"at": 1.5, "faults": 5, "numa_hint_faults": 0, "pgmigrate_success": 7, "thp_migration_success": 1}
-after = {"at": 2.5, "faults": 35, "numa_hint_faults": 10, "pgmigrate_success": 7 + 2048, "thp_migration_success": 3}
-assert placement.host_ns(before, after) == (40 * 1250, 1024 * 5000 + 2 * 300000)
+# 1024 small pages and 2 blocks were moved, 3 taken apart, 2 of them in a pause, with 30 faults of KVM and 10 of the host.
+before = {"at": 1.5, "faults": 5, "numa_hint_faults": 0, "pgmigrate_success": 7, "thp_migration_success": 1,
+          "thp_split_page": 4, "pauses": 0}
+after = {"at": 2.5, "faults": 35, "numa_hint_faults": 10, "pgmigrate_success": 7 + 2048, "thp_migration_success": 3,
+         "thp_split_page": 7, "pauses": 2}
+assert placement.host_ns(before, after) == (40 * 1250, 1024 * 5000 + 2 * 300000 + 3 * 100000 + 2 * 400000)
 
 svg = picture.lines("<a>", [("b", {"x & y": [(0, 0.5), (4, 1)]})])
 assert "&lt;a&gt;" in svg and "x &amp; y" in svg and 'points="50.0,135.0 690.0,60.0"' in svg, svg
