@@ -86,11 +86,14 @@ def look(path):
               if key in VMSTAT}
     found = {"at": time.monotonic(), "faults": int(read("/sys/kernel/debug/kvm/pf_fixed")), **counts}
     try:
-        found["pauses"] = 0  # each for a huge page that is taken apart
+        # Pauses: each for a huge page that is taken apart. Collapses: writes that waited until there was one page again.
+        found["pauses"] = found["copied"] = found["collapses"] = 0
         if path:
             found["stat"] = next(control.ask(path, "stat"))
             found["numa"] = next(control.ask(path, "numa"))
             found["pauses"] = found["numa"]["migration"].get("split_bytes", 0) >> 21
+            found["copied"] = found["numa"]["replicas"].get("copied_bytes", 0) >> 12
+            found["collapses"] = found["numa"]["replicas"].get("faults", 0)
     except (OSError, ValueError, StopIteration):  # it has just ended
         pass
     return found

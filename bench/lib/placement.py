@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What placements of memory cost: of the lab's truth in slices of time (tests/lab/truth), with latencies of a machine
-whose data are published (model.py). Times in ns. A slice is {"ms": its end, "misses": matrix, "pages": [[page, misses from
-node 0, ...]]}."""
+whose data are published (model.py). Times in ns. A slice is {"ms": its end, "misses": matrix, "pages": [[page, stores,
+misses from node 0, ...]]}."""
 
 # What the host does costs, on a processor and not in the lab: a fault in nested paging, or of the host's kernel (500 us in
 # the lab are 400 times as much as there), and moves as Mirrorball's policy takes them (numa/policy.c): a huge page that is taken
-# apart, 100 us, and vCPUs that are paused for it, the rest of what the policy takes.
+# apart, 100 us, and vCPUs that are paused for it, the rest of what the policy takes. A copy's page costs what the policy takes,
+# and a write to one what bench/collapse measures.
 FAULT_NS, MOVE_PAGE_NS, MOVE_BLOCK_NS, SPLIT_NS, PAUSE_NS = 1250, 5000, 300000, 100000, 400000
+COPY_PAGE_NS, COLLAPSE_NS = 8000, 50000
 PAGES_A_BLOCK = 512
 
 
@@ -39,33 +41,40 @@ def best_node(from_nodes, ns):
     return node, costs[node]
 
 
-def oracle(slices, ns, follows=False, granule=1):
-    """The matrix and the time of the best placement of each so many pages (1, or PAGES_A_BLOCK), known beforehand and
-    for nothing: put somewhere once, or, if it follows, anew in each slice."""
+def by_page(slices, granule=1):
+    """{page: [stores, misses from node 0, ...]} of all of them; pages of so many pages (1, or PAGES_A_BLOCK)."""
+    pages = {}
+    for piece in slices:
+        for page, *n in piece["pages"]:
+            at = page // granule
+            pages[at] = [a + b for a, b in zip(pages[at], n)] if at in pages else n
+    return pages
+
+
+def oracle(slices, ns, follows=False, granule=1, copies=False):
+    """The matrix and the time of the best placement, known beforehand and for nothing: each page is put somewhere once, or,
+    if it follows, anew in each slice. With copies, what nobody writes meanwhile is on every node."""
     matrix, time = None, 0
     for part in ([[s] for s in slices] if follows else [slices]):
-        pages = {}
-        for piece in part:
-            for page, *n in piece["pages"]:
-                at = page // granule
-                pages[at] = [a + b for a, b in zip(pages[at], n)] if at in pages else n
-        for from_nodes in pages.values():
-            node, cost = best_node(from_nodes, ns)
-            time += cost
+        for stores, *from_nodes in by_page(part, granule).values():
+            node, _ = best_node(from_nodes, ns)
             if not matrix:
                 matrix = [[0] * len(from_nodes) for _ in from_nodes]
             for cpu, n in enumerate(from_nodes):
-                matrix[cpu][node] += n
+                place = cpu if copies and not stores else node
+                matrix[cpu][place] += n
+                time += n * ns[cpu][place]
     return matrix, time
 
 
 def host_ns(before, after):
-    """What the host's work between two looks (locality_probe.py) costs: faults, and moves."""
+    """What the host's work between two looks (locality_probe.py) costs: faults, and moves and copies."""
     n = {key: after[key] - before[key] for key in before if isinstance(before[key], int)}
     blocks = n["thp_migration_success"]
     pages = max(0, n["pgmigrate_success"] - blocks * PAGES_A_BLOCK)
-    return ((n["faults"] + n["numa_hint_faults"]) * FAULT_NS,
-            pages * MOVE_PAGE_NS + blocks * MOVE_BLOCK_NS + n["thp_split_page"] * SPLIT_NS + n["pauses"] * PAUSE_NS)
+    return ((n["faults"] + n["numa_hint_faults"]) * FAULT_NS + n["collapses"] * COLLAPSE_NS,
+            pages * MOVE_PAGE_NS + blocks * MOVE_BLOCK_NS + n["thp_split_page"] * SPLIT_NS + n["pauses"] * PAUSE_NS +
+            n["copied"] * COPY_PAGE_NS)
 
 
 def runs(slices):

@@ -73,7 +73,8 @@ for cpu in range(2):
         whole = sum(guest[what][cpu][node] for what in ("load_misses", "store_misses"))
         assert whole == sum(s["misses"][cpu][node] for s in slices), "the section's misses"
     assert sum(map(sum, (guest[what][cpu] for what in ("load_misses", "store_misses")))) == \
-        sum(page[1 + cpu] for s in slices for page in s["pages"]), "the pages' misses"
+        sum(page[2 + cpu] for s in slices for page in s["pages"]), "the pages' misses"
+assert sum(map(sum, guest["stores"])) == sum(page[1] for s in slices for page in s["pages"]), "the pages' stores"
 for before, after in zip(slices, slices[1:]):
     assert before["run"] < after["run"] or before["ms"] < after["ms"], "times"
 END

@@ -122,7 +122,7 @@ static struct {
 	unsigned run;			      /* how many times counting has begun */
 	bool counts;			      /* now */
 	uint64_t run_ns, begin_ns;	      /* when the run and the slice began */
-	uint64_t *page_noted;		      /* [page][node of the CPU]: misses in slices before */
+	uint64_t *page_noted; /* [page][node of the CPU, or stores]: misses in slices before */
 	uint64_t noted[MAX_NODES][MAX_NODES]; /* the same, of the guest, by node */
 } slices = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -219,26 +219,28 @@ static uint64_t guest_misses(unsigned from, unsigned to)
 	return sum;
 }
 
-/* In the result each row is a page, and its misses from each node. */
+/* In the result each row is a page, how often it was written, and its misses from each node. */
 static void note_page(uint64_t page, const char **comma)
 {
-	uint64_t *noted = slices.page_noted + page * truth.n_nodes, n[MAX_NODES], any = 0;
+	const unsigned n_nodes = truth.n_nodes;
+	uint64_t *noted = slices.page_noted + page * (n_nodes + 1), now[MAX_NODES + 1], any = 0;
 
-	for (unsigned node = 0; node < truth.n_nodes; node++) {
-		uint64_t *count = truth.page_count + (page * truth.n_nodes + node) * N_PAGE_WHATS;
-		uint64_t misses = __atomic_load_n(&count[PAGE_MISSES], __ATOMIC_RELAXED);
+	now[n_nodes] = 0;
+	for (unsigned node = 0; node < n_nodes; node++) {
+		uint64_t *count = truth.page_count + (page * n_nodes + node) * N_PAGE_WHATS;
 
-		n[node] = misses - noted[node];
-		any |= n[node];
+		now[node] = __atomic_load_n(&count[PAGE_MISSES], __ATOMIC_RELAXED);
+		now[n_nodes] += __atomic_load_n(&count[PAGE_STORES], __ATOMIC_RELAXED);
 	}
+	for (unsigned i = 0; i <= n_nodes; i++)
+		any |= now[i] - noted[i];
 	if (!any)
 		return;
-	fprintf(slices.file, "%s[%" PRIu64, *comma, page);
-	for (unsigned node = 0; node < truth.n_nodes; node++) {
-		fprintf(slices.file, ",%" PRIu64, n[node]);
-		noted[node] += n[node];
-	}
+	fprintf(slices.file, "%s[%" PRIu64 ",%" PRIu64, *comma, page, now[n_nodes] - noted[n_nodes]);
+	for (unsigned node = 0; node < n_nodes; node++)
+		fprintf(slices.file, ",%" PRIu64, now[node] - noted[node]);
 	fprintf(slices.file, "]");
+	memcpy(noted, now, (n_nodes + 1) * sizeof(*noted));
 	*comma = ",";
 }
 
@@ -595,7 +597,7 @@ static bool make(void)
 		uint64_t n = (truth.end >> PAGE_SHIFT) * truth.n_nodes;
 
 		truth.page_count = reserve(n * N_PAGE_WHATS * sizeof(*truth.page_count));
-		slices.page_noted = reserve(n * sizeof(*slices.page_noted));
+		slices.page_noted = reserve((n + (truth.end >> PAGE_SHIFT)) * sizeof(*slices.page_noted));
 		truth.block_used = reserve((truth.end >> BLOCK_SHIFT) + 1);
 		if (!truth.page_count || !slices.page_noted || !truth.block_used)
 			return false;
