@@ -89,6 +89,7 @@ enum page_what { PAGE_LOADS, PAGE_STORES, PAGE_MISSES, N_PAGE_WHATS };
 struct cpu {
 	uint64_t n[TRUTH_N_SECTIONS][N_LEVELS][MAX_NODES][N_WHATS];
 	struct line *cache; /* n_sets of n_ways, the one used last first */
+	unsigned run;	    /* that it is of */
 } __attribute__((aligned(128)));
 
 static struct {
@@ -105,6 +106,7 @@ static struct {
 	uint32_t *version;    /* of each line of memory */
 	uint64_t *page_count; /* [page][node of the CPU][enum page_what] */
 	unsigned section;     /* 0: nothing is counted. Any thread, atomic */
+	unsigned run;	      /* how many times counting has begun. Atomic */
 	bool seen[TRUTH_N_SECTIONS];
 	/* Code that follows a VMRUN, by the address at which the emulator has it. Any thread, atomic. */
 	const char *after_vmrun[MAX_VMRUNS];
@@ -119,7 +121,6 @@ static struct {
 	FILE *file; /* to text: what will stand in the result */
 	char *text;
 	size_t n_text;
-	unsigned run;			      /* how many times counting has begun */
 	bool counts;			      /* now */
 	uint64_t run_ns, begin_ns;	      /* when the run and the slice began */
 	uint64_t *page_noted; /* [page][node of the CPU, or stores]: misses in slices before */
@@ -156,6 +157,14 @@ static bool touch_line(struct cpu *cpu, uint64_t number, bool store)
 	return hit;
 }
 
+/* What happened since the last run was not seen. */
+static void start_cold(struct cpu *cpu)
+{
+	cpu->run = __atomic_load_n(&truth.run, __ATOMIC_RELAXED);
+	if (truth.n_sets)
+		memset(cpu->cache, 0, truth.n_sets * truth.n_ways * sizeof(*cpu->cache));
+}
+
 static void on_access(unsigned index, qemu_plugin_meminfo_t info, uint64_t vaddr, void *data)
 {
 	unsigned section = __atomic_load_n(&truth.section, __ATOMIC_RELAXED);
@@ -177,6 +186,8 @@ static void on_access(unsigned index, qemu_plugin_meminfo_t info, uint64_t vaddr
 		return;
 	}
 	cpu = &truth.cpu[index];
+	if (cpu->run != __atomic_load_n(&truth.run, __ATOMIC_RELAXED))
+		start_cold(cpu);
 	store = qemu_plugin_mem_is_store(info);
 	last = address + (1ull << qemu_plugin_mem_size_shift(info)) - 1;
 	hit = !truth.n_sets || touch_line(cpu, address >> LINE_SHIFT, store);
@@ -251,7 +262,7 @@ static void note_slice(uint64_t now)
 	const char *comma = "";
 
 	fprintf(slices.file, "%s\n  {\"run\": %u, \"ms\": %" PRIu64 ", \"misses\": [",
-		ftell(slices.file) ? "," : "", slices.run, (now - slices.run_ns) / 1000000);
+		ftell(slices.file) ? "," : "", truth.run, (now - slices.run_ns) / 1000000);
 	for (unsigned from = 0; from < truth.n_nodes; from++) {
 		fprintf(slices.file, "%s[", from ? ", " : "");
 		for (unsigned to = 0; to < truth.n_nodes; to++) {
@@ -299,7 +310,6 @@ static void begin_or_end_run(bool begins)
 {
 	pthread_mutex_lock(&slices.lock);
 	if (begins) {
-		slices.run++;
 		slices.run_ns = slices.begin_ns = now_ns();
 	} else if (slices.counts) {
 		note_slice(now_ns());
@@ -378,6 +388,8 @@ static void on_mark(unsigned cpu, void *data)
 	__atomic_store_n(&truth.seen[section], true, __ATOMIC_RELAXED);
 	if (!before == !section)
 		return;
+	if (section)
+		__atomic_add_fetch(&truth.run, 1, __ATOMIC_RELAXED);
 	if (truth.slice_ns)
 		begin_or_end_run(section);
 	qemu_plugin_reset(plugin_id, listen);
