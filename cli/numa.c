@@ -258,6 +258,10 @@ static void show_decisions(const json_t *decisions)
 		show_bytes(d, "full_bytes", 8);
 		fputs("  ", stdout);
 		show_text(json_object_get(d, "why"));
+		if (number(d, "pieces") > 1)
+			printf(", in %llu pieces", (unsigned long long)number(d, "pieces"));
+		if (number(d, "split_bytes"))
+			fputs(", taken apart", stdout);
 		if (json_is_string(error)) {
 			fputs("; ", stdout);
 			show_text(error);

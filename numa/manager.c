@@ -13,6 +13,8 @@
 #define STACK_BYTES  (256u << 10) /* the policy's host is large */
 #define SECOND_NS    1000000000ull
 #define COPIED_SHARE 0.5 /* of an extent, all views together */
+#define PAGE	     MB_HEAT_PAGE_BYTES
+#define BLOCK	     MB_HEAT_BLOCK_BYTES
 
 struct mb_manager {
 	struct mb_manager_config config; /* host and view: only the thread that steps */
@@ -123,7 +125,7 @@ static double accesses(
 	const struct mb_policy_config *policy = &m->config.policy;
 	double per_touch = e->huge ? policy->block_touch_accesses / MB_HEAT_BLOCK_PAGES
 				   : policy->page_touch_accesses;
-	double pages = (double)e->len_bytes / (double)MB_HEAT_PAGE_BYTES, sum = 0;
+	double pages = (double)e->len_bytes / (double)PAGE, sum = 0;
 
 	for (unsigned v = 0; v < m->config.n_views; v++) {
 		double of_view = pages * per_touch * (double)(e->view[v].read + e->view[v].write);
@@ -268,27 +270,93 @@ static void copy(struct mb_manager *m, const struct mb_action *a, struct mb_deci
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* False: no more of this plan. */
-static bool act(struct mb_manager *m, const struct mb_action *a, uint64_t now_ns)
+/* Small pages of one block. */
+static bool is_piece(const struct mb_action *a)
 {
-	struct mb_move move = {.offset = a->offset,
+	return a->kind == MB_ACTION_MIGRATE && !a->huge && a->len_bytes &&
+	       a->offset / BLOCK == (a->offset + a->len_bytes - 1) / BLOCK;
+}
+
+static bool goes_along(const struct mb_action *a, const struct mb_action *b)
+{
+	return is_piece(b) && a->offset / BLOCK == b->offset / BLOCK && a->from == b->from &&
+	       a->to == b->to && a->why == b->why && a->split == b->split;
+}
+
+static void add_piece(struct mb_action *a, uint64_t *pages, struct mb_decision *d)
+{
+	const uint64_t first = (a->offset - d->offset) / PAGE;
+
+	for (uint64_t i = first; i < first + a->len_bytes / PAGE; i++)
+		pages[i / 64] |= 1ull << i % 64;
+	d->n_pieces++;
+	d->len_bytes += a->len_bytes;
+	d->gain_ns_per_s += a->gain_ns_per_s;
+	a->len_bytes = 0; /* done */
+}
+
+/*
+ * With the first piece of a block go all others of it that have the same way, in one call of the
+ * kernel's, which interrupts every CPU. Looks at all actions that are left: there are max_actions.
+ */
+static int move_pieces(struct mb_manager *m, struct mb_plan *plan, unsigned i, struct mb_decision *d)
+{
+	const struct mb_action first = plan->action[i];
+	uint64_t pages[MB_HEAT_BLOCK_PAGES / 64] = {0}, end = 0;
+	struct mb_move move = {.node = (unsigned)first.to, .split = first.split, .pages = pages};
+
+	for (unsigned k = i; k < plan->n_actions; k++) {
+		const struct mb_action *a = &plan->action[k];
+
+		if (!goes_along(&first, a))
+			continue;
+		d->offset = a->offset < d->offset ? a->offset : d->offset;
+		end = a->offset + a->len_bytes > end ? a->offset + a->len_bytes : end;
+	}
+	d->n_pieces = 0;
+	d->len_bytes = 0;
+	d->gain_ns_per_s = 0;
+	for (unsigned k = i; k < plan->n_actions; k++)
+		if (goes_along(&first, &plan->action[k]))
+			add_piece(&plan->action[k], pages, d);
+	move.offset = d->offset;
+	move.len_bytes = end - d->offset;
+	if (d->n_pieces == 1)
+		move.pages = NULL;
+	return m->config.ops->move(m->config.ctx, &move, &d->moved);
+}
+
+static int move_range(struct mb_manager *m, const struct mb_action *a, struct mb_decision *d)
+{
+	const struct mb_move move = {.offset = a->offset,
 		.len_bytes = a->len_bytes,
 		.node = (unsigned)a->to,
 		.huge = a->huge,
 		.split = a->split};
+
+	return m->config.ops->move(m->config.ctx, &move, &d->moved);
+}
+
+/* False: no more of this plan. */
+static bool act(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_t now_ns)
+{
+	const struct mb_action *a = &plan->action[i];
 	struct mb_decision d = {.time_ns = now_ns,
 		.offset = a->offset,
 		.len_bytes = a->len_bytes,
+		.n_pieces = 1,
 		.why = a->why,
 		.from = a->from,
 		.to = a->to,
 		.gain_ns_per_s = a->gain_ns_per_s};
 
+	if (!a->len_bytes)
+		return true;
 	if (a->kind == MB_ACTION_REPLICATE) {
 		copy(m, a, &d);
 		return true;
 	}
-	d.rc = m->config.ops->move(m->config.ctx, &move, &d.moved);
+	d.rc = is_piece(a) ? move_pieces(m, plan, i, &d) : move_range(m, a, &d);
 	note_decision(m, &d);
 	if (d.rc && d.rc != -ECANCELED)
 		complain(m, "move memory", d.rc);
@@ -339,7 +407,7 @@ static void note_plan(struct mb_manager *m, const struct mb_plan *plan)
 {
 	pthread_mutex_lock(&m->lock);
 	for (uint64_t least = 0; !note_ranges(m, plan, least);)
-		least = least ? 2 * least : 2 * MB_HEAT_PAGE_BYTES;
+		least = least ? 2 * least : 2 * PAGE;
 	memset(m->stats.why_bytes, 0, sizeof(m->stats.why_bytes));
 	for (unsigned i = 0; i < plan->n_verdicts; i++)
 		m->stats.why_bytes[plan->verdict[i].why] += plan->verdict[i].len_bytes;
@@ -415,7 +483,7 @@ static void step(struct mb_manager *m, uint64_t now_ns)
 						    : -ECANCELED;
 	if (!rc) {
 		note_plan(m, &plan);
-		for (unsigned i = 0; i < plan.n_actions && act(m, &plan.action[i], now_ns); i++)
+		for (unsigned i = 0; i < plan.n_actions && act(m, &plan, i, now_ns); i++)
 			;
 	} else if (rc != -ECANCELED) {
 		complain(m, "make a plan", rc);

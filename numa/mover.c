@@ -72,9 +72,35 @@ struct part {
 	uint64_t offset;
 	unsigned n; /* pages */
 	unsigned node;
+	const uint64_t *wanted;		 /* bits; NULL: all */
+	unsigned n_wanted;
 	void *page[MB_HEAT_BLOCK_PAGES]; /* the address that it is known by */
 	int where[MB_HEAT_BLOCK_PAGES];	 /* node, or -errno */
 };
+
+static bool is_in(const uint64_t *pages, uint64_t i)
+{
+	return !pages || pages[i / 64] >> i % 64 & 1;
+}
+
+static bool is_wanted(const struct part *p, unsigned i)
+{
+	return is_in(p->wanted, i);
+}
+
+uint64_t mb_move_run(const struct mb_move *move, uint64_t *offset)
+{
+	const uint64_t end = move->offset + move->len_bytes;
+	uint64_t at;
+
+	if (!move->pages)
+		return end - *offset;
+	while (*offset < end && !is_in(move->pages, (*offset - move->offset) / PAGE))
+		*offset += PAGE;
+	for (at = *offset; at < end && is_in(move->pages, (at - move->offset) / PAGE);)
+		at += PAGE;
+	return at - *offset;
+}
 
 static char *own_at(const struct mb_mover *m, const struct part *p)
 {
@@ -142,8 +168,9 @@ static int ask(const struct mb_mover *m, struct part *p)
 {
 	int left = (int)p->n;
 
+	/* What nobody wants is as good as there. */
 	for (unsigned i = 0; i < p->n; i++)
-		p->where[i] = -ENOENT;
+		p->where[i] = is_wanted(p, i) ? -ENOENT : (int)p->node;
 	for (unsigned v = 0; v < m->config.n_views && left > 0; v++)
 		left = ask_mapping(p, view_at(m, p, v));
 	if (left > 0) {
@@ -158,7 +185,8 @@ static unsigned count(const struct part *p, bool there)
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < p->n; i++)
-		n += p->where[i] >= 0 && (p->where[i] == (int)p->node) == there;
+		n += is_wanted(p, i) && p->where[i] >= 0 &&
+		     (p->where[i] == (int)p->node) == there;
 	return n;
 }
 
@@ -345,8 +373,8 @@ static int try_whole(struct mb_mover *m, struct part *p, struct mb_moved *moved)
 static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *move,
 	struct mb_moved *moved, bool *full)
 {
-	const bool huge = move->huge && !move->split;
-	const bool alone = move->split && p->n < MB_HEAT_BLOCK_PAGES;
+	const bool huge = move->huge && !move->split && !move->pages;
+	const bool alone = move->split && p->n_wanted < MB_HEAT_BLOCK_PAGES;
 	bool split = false;
 	unsigned there, left, now, first = 0;
 	int rc;
@@ -360,13 +388,13 @@ static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *m
 		*full = rc == -ENOMEM;
 		first = p->where[0] == (int)p->node; /* it was small, and has moved alone */
 	}
-	if (!alone && p->n == MB_HEAT_BLOCK_PAGES)
+	if (p->n_wanted == MB_HEAT_BLOCK_PAGES)
 		mb_mover_let_merge(m, p->offset);
 	rc = ask(m, p);
 	if (!rc && alone && count(p, false)) {
 		rc = mb_mover_split(m, p->offset / BLOCK * BLOCK, moved, &split);
 		if (rc == -EBUSY) {
-			moved->busy_bytes += p->n * PAGE;
+			moved->busy_bytes += p->n_wanted * PAGE;
 			return 0;
 		}
 		/* A part of it went nowhere, but may be mapped nowhere either. */
@@ -381,7 +409,7 @@ static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *m
 	there -= first;
 	left = count(p, false) + first;
 	moved->there_bytes += there * PAGE;
-	moved->absent_bytes += (p->n - there - left) * PAGE;
+	moved->absent_bytes += (p->n_wanted - there - left) * PAGE;
 	rc = left > first && !*full ? try_all(m, p, moved) : 0;
 	if (rc == -ENOMEM || rc == -ECANCELED) {
 		int again = ask(m, p);
@@ -410,6 +438,15 @@ static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *m
 	return 0;
 }
 
+static unsigned count_wanted(const struct part *p)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < p->n; i++)
+		n += is_wanted(p, i);
+	return n;
+}
+
 int mb_mover_move(struct mb_mover *m, const struct mb_move *move, struct mb_moved *moved)
 {
 	uint64_t at = move->offset, end = move->offset + move->len_bytes, begin_ns = mb_now_ns();
@@ -418,13 +455,16 @@ int mb_mover_move(struct mb_mover *m, const struct mb_move *move, struct mb_move
 
 	if ((at | end) % PAGE || end < at || end > m->config.ram_bytes)
 		return -EINVAL;
+	if (move->pages && move->len_bytes && at / BLOCK != (end - 1) / BLOCK)
+		return -EINVAL;
 	while (at < end && !rc) {
 		uint64_t next = (at / BLOCK + 1) * BLOCK;
-		struct part p = {.offset = at, .node = move->node};
+		struct part p = {.offset = at, .node = move->node, .wanted = move->pages};
 
 		if (next > end)
 			next = end;
 		p.n = (unsigned)((next - at) / PAGE);
+		p.n_wanted = count_wanted(&p);
 		rc = move_part(m, &p, move, moved, &full);
 		/* Our own mapping is for that moment. */
 		madvise(own_at(m, &p), next - at, MADV_DONTNEED);

@@ -18,9 +18,12 @@ static int extents(void *ctx, struct mb_extent **out, unsigned *n)
 static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 {
 	struct mb_machine *machine = ctx;
-	/* A view's address would be a copy's; and what moves is for one of them. */
-	int rc = mb_replicas_collapse(machine->replicas, what->offset, what->len_bytes);
+	uint64_t at = what->offset, len;
+	int rc = 0;
 
+	/* A view's address would be a copy's; and what moves is for one of them. */
+	for (; !rc && (len = mb_move_run(what, &at)) != 0; at += len)
+		rc = mb_replicas_collapse(machine->replicas, at, len);
 	return rc ? rc : mb_mover_move(machine->mover, what, moved);
 }
 

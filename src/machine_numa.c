@@ -115,6 +115,7 @@ static json_t *decisions_json(struct mb_machine *machine, int *rc)
 		mb_json_put_number(one, "time_ms", mb_machine_time_ms(machine, d->time_ns), rc);
 		mb_json_put_number(one, "gpa", mb_ram_gpa(machine->ram, d->offset), rc);
 		mb_json_put_number(one, "bytes", d->len_bytes, rc);
+		mb_json_put_number(one, "pieces", d->n_pieces, rc);
 		mb_json_put(one, "why", json_string(mb_why_name(d->why)), rc);
 		mb_json_put(one, "from", node_or_null(d->from), rc);
 		mb_json_put(one, "to", json_integer(d->to), rc);

@@ -18,6 +18,7 @@ static struct {
 	uint64_t busy_bytes;
 	struct mb_move last;
 	struct mb_manager *hold; /* is held in the first move */
+	uint64_t pages[MB_HEAT_BLOCK_PAGES / 64]; /* of the last one */
 } fake;
 static struct mb_manager *manager;
 
@@ -47,6 +48,8 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 {
 	fake.n_moves++;
 	fake.last = *what;
+	if (what->pages)
+		memcpy(fake.pages, what->pages, sizeof(fake.pages));
 	if (storm.bytes) {
 		ck_assert_uint_gt(what->len_bytes, 0);
 		ck_assert_uint_eq((what->offset | what->len_bytes) % MB_HEAT_PAGE_BYTES, 0);
@@ -315,6 +318,45 @@ START_TEST(test_ranges)
 }
 END_TEST
 
+/* A huge page of which every third page has another user than the rest: one call, and one decision. */
+START_TEST(test_pieces)
+{
+	const uint64_t page = MB_HEAT_PAGE_BYTES;
+	struct mb_decision d[2];
+
+	make();
+	fake.n = MB_HEAT_BLOCK_PAGES + 1;
+	for (unsigned i = 0; i < fake.n; i++) {
+		fake.extent[i] = (struct mb_extent){.offset = 64 * MIB + i * page,
+			.len_bytes = page,
+			.confidence = 1,
+			.huge = true,
+			.node_share = 1};
+		fake.extent[i].view[i % 3 == 1].write = 100;
+	}
+	/* In small pages, alone in its block. */
+	fake.extent[fake.n - 1].huge = false;
+	fake.extent[fake.n - 1].view[0].write = 0;
+	fake.extent[fake.n - 1].view[1].write = 1000;
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_eq(fake.n_moves, 2);
+	ck_assert_uint_eq(mb_manager_decisions(manager, d, 2), 2);
+	ck_assert_uint_eq(d[0].offset, 66 * MIB);
+	ck_assert_uint_eq(d[0].n_pieces, 1);
+	ck_assert_uint_eq(d[1].offset, 64 * MIB + page);
+	ck_assert_uint_eq(d[1].n_pieces, 171);
+	ck_assert_uint_eq(d[1].len_bytes, 171 * page);
+	ck_assert_int_eq(d[1].from, 0);
+	ck_assert_int_eq(d[1].to, 1);
+	ck_assert(fake.last.split && !fake.last.huge);
+	ck_assert_uint_eq(fake.last.offset, 64 * MIB + page);
+	ck_assert_uint_eq(fake.last.len_bytes, 511 * page);
+	for (unsigned i = 0; i < 511; i++)
+		ck_assert_uint_eq(fake.pages[i / 64] >> i % 64 & 1, i % 3 == 0);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
 /* However long it runs, what it keeps is bounded, and reaches back to the start. */
 START_TEST(test_keeps)
 {
@@ -389,6 +431,7 @@ int main(void)
 	tcase_add_test(cases, test_held);
 	tcase_add_test(cases, test_errors);
 	tcase_add_test(cases, test_ranges);
+	tcase_add_test(cases, test_pieces);
 	tcase_add_test(cases, test_keeps);
 	tcase_add_test(cases, test_storm);
 	suite_add_tcase(suite, cases);

@@ -385,6 +385,46 @@ START_TEST(test_split)
 }
 END_TEST
 
+/* Every third page of a part of a block. _i: 1: which is a huge page, taken apart for it. */
+START_TEST(test_pieces)
+{
+	const unsigned first = 5, n = 400;
+	uint64_t pages[MB_HEAT_BLOCK_PAGES / 64] = {0}, at, len;
+	struct mb_move move = {
+		.offset = first * PAGE, .len_bytes = n * PAGE, .split = _i, .pages = pages};
+	struct mb_moved moved = {0};
+	unsigned n_pieces = 0, wrong = 0;
+
+	for (unsigned i = 0; i < n; i += 3)
+		pages[i / 64] |= 1ull << i % 64;
+	for (at = move.offset; (len = mb_move_run(&move, &at)) != 0; at += len) {
+		ck_assert_uint_eq(at, (first + n_pieces++ * 3) * PAGE);
+		ck_assert_uint_eq(len, PAGE);
+	}
+	ck_assert_uint_eq(n_pieces, (n + 2) / 3);
+	if (!two_nodes())
+		return;
+	make(_i, true, BYTES);
+	move.node = (unsigned)nodes[1];
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.moved_bytes, n_pieces * PAGE);
+	ck_assert_uint_eq(moved.busy_bytes + moved.full_bytes + moved.absent_bytes, 0);
+	for (unsigned i = 0; i < BYTES / PAGE; i++) {
+		bool moves = i >= first && i < first + n && (i - first) % 3 == 0;
+
+		wrong += on_node(i * PAGE, (i + 1) * PAGE, nodes[moves]) != 1;
+	}
+	ck_assert_uint_eq(wrong, 0);
+	check(BYTES, 0);
+	moved = (struct mb_moved){0};
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.there_bytes, n_pieces * PAGE);
+	move.len_bytes = MB_HEAT_BLOCK_BYTES;
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), -EINVAL);
+	finish();
+}
+END_TEST
+
 /* ---- what cannot move ---- */
 
 /* A pipe that refers to pages, as an I/O in flight does: they stay, all others move. */
@@ -584,6 +624,7 @@ int main(void)
 	tcase_add_loop_test(beside, test_beside_users, 0, 4);
 	tcase_add_loop_test(beside, test_beside_writers, 0, 4);
 	tcase_add_loop_test(beside, test_split, 0, 4);
+	tcase_add_loop_test(beside, test_pieces, 0, 2);
 	suite_add_tcase(suite, beside);
 	tcase_set_timeout(left, 60);
 	tcase_add_loop_test(left, test_pinned, 0, 2);

@@ -68,6 +68,7 @@ void mb_manager_step(struct mb_manager *manager, uint64_t now_ns);
 /* One move that was begun, and what became of it. */
 struct mb_decision {
 	uint64_t time_ns, offset, len_bytes;
+	unsigned n_pieces; /* within 2 MiB from offset on; len_bytes is what they have together */
 	enum mb_why why;
 	int from, to; /* from -1: several nodes */
 	double gain_ns_per_s;

@@ -59,9 +59,20 @@ struct mb_move {
 	unsigned node;
 	bool huge;  /* most of it is huge pages: faster, if it is so */
 	bool split; /* nothing else moves; where that is not possible just then, it counts as busy */
+	/*
+	 * Bit k: its k-th page is to move; of a range within 2 MiB. What is left out counts for
+	 * nothing below, but is part of huge pages. NULL: all.
+	 */
+	const uint64_t *pages;
 };
 
-/* What became of each byte of it; they add up to its length, unless it was stopped. */
+/*
+ * The next run of pages of it that are to move, from *offset on: there it begins then, and so many
+ * bytes it has; 0: there is none.
+ */
+uint64_t mb_move_run(const struct mb_move *move, uint64_t *offset);
+
+/* What became of each byte of it; they add up, unless it was stopped. */
 struct mb_moved {
 	uint64_t moved_bytes;
 	uint64_t there_bytes;  /* were on that node already */
