@@ -16,9 +16,20 @@ echo inside >"$tmp/dir/file"
 	setsid sleep 1000 &
 	exit 42' >"$tmp/out" 2>"$tmp/err" &
 first=$!
-"$lab" -- bash -c 'printf "[%s]" "$@"; kill -SEGV $$' name 'two  words' '' "it's" $'new\nline' '*' \
-	>"$tmp/arguments" 2>/dev/null &
-second=$!
+# The first line has to arrive long before the command ends.
+coproc "$lab" -- bash -c 'echo first; sleep 10; printf "[%s]" "$@"; kill -SEGV $$' name 'two  words' '' "it's" \
+	$'new\nline' '*' 2>/dev/null
+# shellcheck disable=SC2153 # bash sets it
+second=$COPROC_PID
+exec {said}<&"${COPROC[0]}"
+read -r -t 300 line <&"$said"
+expect "output as it comes" first "$line"
+kill -0 "$second" 2>/dev/null
+expect "while the command runs" 0 $?
+cat <&"$said" >"$tmp/arguments"
+wait "$second"
+expect "status of a signal" 139 $?
+expect "arguments" "[two  words][][it's][new"$'\n'"line][*]" "$(cat "$tmp/arguments")"
 
 wait "$first"
 expect "exit status" 42 $?
@@ -28,9 +39,6 @@ expect "nothing but a line of ours before it" "" \
 	"$(head -c -1000001 "$tmp/err" | grep -a -v '^lab: warning:')"
 expect "a file that came out" inside "$(cat "$tmp/new/out/file")"
 expect "a larger one" "$(sha256sum <"$tmp/b")" "$(sha256sum <"$tmp/new/out/sub/b")"
-wait "$second"
-expect "status of a signal" 139 $?
-expect "arguments" "[two  words][][it's][new"$'\n'"line][*]" "$(cat "$tmp/arguments")"
 
 # A person's terminal: what is typed there arrives, its size is known, and the escape key ends it.
 cat >"$tmp/type.py" <<'END'
@@ -60,15 +68,4 @@ expect_match "its terminal" '^/dev/hvc0$' "$tmp/out"
 expect_match "as large as ours" '(^|2004l)37 91$' "$tmp/out"
 python3 "$tmp/type.py" 'waiting' '\x1d' "$lab" --shell -- sh -c 'echo waiting; sleep 1000' >"$tmp/out"
 expect "the escape key: status" 130 $?
-
-# The first line has to arrive long before the command ends.
-coproc "$lab" -- bash -c 'echo first; sleep 30; echo late' 2>/dev/null
-# shellcheck disable=SC2153 # bash sets it
-pid=$COPROC_PID
-read -r -t 120 line <&"${COPROC[0]}"
-expect "output as it comes" first "$line"
-kill -0 "$pid" 2>/dev/null
-expect "while the command runs" 0 $?
-kill "$pid"
-wait "$pid" 2>/dev/null
 finish

@@ -5,6 +5,7 @@
 #
 #   cli -> src -> devices -> kvm
 #           '--> numa ----'
+# tests/run: once
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${MB_BUILD:=$PWD/build}"

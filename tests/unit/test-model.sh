@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # bench/model: times and ratios that can be worked out by hand, and files that are none.
+# tests/run: once
 set -euo pipefail
 model=$(cd "$(dirname "$0")/../.." && pwd)/bench/model
 work=$(mktemp -d)
