@@ -16,7 +16,7 @@ if [ -z "${LAB-}" ]; then
 	lost=0
 	: >"$tmp/finished"
 	while :; do
-		"$lab" --time 18m --build "${MB_BUILD:-$here/../../build}" "${lab_options[@]}" \
+		"$lab" --time 32m --build "${MB_BUILD:-$here/../../build}" "${lab_options[@]}" \
 			--in "$0" --in "${BASH_SOURCE[0]}" --in "$tmp/finished" -- "./$(basename "$0")" "${lab_words[@]}" |
 			tee "$tmp/said"
 		status=${PIPESTATUS[0]}
@@ -33,8 +33,8 @@ if [ -z "${LAB-}" ]; then
 fi
 
 work=/tmp/work
-boot_seconds=${boot_seconds:-200} # for a guest to come up, on a loaded machine
-run_seconds=${run_seconds:-240}   # and to end after that
+boot_seconds=${boot_seconds:-300} # for a guest to come up, on a loaded machine
+run_seconds=${run_seconds:-400}   # and to end after that
 mkdir -p "$work" && chmod 777 "$work" && cd "$work" || exit
 : >failures
 : >retries

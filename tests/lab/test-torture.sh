@@ -6,7 +6,7 @@
 # half an hour).
 seconds=${TORTURE_SECONDS:-120}
 if [ -z "${LAB-}" ]; then
-	lab_options=(--nodes 4 --cpus-per-node 1 --memory-per-node 1G --time "$((seconds + 900))s")
+	lab_options=(--nodes 4 --cpus-per-node 1 --memory-per-node 1G --time "$((seconds + 1500))s")
 	lab_words=("$seconds")
 else
 	seconds=$1
