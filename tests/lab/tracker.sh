@@ -91,12 +91,16 @@ holds() {
 	if [ -n "$tell" ] && (($2)); then ok "$1"; else bad "$1: not so: $2: $tell"; fi
 }
 
-# told NAME SECONDS WORD...: runs splash for so long and a bit, and tells of its last look
+# told NAME SECONDS WORD...: runs splash for so long and a bit, and tells of its last look. Where the tracker came to
+# few windows in that time, since others are busy here, once more, for longer.
 told() {
-	local name=$1 seconds=$2
-	shift 2
-	begin "$name" "$@" ms=$(((seconds + 2) * 1000))
-	ask "$name" "$seconds"
-	tell "$name"
-	ended_ok "$name" 60
+	local name=$1 seconds windows
+	for seconds in "$2" $(($2 * 3)); do
+		begin "$name" "${@:3}" ms=$(((seconds + 2) * 1000))
+		ask "$name" "$seconds"
+		tell "$name"
+		ended_ok "$name" 60
+		windows=${tell#*windows=}
+		[ "${windows%% *}" -lt 30 ] 2>/dev/null || break
+	done
 }
