@@ -414,21 +414,34 @@ static void note_plan(struct mb_manager *m, const struct mb_plan *plan)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* Not a decision: nobody wanted it. */
+/* For any of the views or all of them. */
+static void blow_copies(struct mb_manager *m, uint32_t seed)
+{
+	const struct mb_move what = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
+	struct mb_replicated done = {0};
+
+	if (what.len_bytes)
+		m->config.ops->replicate(m->config.ctx, what.offset, what.len_bytes,
+			1 + seed % ((1u << m->config.n_views) - 1), &done);
+}
+
+/*
+ * Not a decision: nobody wanted it. Where there are copies, most of it is copied: to move a page
+ * interrupts every vCPU that has it, to copy a block does so a few times.
+ */
 static void blow(struct mb_manager *m, uint32_t seed)
 {
 	const struct mb_move move = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
-	/* And as much is copied, for any of the views or all of them. */
-	const struct mb_move again = mb_storm_move(~seed, m->config.storm_bytes, &m->config.host);
 	struct mb_moved moved = {0};
-	struct mb_replicated done = {0};
-	int rc = move.len_bytes ? m->config.ops->move(m->config.ctx, &move, &moved) : 0;
+	int rc;
 
+	if (m->config.policy.replicas && (seed + 1) % MB_STORM_COPIES) {
+		blow_copies(m, seed);
+		return;
+	}
+	rc = move.len_bytes ? m->config.ops->move(m->config.ctx, &move, &moved) : 0;
 	if (rc && rc != -ECANCELED)
 		complain(m, "move memory", rc);
-	if (m->config.policy.replicas && again.len_bytes && may_go_on(m))
-		m->config.ops->replicate(m->config.ctx, again.offset, again.len_bytes,
-			1 + seed % ((1u << m->config.n_views) - 1), &done);
 	pthread_mutex_lock(&m->lock);
 	note_moved(m, &moved, -1, (int)move.node);
 	pthread_mutex_unlock(&m->lock);

@@ -11,6 +11,8 @@
  * minutes.
  */
 #define MB_STORM_TIMES 100u
+/* With replicas, one step of so many moves, and the others copy. */
+#define MB_STORM_COPIES 8u
 
 /*
  * One of them, chosen by the seed: some pages, a block or a few of them, in [0, ram_bytes), to any

@@ -7,6 +7,8 @@
 /* One in so many bytes of a node is free, or it is short: as low_free_share in policy.h. */
 #define SHORT_SHARE 25u
 #define GIVE_BACK   (256ull << 20)
+/* In a storm nothing backs off: what was written is copied again as soon as it blows there. */
+#define STORM_BACKOFF_NS 1u
 
 static const char *why_not(const struct mb_machine *machine)
 {
@@ -53,6 +55,7 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 		.ram_bytes = machine->config.memory_bytes,
 		.n_views = machine->n_views,
 		.max_bytes = machine->config.replica_bytes,
+		.backoff_ns = machine->config.migrate == MB_MIGRATE_STORM ? STORM_BACKOFF_NS : 0,
 		.watch = watch,
 		.ctx = machine,
 	};

@@ -78,7 +78,10 @@ static struct {
 static int replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
 {
-	ck_assert_uint_eq(offset, 64 * MIB + copies.bytes);
+	if (storm.bytes)
+		ck_assert_uint_le(offset + len, STORM_BYTES);
+	else
+		ck_assert_uint_eq(offset, 64 * MIB + copies.bytes);
 	copies.n++;
 	copies.views |= views;
 	copies.bytes += len;
@@ -419,6 +422,21 @@ START_TEST(test_storm)
 }
 END_TEST
 
+/* Then most of it is copied, for one view, the other and both. */
+START_TEST(test_storm_of_copies)
+{
+	copies.possible = true;
+	storm.bytes = STORM_BYTES;
+	make();
+	for (unsigned i = 0; i < 800; i++)
+		mb_manager_step(manager, i * SECOND / 100);
+	ck_assert_uint_eq(fake.n_moves, 100);
+	ck_assert_uint_eq(copies.n, 700);
+	ck_assert_uint_eq(copies.views, 3);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("manager");
@@ -434,6 +452,7 @@ int main(void)
 	tcase_add_test(cases, test_pieces);
 	tcase_add_test(cases, test_keeps);
 	tcase_add_test(cases, test_storm);
+	tcase_add_test(cases, test_storm_of_copies);
 	suite_add_tcase(suite, cases);
 	return run_suite(suite);
 }
