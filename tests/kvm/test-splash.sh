@@ -23,7 +23,7 @@ for program in "${programs[@]}"; do
 done
 
 # Progress: more each time, of all vCPUs, until the end; none unless asked for.
-for program in radix readshare writeshare private phase churn; do
+for program in radix readshare writeshare private phase churn litmus; do
 	arg=(ms=1000 every_ms=50 raw=1)
 	[ "$program" != radix ] || arg+=(keys=64K)
 	"$MIRRORBALL" run --quiet --cpus 2 --memory 128M splash "$program" "${arg[@]}" >progress ||

@@ -29,7 +29,8 @@ runs() {
 all() {
 	local views=$1 cpus=$2 arguments program
 	for arguments in hello touch 'radix keys=64K ms=500' 'readshare size=4M ms=500' 'writeshare ms=500' \
-		'private size=8M ms=500' 'phase size=4M ms=1000' 'churn ms=8000' 'churn size=64K ms=4000'; do
+		'private size=8M ms=500' 'phase size=4M ms=1000' 'churn ms=8000' 'churn size=64K ms=4000' \
+		'litmus size=1M ms=3000'; do
 		read -ra program <<<"$arguments"
 		case $arguments in
 		hello | touch | private*) ;;

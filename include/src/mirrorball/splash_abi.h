@@ -111,6 +111,12 @@ enum mb_splash_arg {
 		"torture test: shared pages read and written at random, every stale, torn or "     \
 		"lost one found",                                                                  \
 		"size=BYTES (16M) " MB_SPLASH_TIMED_USAGE " seed=N (random)")                      \
+	X(litmus,                                                                                  \
+		MB_SPLASH_TIMED | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE) |                  \
+			MB_SPLASH_TAKES(PHASE_MS),                                                 \
+		"memory-ordering tests: what x86 forbids must not be seen, whatever page it is on", \
+		"size=BYTES (8M) phase_ms=TIME of rounds, then of all reading (20) "               \
+		MB_SPLASH_TIMED_USAGE " seed=N (random)")                                          \
 	X(fuzz, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(RESET),              \
 		"garbage to every device register and virtio queue; scratches attached disks",     \
 		"ms=TIME (300) seed=N (random, printed) reset=0|1 resets the machine now "         \
