@@ -89,7 +89,9 @@ static void run_until_request(struct mb_vcpu *vcpu)
 		if (!rc)
 			rc = mb_vcpu_ioctl(vcpu, KVM_RUN, NULL);
 		if (rc == -EINTR) {
-			if (__atomic_load_n(&set->request, __ATOMIC_ACQUIRE))
+			/* As kick_all, the other way round. A pause that was given up is no request. */
+			__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+			if (__atomic_load_n(&set->request, __ATOMIC_SEQ_CST))
 				return;
 			continue;
 		}

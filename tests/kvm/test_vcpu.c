@@ -23,7 +23,7 @@ static struct mb_vcpus *vcpus;
 
 /* What the exits said. */
 static unsigned n_pio, n_mmio, n_events;
-static unsigned in_handler, n_stuck;
+static unsigned in_handler, n_stuck, n_first; /* exits of the first vCPU */
 static bool stuck; /* the first vCPU, in its handler */
 static uint16_t last_port;
 static uint32_t last_data;
@@ -39,6 +39,8 @@ static void on_pio(void *ctx, struct mb_vcpu *vcpu, uint16_t port, bool write, v
 		__atomic_add_fetch(&n_stuck, 1, __ATOMIC_SEQ_CST);
 		usleep(1000);
 	}
+	if (!mb_vcpu_index(vcpu))
+		__atomic_add_fetch(&n_first, 1, __ATOMIC_SEQ_CST);
 	last_port = port;
 	if (write)
 		memcpy(&last_data, data, size);
@@ -242,6 +244,7 @@ START_TEST(test_pause_within)
 		wait_for(&n_pio, n + 10);
 	}
 	__atomic_store_n(&stuck, false, __ATOMIC_SEQ_CST);
+	wait_for(&n_first, __atomic_load_n(&n_first, __ATOMIC_SEQ_CST) + 10);
 	ck_assert(mb_vcpus_pause_within(vcpus, 5000000000));
 	ck_assert_uint_eq(in_handler, 0);
 	n = n_pio;
