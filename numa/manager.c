@@ -21,7 +21,8 @@ struct mb_manager {
 	struct mb_policy *policy;	 /* only the thread that steps */
 	pthread_t thread;
 	bool runs;
-	bool said_error; /* only the thread that steps */
+	bool said_error;    /* only the thread that steps */
+	uint64_t looked_ns; /* only the thread that steps: in a storm */
 
 	/* Protects what follows; no other lock is taken under it, and nothing is called. */
 	pthread_mutex_t lock;
@@ -511,8 +512,12 @@ void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
 
 	if (!may_go_on(m))
 		return;
-	if (!m->config.storm_bytes || n % MB_STORM_TIMES == 0)
+	/* Once a second also in a storm whose steps are slow: memory that is short comes back here.
+	 */
+	if (!m->config.storm_bytes || !n || now_ns - m->looked_ns >= SECOND_NS) {
+		m->looked_ns = now_ns;
 		step(m, now_ns);
+	}
 	if (m->config.storm_bytes)
 		blow(m, (uint32_t)n);
 	pthread_mutex_lock(&m->lock);
@@ -526,19 +531,23 @@ void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
 static void *thread_main(void *arg)
 {
 	struct mb_manager *m = arg;
-	uint64_t period_ns = SECOND_NS / (m->config.storm_bytes ? MB_STORM_TIMES : 1);
+	const bool storm = m->config.storm_bytes;
+	uint64_t rest_ns = SECOND_NS / (storm ? MB_STORM_TIMES : 1);
 
 	pthread_setname_np(pthread_self(), "manager");
 	pthread_mutex_lock(&m->lock);
 	while (!m->stop) {
-		uint64_t until_ns = mb_now_ns() + period_ns;
+		uint64_t until_ns = mb_now_ns() + rest_ns, begin_ns;
 		struct timespec ts = {.tv_sec = (time_t)(until_ns / SECOND_NS),
 			.tv_nsec = (long)(until_ns % SECOND_NS)};
 
 		if (pthread_cond_timedwait(&m->wake, &m->lock, &ts) != ETIMEDOUT)
 			continue;
 		pthread_mutex_unlock(&m->lock);
-		mb_manager_step(m, mb_now_ns());
+		begin_ns = mb_now_ns();
+		mb_manager_step(m, begin_ns);
+		if (storm)
+			rest_ns = mb_storm_rest_ns(mb_now_ns() - begin_ns);
 		pthread_mutex_lock(&m->lock);
 	}
 	pthread_mutex_unlock(&m->lock);

@@ -6,6 +6,12 @@
 #define PAGE	    MB_HEAT_PAGE_BYTES
 #define BLOCK	    MB_HEAT_BLOCK_BYTES
 #define MOST_BLOCKS 4u
+#define PERIOD_NS   (1000000000ull / MB_STORM_TIMES)
+
+uint64_t mb_storm_rest_ns(uint64_t took_ns)
+{
+	return took_ns > PERIOD_NS ? took_ns : PERIOD_NS;
+}
 
 struct mb_move mb_storm_move(uint32_t seed, uint64_t ram_bytes, const struct mb_policy_host *host)
 {

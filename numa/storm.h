@@ -15,6 +15,13 @@
 #define MB_STORM_COPIES 8u
 
 /*
+ * How long to rest after a step: as long as it took, if that is longer. KVM has a vCPU repeat its
+ * fault while memory is taken away, and where processors are short that is what it does with them:
+ * a storm without a rest would let a guest come to nothing else.
+ */
+uint64_t mb_storm_rest_ns(uint64_t took_ns);
+
+/*
  * One of them, chosen by the seed: some pages, a block or a few of them, in [0, ram_bytes), to any
  * node that may be used. Without one, len_bytes is 0.
  */

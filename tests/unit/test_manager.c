@@ -3,9 +3,11 @@
 #include "run.h"
 
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/manager.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SECOND 1000000000ull
 #define MIB    (1ull << 20)
@@ -26,6 +28,10 @@ static struct mb_manager *manager;
 static struct {
 	uint64_t bytes;					     /* not 0: there is one */
 	unsigned pages[2][STORM_BYTES / MB_HEAT_PAGE_BYTES]; /* how often it came to each node */
+	unsigned move_us;				     /* a move takes so long */
+	unsigned n_hasty; /* atomic: moves that came earlier than so long after the last */
+	unsigned n_slow;  /* atomic */
+	uint64_t ended_ns;
 } storm;
 
 static int extents(void *ctx, struct mb_extent **out, unsigned *n)
@@ -44,8 +50,21 @@ static void look(void *ctx, struct mb_policy_host *host)
 		host->node[i].usable = true;
 }
 
+static void take_time(void)
+{
+	uint64_t begin_ns = mb_now_ns();
+
+	if (storm.ended_ns && begin_ns - storm.ended_ns < storm.move_us * 1000ull)
+		__atomic_add_fetch(&storm.n_hasty, 1, __ATOMIC_RELAXED);
+	usleep(storm.move_us);
+	storm.ended_ns = mb_now_ns();
+	__atomic_add_fetch(&storm.n_slow, 1, __ATOMIC_RELAXED);
+}
+
 static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 {
+	if (storm.move_us)
+		take_time();
 	fake.n_moves++;
 	fake.last = *what;
 	if (what->pages)
@@ -437,6 +456,23 @@ START_TEST(test_storm_of_copies)
 }
 END_TEST
 
+/* A guest has at least half of the time for itself, however slow the host is. */
+START_TEST(test_storm_rests)
+{
+	struct mb_error err;
+
+	storm.bytes = STORM_BYTES;
+	storm.move_us = 40000;
+	make();
+	ck_assert_int_eq(mb_manager_start(manager, &err), 0);
+	while (__atomic_load_n(&storm.n_slow, __ATOMIC_RELAXED) < 5)
+		usleep(1000);
+	mb_manager_destroy(manager);
+	ck_assert_uint_eq(storm.n_hasty, 0);
+	storm.bytes = storm.move_us = 0;
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("manager");
@@ -453,6 +489,7 @@ int main(void)
 	tcase_add_test(cases, test_keeps);
 	tcase_add_test(cases, test_storm);
 	tcase_add_test(cases, test_storm_of_copies);
+	tcase_add_test(cases, test_storm_rests);
 	suite_add_tcase(suite, cases);
 	return run_suite(suite);
 }
