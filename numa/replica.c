@@ -355,11 +355,12 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	return false;
 }
 
-/* A writer waits already: it is not worth it. */
+/* -ECANCELED, which no system call says: a writer waits already, and it is not worth it. */
 static int is_wanted(const struct mb_replicas *r, uint64_t first)
 {
-	return __atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED) ? -EBUSY
-											: 0;
+	bool waits_for_it = __atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED);
+
+	return waits_for_it ? -ECANCELED : 0;
 }
 
 static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n)
@@ -455,7 +456,7 @@ static void replicate_run(
 	if (!rc) {
 		job->done->copied_bytes += n * PAGE;
 		__atomic_add_fetch(&r->stats.copied_bytes, n * PAGE, __ATOMIC_RELAXED);
-	} else if (rc == -EBUSY) {
+	} else if (rc == -ECANCELED) {
 		job->done->held_bytes += n * PAGE;
 	} else {
 		job->done->failed_bytes += n * PAGE;

@@ -410,14 +410,16 @@ END_TEST
 
 static int fail_after = -1; /* calls; atomic */
 static int fail_times;
+static unsigned fail_how;
 
 static bool fails(void)
 {
+	static const int why[] = {ENOMEM, ENOSPC, EFAULT, EBUSY};
 	int n = __atomic_sub_fetch(&fail_after, 1, __ATOMIC_RELAXED);
 
 	if (n >= 0 || n < -fail_times)
 		return false;
-	errno = ENOMEM;
+	errno = why[fail_how % (sizeof(why) / sizeof(why[0]))];
 	return true;
 }
 
@@ -438,7 +440,8 @@ static int bad_control(int file, unsigned long request, void *arg)
 
 static ssize_t bad_read(int file, void *buf, size_t len, off_t offset)
 {
-	return fails() ? -1 : pread(file, buf, len, offset);
+	/* Less than was asked for, as where memory ran out in between. */
+	return fails() ? -1 : pread(file, buf, len > PAGE ? len / 2 : len, offset);
 }
 
 static const struct mb_replica_calls bad_calls = {.map = bad_map,
@@ -447,7 +450,8 @@ static const struct mb_replica_calls bad_calls = {.map = bad_map,
 	.control = bad_control,
 	.read = bad_read};
 
-/* Each call of a replication fails, once or thrice; then each of a collapse. Then all is well. */
+/* Each call of a replication fails, once or thrice, for whatever reason; then each of a collapse.
+ * Then all is well. */
 START_TEST(test_failures)
 {
 	unsigned n = _i % 2 ? 3 : 2, failed = 0;
@@ -463,6 +467,7 @@ START_TEST(test_failures)
 		struct mb_replicated d;
 
 		fail_times = _i < 2 ? 1 : 3;
+		fail_how = (unsigned)(after + _i);
 		__atomic_store_n(&fail_after, after, __ATOMIC_RELAXED);
 		d = replicate(at, 4 * PAGE, n == 2 ? 2 : 6);
 		done = fail_after > 0;
@@ -483,6 +488,7 @@ START_TEST(test_failures)
 
 		ck_assert_uint_eq(replicate(at, 4 * PAGE, n == 2 ? 2 : 6).copied_bytes, 4 * PAGE);
 		fail_times = _i < 2 ? 1 : 3;
+		fail_how = (unsigned)(after + _i);
 		__atomic_store_n(&fail_after, after, __ATOMIC_RELAXED);
 		*word_at((unsigned)after % n, at) = 4711 + (uint64_t)after;
 		done = fail_after > 0;
