@@ -358,7 +358,8 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 /* -ECANCELED, which no system call says: a writer waits already, and it is not worth it. */
 static int is_wanted(const struct mb_replicas *r, uint64_t first)
 {
-	bool waits_for_it = __atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED);
+	bool waits_for_it =
+		__atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED);
 
 	return waits_for_it ? -ECANCELED : 0;
 }

@@ -99,8 +99,8 @@ static void queue(struct mb_replicas *r, struct block *b, unsigned from, unsigne
 	pthread_mutex_unlock(&r->queue_lock);
 }
 
-/* Waits for one; NULL: the end. */
-static struct block *take(struct mb_replicas *r, unsigned *from, unsigned *to, uint64_t *ns)
+/* Waits for one; NULL: the end. It counts as queued until it is claimed. */
+static struct block *take(struct mb_replicas *r)
 {
 	struct block *b = NULL;
 
@@ -112,13 +112,24 @@ static struct block *take(struct mb_replicas *r, unsigned *from, unsigned *to, u
 		r->queue_head = b->next;
 		if (!r->queue_head)
 			r->queue_tail = 0;
-		*from = b->from;
-		*to = b->to;
-		*ns = b->queued_ns;
-		__atomic_store_n(&b->queued, false, __ATOMIC_RELAXED);
 	}
 	pthread_mutex_unlock(&r->queue_lock);
 	return b;
+}
+
+/*
+ * What is to be done to a block that was taken; what comes from now on queues it again. With its
+ * lock: whoever replicates it, and so makes us wait, sees until then that a writer does.
+ */
+static void claim(
+	struct mb_replicas *r, struct block *b, unsigned *from, unsigned *to, uint64_t *ns)
+{
+	pthread_mutex_lock(&r->queue_lock);
+	*from = b->from;
+	*to = b->to;
+	*ns = b->queued_ns;
+	__atomic_store_n(&b->queued, false, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&r->queue_lock);
 }
 
 static bool is_over(struct mb_replicas *r)
@@ -147,11 +158,13 @@ static void *worker_main(void *arg)
 	uint64_t ns;
 
 	begin("collapse");
-	while ((b = take(r, &from, &to, &ns))) {
-		uint64_t first = (uint64_t)(b - r->block) * BLOCK_PAGES + from;
+	while ((b = take(r))) {
+		uint64_t first;
 		int rc;
 
 		pthread_mutex_lock(&b->lock);
+		claim(r, b, &from, &to, &ns);
+		first = (uint64_t)(b - r->block) * BLOCK_PAGES + from;
 		rc = mb_replica_written(r, b, first, to - from, true);
 		if (!rc)
 			count_fault(r, b->woken_ns - ns);

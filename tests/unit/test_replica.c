@@ -504,6 +504,59 @@ START_TEST(test_failures)
 }
 END_TEST
 
+/* ---- a writer comes while others are copied ---- */
+
+static bool slow; /* atomic */
+
+static ssize_t slow_read(int file, void *buf, size_t len, off_t offset)
+{
+	if (__atomic_load_n(&slow, __ATOMIC_RELAXED))
+		usleep(20000);
+	return pread(file, buf, len, offset);
+}
+
+static const struct mb_replica_calls slow_calls = {.map = mmap,
+	.unmap = munmap,
+	.remap = bad_remap,
+	.control = bad_control,
+	.read = slow_read};
+
+static void *write_first(void *arg)
+{
+	/* The copy that was made first. */
+	while (mb_replicas_share(replicas, 0, PAGE, 1) == 0)
+		usleep(100);
+	*word_at(0, 0) = 4711;
+	return NULL;
+}
+
+/* It waits for one step, not for all of them: what is left is not copied. */
+START_TEST(test_writer_comes_first)
+{
+	const unsigned n = 200;
+	struct mb_replicated d;
+	pthread_t writer;
+
+	config.calls = &slow_calls;
+	config.backoff_ns = 3600000000000;
+	if (!make(2))
+		return;
+	/* Every other page waits, so that each of the others is a step of its own. */
+	for (unsigned i = 1; i < n; i += 2) {
+		ck_assert_uint_eq(replicate(i * PAGE, PAGE, 2).copied_bytes, PAGE);
+		*word_at(0, i * PAGE) = word(i * PAGE);
+	}
+	__atomic_store_n(&slow, true, __ATOMIC_RELAXED);
+	ck_assert_int_eq(pthread_create(&writer, NULL, write_first, NULL), 0);
+	d = replicate(0, n * PAGE, 2);
+	pthread_join(writer, NULL);
+	ck_assert_uint_eq(d.waiting_bytes, n / 2 * PAGE);
+	ck_assert_uint_gt(d.held_bytes, 0);
+	check_but(0, 4711);
+	finish();
+}
+END_TEST
+
 /* Others have taken all: those in store do for a collapse, and nothing more is copied. */
 START_TEST(test_no_mappings_left)
 {
@@ -547,6 +600,7 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_bounds);
 	tcase_add_test(all, test_tracked);
 	tcase_add_loop_test(all, test_failures, 0, 4);
+	tcase_add_test(all, test_writer_comes_first);
 	tcase_add_test(all, test_no_mappings_left);
 	tcase_set_timeout(all, 60);
 	suite_add_tcase(suite, all);

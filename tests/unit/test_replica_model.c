@@ -334,6 +334,8 @@ static bool common(const struct machine *m, enum actor a)
 		if (m->lock)
 			return true;
 		next.lock = (uint8_t)(a + 1);
+		if (a == WORKER)
+			next.queued = false; /* claims */
 		next.unwoken = x.s.wrong == WAKE_BEFORE_OPEN;
 		next.pc[a] = COLLAPSE;
 		reach(&next, a, "lock", -1);
@@ -561,7 +563,6 @@ static void worker(const struct machine *m)
 
 	if (common(m, WORKER) || !m->queued)
 		return;
-	next.queued = false;
 	next.pc[WORKER] = WAIT_LOCK;
 	reach(&next, WORKER, "takes from the queue", -1);
 }
