@@ -1,8 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Copies of guest memory on two nodes: what both views read gets some, from within KVM the first write takes them away,
-# and guests that check themselves find nothing wrong, with everything at once and at random.
+# and guests that check themselves find nothing wrong, with everything at once and at random. Before that, all who write
+# guest memory one by one: tests/kvm/test_writers.c.
 lab_options=(--in "$(dirname "$0")/tracker.sh")
+[ -n "${LAB-}" ] || lab_options+=(--in "${MB_BUILD:-$(dirname "$0")/../../build}/tests/kvm/test_writers"
+	--in "$(ldd "${MB_BUILD:-$(dirname "$0")/../../build}/tests/kvm/test_writers" | awk '/libsubunit/ { print $3 }')")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh
 . /in/tracker.sh
@@ -90,7 +93,15 @@ litmus() {
 		"$((collapsed >= 100)) $tests"
 }
 
-for part in reads "storm churn 45 churn size=16M" "storm radix 15 radix" "storm counts 15 writeshare size=16M" litmus; do
+# Each on the real KVM, in both of its address spaces.
+writers() {
+	LD_LIBRARY_PATH=/in /in/test_writers >writers.out 2>&1
+	expect "writers: status" 0 $?
+	cat writers.out
+	expect_match "writers: in two address spaces" 'address spaces of KVM: 2' writers.out
+}
+
+for part in writers reads "storm churn 45 churn size=16M" "storm radix 15 radix" "storm counts 15 writeshare size=16M" litmus; do
 	begun=$SECONDS
 	in_lanes "$part"
 	echo "$part: $((SECONDS - begun)) s"
