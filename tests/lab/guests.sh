@@ -144,6 +144,11 @@ boot() {
 	return 1
 }
 
+# padded FILE: a copy that can be a disk
+padded() {
+	cp "$1" "$work/disk.${1##*/}" && truncate -s %512 "$work/disk.${1##*/}" && echo "$work/disk.${1##*/}"
+}
+
 # ---- a guest at the shell of its initial ramdisk: what is typed there, it does
 
 # shell NAME KERNEL APPEND OPTION...: up to the prompt

@@ -1,44 +1,106 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # A stock guest on two nodes whose memory gets copies as the policy says, from its first instruction to its last: what it computes,
-# reads and writes with DMA is right, also after a vCPU was away.
+# reads and writes with DMA is right, also after a vCPU was away,
+# another kernel took over, and the machine was reset.
 lab_options=(--in "$(dirname "$0")/tracker.sh")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh
 . /in/tracker.sh
 
-# tell_replicas NAME: as far as its script has come
-tell_replicas() {
-	await "$1.out" '^LOADED' "$run_seconds" || bad "$1: comes so far"
+# replicas NAME: what the machine says of them; $has: whether there are copies, and some were written
+replicas() {
 	mirrorball numa --json "$1" >"$1.numa" || bad "$1: mirrorball numa"
-	python3 -c "import json, sys; a = json.load(open(sys.argv[1])); print(a['replicas'], a['migration']['moved_bytes'])" "$1.numa"
-	expect "$1: copies were made, and written" 1 \
-		"$(python3 -c "import json, sys; r = json.load(open(sys.argv[1]))['replicas']; print(int(r['copied_bytes'] > 0 and r['faults'] > 0))" "$1.numa")"
+	has=$(python3 -c "import json, sys; r = json.load(open(sys.argv[1]))['replicas']; print(int(r['bytes'] > 0 and r['faults'] > 0), r)" "$1.numa")
 }
 
+# tell_replicas NAME: as far as its script has come
+tell_replicas() {
+	local end has=0
+	await "$1.out" '^LOADED' "$run_seconds" || bad "$1: comes so far"
+	end=$((SECONDS + 25))
+	until [ "${has%% *}" = 1 ] || [ "$SECONDS" -ge "$end" ]; do
+		replicas "$1"
+		sleep 1
+	done
+	echo "$1: ${has#* }"
+	expect "$1: there are copies, and some were written, as another kernel takes over" 1 "${has%% *}"
+	await "$1.out" '^SECOND' "$boot_seconds" || bad "$1: the second kernel"
+	replicas "$1"
+	echo "$1: ${has#* }"
+}
+
+# The first kernel's script, then that of the one that it loads, then the first one's again after a reset.
 copies() {
-	when_up=tell_replicas stock copies cloud-6.12 4 256 --views 2 --track on,budget=20 --replicas 200% <<-'END'
-		head -c 6M /dev/urandom >/tmp/made
-		want=$(sha256sum </tmp/made)
+	local kernel=/lab/guest/vmlinuz-cloud-6.12 initrd=/lab/guest/initrd-cloud-6.12
+	reboots=1 when_up=tell_replicas quick_guest copies cloud-6.12 --cpus 4 --memory 256M --views 2 \
+		--track on,budget=20 --replicas 200% --disk "/lab/guest/root$lane.img" \
+		--disk "$(padded $kernel),ro" --disk "$(padded $initrd),ro" <<-END
+		want=\$(cat /root/want 2>/dev/null)
 		worker() {
 			local round
 			for round in 1 2; do
-				dd if=/tmp/made of=/root/file$1 bs=256k oflag=direct status=none
-				same "$want" "$(dd if=/root/file$1 bs=256k iflag=direct status=none | sha256sum)" || return
-				same "$want" "$(gzip -1 </tmp/made | gzip -d | sha256sum)" || return
+				dd if=/root/made of=/root/file\$1 bs=256k oflag=direct status=none
+				same "\$want" "\$(dd if=/root/file\$1 bs=256k iflag=direct status=none | sha256sum)" || return
+				same "\$want" "\$(gzip -1 </root/made | gzip -d | sha256sum)" || return
 			done
 		}
-		for cpu in 0 1 2 3; do
-			{ taskset -p -c $cpu $BASHPID >/dev/null; worker $cpu; } &
-			workers[cpu]=$!
-		done
-		for cpu in 0 1 2 3; do check "vCPU $cpu: what it wrote and read" wait ${workers[cpu]}; done
-		echo LOADED
-		sleep 3
+		all_compute() { # WHEN
+			local cpu workers=()
+			for cpu in 0 1 2 3; do
+				{ taskset -p -c \$cpu \$BASHPID >/dev/null; worker \$cpu; } &
+				workers[cpu]=\$!
+			done
+			for cpu in 0 1 2 3; do check "vCPU \$cpu: what it wrote and read\$1" wait \${workers[cpu]}; done
+		}
+		first_kernel() {
+		head -c 6M /dev/urandom >/root/made
+		want=\$(sha256sum </root/made)
+		all_compute
 		echo 0 >/sys/devices/system/cpu/cpu3/online
 		check "vCPU 3 comes back" bash -c 'echo 1 >/sys/devices/system/cpu/cpu3/online'
-		check "and computes" same "$want" "$(taskset -c 3 sha256sum </tmp/made)"
+		check "and computes" same "\$want" "\$(taskset -c 3 sha256sum </root/made)"
+		echo "\$want" >/root/want
+		{
+			echo '#!/bin/bash'
+			echo 'export PATH=/usr/sbin:/usr/bin HOME=/root; ln -s /proc/self/fd /dev/fd; mount -t tmpfs tmp /tmp'
+			declare -p want
+			declare -f check same quiet_kernel worker all_compute
+			cat <<'SECOND'
+		failed=0
+		check "all vCPUs are there, after kexec" same 4 "\$(nproc)"
+		all_compute ", after kexec"
+		quiet_kernel
+		echo SECOND
+		sleep 3
+		sync
+		reboot -f
+		SECOND
+		} >/root/second
+		chmod 755 /root/second
+		head -c $(stat -c %s $kernel) /dev/vdb >/run/vmlinuz
+		head -c $(stat -c %s $initrd) /dev/vdc >/run/initrd
+		check "loads the next kernel" python3 -c '
+		import ctypes
+		files = [open("/run/" + name) for name in ("vmlinuz", "initrd")]
+		line = b"console=ttyS0 quiet loglevel=1 init=/root/second"
+		assert ctypes.CDLL(None).syscall(320, *(f.fileno() for f in files), len(line) + 1, line, 0) == 0'
+		sync
+		for cpu in 0 1 2 3; do
+			(taskset -p -c \$cpu \$BASHPID >/dev/null; while :; do sha256sum </root/made >/dev/null; done) &
+		done
+		echo LOADED
+		sleep 30
+		python3 -c 'import ctypes; ctypes.CDLL(None).syscall(169, 0xfee1dead, 672274793, 0x45584543, 0)'
+		}
+		if [ -n "\$want" ]; then
+			all_compute ", after a reset"
+			quiet_kernel
+		else
+			first_kernel
+		fi
 	END
+	expect_match "copies: comes to the end" '^ok: vCPU 3: what it wrote and read, after a reset' copies.out
 }
 
 in_lanes copies

@@ -1,9 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Guests that check their memory, splash's churn and a stock kernel under stress-ng, on four nodes, while a hundred
-# times a second a part of it moves to whatever node, every vCPU moves about, and one node is full now and then. None
-# of them may notice, and the host gets all memory back. Two minutes; TORTURE_SECONDS says otherwise (tests/run torture:
-# half an hour).
+# Guests that check their memory, splash's churn and a stock kernel under stress-ng, on four nodes, while up to a
+# hundred times a second a part of it moves to whatever node and another one gets copies, the tracker looks on, every
+# vCPU moves about, and one node is full now and then. vCPUs of the stock kernel leave and come back meanwhile; where
+# there is time, another kernel takes over from it (kexec), and that one resets the machine. None of them may notice, and
+# the host gets all memory back. Two minutes; TORTURE_SECONDS says otherwise (tests/run torture: half an hour).
 seconds=${TORTURE_SECONDS:-120}
 if [ -z "${LAB-}" ]; then
 	lab_options=(--nodes 4 --cpus-per-node 1 --memory-per-node 1G --time "$((seconds + 1500))s")
@@ -11,6 +12,7 @@ if [ -z "${LAB-}" ]; then
 else
 	seconds=$1
 fi
+boot_seconds=400 # a storm takes half of the time
 . "$(dirname "$0")/guests.sh"
 
 full=3 # the node that is under pressure
@@ -83,26 +85,33 @@ tortured() { # NAME SECONDS
 	done
 }
 
-# moved NAME: enough for it to be torture. How fast is up to the machine: the storm never rests.
+# moved NAME: and copied, enough for it to be torture. How fast is up to the machine, which may take seconds for
+# one step where several labs share two processors.
 moved() {
-	local said
+	local said line
 	said=$(python3 - "$1.numa" <<-'END'
 		import json, sys
-		m = json.load(open(sys.argv[1]))["migration"]
-		print(m["state"] == "storm" and m["moved_bytes"] >> 20 >= 8 and all(n["in_bytes"] for n in m["nodes"])
+		a = json.load(open(sys.argv[1]))
+		r, m = a["replicas"], a["migration"]
+		print(r["copied_bytes"] >> 20 >= 4 and r["faults"] >= 4 and r["failures"] == 0, f"{r['copied_bytes'] >> 20} MiB copied,",
+		      f"{r['bytes'] >> 20} at last in {r['mappings']} mappings, {r['faults']} writes that waited for {r['fault_ns'] // 1000} us,",
+		      f"{r['longest_ns'] // 1000000} ms at most, {r['collapsed_pages']} pages collapsed, {r['failures']} failures")
+		print(m["state"] == "storm" and m["moved_bytes"] >> 20 >= 2 and sum(n["in_bytes"] > 0 for n in m["nodes"]) > 1
 		      and m["split_bytes"] > 0,
 		      *(f"{m[k] >> 20} MiB {k[:-6]}," for k in ("moved_bytes", "busy_bytes", "full_bytes", "split_bytes")),
 		      f"{m['moves']} moves, the longest batch {m['longest_ns'] // 1000000} ms, to nodes:",
 		      *(f"{n['in_bytes'] >> 20}" for n in m["nodes"]), "MiB")
 	END
 	)
-	echo "$1: $said"
-	expect "$1: memory moved, to every node, and huge pages were taken apart" True "${said%% *}"
+	while IFS= read -r line; do echo "$1: $line"; done <<<"$said"
+	expect "$1: copies were made, and written, without a failure" True "${said%% *}"
+	said=${said##*$'\n'}
+	expect "$1: memory moved, to several nodes, and huge pages were taken apart" True "${said%% *}"
 	echo "$1: $(wc -l <shifts) moves of vCPUs"
 	expect "$1: vCPUs moved, too" 1 "$(($(wc -l <shifts) > 8))"
 }
 
-options=(--views 2 --cpus 4 --track on --migrate storm)
+options=(--views 2 --cpus 4 --track on --migrate storm --replicas 100%)
 
 churns() {
 	start churn "${options[@]}" --memory 256M splash churn size=64M ms="$((seconds * 400))" "seed=$RANDOM"
@@ -114,17 +123,73 @@ churns() {
 	moved churn
 }
 
-stressed() { tortured stock "$seconds"; }
+stressed() {
+	tortured "$1" "$seconds"
+	moved "$1"
+}
 
-stress_ng() {
-	run_seconds=$((seconds + 300)) when_up=stressed quick_guest stock cloud-6.1 "${options[@]}" --memory 512M \
-		--disk /lab/guest/root0.img <<-END
-			check "stress-ng finds its memory as it was" stress-ng --verify --timeout $((seconds * 4 / 10)) \
-				--vm 2 --vm-bytes 64M --mmap 1 --mmap-bytes 32M --madvise 1 --fork 2 --metrics-brief
-			grep -a bogo -A 9 /run/said
-			quiet_kernel
+# The script begins three times: of the first kernel, of the one that it loads, and after that one's reset; in two minutes
+# once (without a storm tests/lab/test-replicas-guest.sh has the same).
+stock_kernels() {
+	local once=$((seconds < 600)) at=/var/torture kernel=/lab/guest/vmlinuz-cloud-6.1 initrd=/lab/guest/initrd-cloud-6.1
+	reboots=1 run_seconds=$((seconds + 300)) when_up=stressed quick_guest stock cloud-6.1 "${options[@]}" --memory 512M \
+		--disk /lab/guest/root0.img --disk "$(padded "$kernel"),ro" --disk "$(padded "$initrd"),ro" <<-END
+			leave_and_return() { # CPU
+				echo 0 >/sys/devices/system/cpu/cpu\$1/online && echo 1 >/sys/devices/system/cpu/cpu\$1/online
+			}
+			case \$(cat $at/turn 2>/dev/null) in
+			'')
+				mkdir $at
+				dd if=/dev/urandom of=$at/file bs=256k count=32 oflag=direct status=none
+				sha256sum $at/file >$at/sum
+				stress-ng --verify --timeout $((seconds * 4 / 10)) --vm 2 --vm-bytes 64M --mmap 1 --mmap-bytes 32M \
+					--madvise 1 --fork 2 --metrics-brief >/run/stress 2>&1 &
+				for cpu in 3 1; do
+					sleep $((seconds / 10))
+					check "vCPU \$cpu leaves and comes back" leave_and_return \$cpu
+				done
+				check "stress-ng finds its memory as it was" wait \$!
+				grep -a bogo -A 9 /run/stress
+				check "the file" sha256sum --quiet -c $at/sum
+				quiet_kernel
+				if [ $once = 0 ]; then
+					echo kexec >$at/turn
+					head -c $(stat -c %s $kernel) /dev/vdb >/run/vmlinuz
+					head -c $(stat -c %s $initrd) /dev/vdc >/run/initrd
+					cp /run/labtest $at/again
+					check "loads another kernel" python3 -c '
+		import ctypes
+		files = [open("/run/" + name) for name in ("vmlinuz", "initrd")]
+		line = b"console=ttyS0 quiet loglevel=1 init=/var/torture/again"
+		assert ctypes.CDLL(None).syscall(320, *(f.fileno() for f in files), len(line) + 1, line, 0) == 0'
+					sync
+					[ "\$failed" = 1 ] || python3 -c 'import ctypes; ctypes.CDLL(None).syscall(169, 0xfee1dead, 672274793, 0x45584543, 0)'
+				fi
+				;;
+			kexec)
+				echo "ok: another kernel takes over"
+				check "all vCPUs are there" same 4 "\$(nproc)"
+				check "the file, after kexec" sha256sum --quiet -c $at/sum
+				quiet_kernel
+				echo reset >$at/turn
+				sync
+				[ "\$failed" = 1 ] || reboot -f
+				;;
+			reset)
+				echo "ok: it resets the machine"
+				check "all vCPUs are back" same 4 "\$(nproc)"
+				check "the file, after a reset" sha256sum --quiet -c $at/sum
+				leave_and_return 2
+				check "all vCPUs are back again" same 4 "\$(nproc)"
+				quiet_kernel
+				echo done >$at/turn
+				;;
+			esac
 		END
-	moved stock
+	[ "$once" = 0 ] || return 0
+	for part in "another kernel takes over" "it resets the machine" "all vCPUs are back again"; do
+		expect_match "stock: comes to the end" "^ok: $part" stock.out
+	done
 }
 
 # What the host takes once and for all is taken first.
@@ -134,7 +199,7 @@ before=$(all_free meminfo.before)
 press 2>press.err &
 press=$!
 churns
-stress_ng
+stock_kernels
 kill -0 "$press" || bad "there was pressure on node $full: $(cat press.err)"
 kill "$press"
 wait "$press"

@@ -176,16 +176,11 @@ after_reboot() {
 	look "$1, vCPUs back"
 }
 
-# padded FILE: a copy that can be a disk
-padded() {
-	cp "$1" "$work/disk.${1##*/}" && truncate -s %512 "$work/disk.${1##*/}" && echo "$work/disk.${1##*/}"
-}
-
 # Another kernel takes over without a reset: INIT and SIPI to vCPUs that have been in view 1.
 kexecs() {
 	local cpus=4 kernel=/lab/guest/vmlinuz-cloud-6.1 initrd=/lab/guest/initrd-cloud-6.1
 	when_up=after_kexec guest kexecs cloud-6.1 --views 2 --cpus 4 --disk "/lab/guest/root$lane.img" \
-		--disk "$(padded $kernel),ro" --disk "$(padded $initrd),ro" <<-END
+		--disk "$(padded "$kernel"),ro" --disk "$(padded "$initrd"),ro" <<-END
 		head -c $(stat -c %s $kernel) /dev/vdb >/run/vmlinuz
 		head -c $(stat -c %s $initrd) /dev/vdc >/run/initrd
 		{
