@@ -68,6 +68,8 @@ static void keep_apart(struct mb_mover *m, uint64_t offset)
 {
 	if (m->n_apart >= m->max_apart)
 		return;
+	if (m->config.keep_small)
+		m->config.keep_small(m->config.ctx, offset, true);
 	advise_all(m, offset, MADV_NOHUGEPAGE);
 	m->apart[offset / BLOCK / 8] |= (unsigned char)(1u << offset / BLOCK % 8);
 	m->n_apart++;
@@ -77,6 +79,8 @@ void mb_mover_let_merge(struct mb_mover *m, uint64_t offset)
 {
 	if (!is_apart(m, offset))
 		return;
+	if (m->config.keep_small)
+		m->config.keep_small(m->config.ctx, offset, false);
 	advise_all(m, offset, MADV_HUGEPAGE);
 	m->apart[offset / BLOCK / 8] &= (unsigned char)~(1u << offset / BLOCK % 8);
 	m->n_apart--;

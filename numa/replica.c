@@ -281,6 +281,18 @@ static int remap_part(struct mb_replicas *r, struct block *b, uint64_t first, ui
 	return rc;
 }
 
+void mb_replicas_keep_small(struct mb_replicas *r, uint64_t offset, bool small)
+{
+	struct block *b;
+
+	if (!r || !mb_range_inside(offset, BLOCK, 0, r->config.ram_bytes))
+		return;
+	b = &r->block[offset / BLOCK];
+	pthread_mutex_lock(&b->lock);
+	b->small = small;
+	pthread_mutex_unlock(&b->lock);
+}
+
 int mb_replicas_remap(struct mb_replicas *r, unsigned view, uint64_t offset, uint64_t len)
 {
 	struct remap remap = {.view = view};

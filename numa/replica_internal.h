@@ -45,6 +45,7 @@ struct block {
 	unsigned holds; /* atomic */
 
 	/* Under the lock. */
+	bool small;	   /* mapped without huge pages */
 	unsigned n_away;   /* pages that are not HOME_OPEN */
 	unsigned n_faults; /* since it was replicated */
 	uint64_t woken_ns; /* who waited last */

@@ -260,7 +260,9 @@ void mb_replica_free(
 /* As src/ram_file.c maps it. Both are wishes. */
 void mb_replica_settle(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
 {
-	madvise(view_at(r, view, first), n * PAGE, MADV_HUGEPAGE);
+	const bool small = r->block[first / BLOCK_PAGES].small;
+
+	madvise(view_at(r, view, first), n * PAGE, small ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 	madvise(view_at(r, view, first), n * PAGE, MADV_DONTDUMP);
 	if (r->config.watch)
 		r->config.watch(r->config.ctx, view, first * PAGE, n * PAGE);

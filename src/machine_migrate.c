@@ -58,6 +58,13 @@ static void resume_vcpus(void *ctx)
 	mb_vcpus_resume(machine->vcpus);
 }
 
+static void keep_small(void *ctx, uint64_t offset, bool small)
+{
+	struct mb_machine *machine = ctx;
+
+	mb_replicas_keep_small(machine->replicas, offset, small);
+}
+
 static const struct mb_manager_ops ops = {.extents = extents,
 	.look = look,
 	.move = move,
@@ -132,6 +139,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 		.may_move_mapped = true,
 		.pause = pause_vcpus,
 		.resume = resume_vcpus,
+		.keep_small = keep_small,
 		.ctx = machine,
 	};
 	int rc;

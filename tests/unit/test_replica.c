@@ -226,6 +226,34 @@ START_TEST(test_mappings)
 END_TEST
 
 /* After some pages of a block were written, all of it is one again; and waits. */
+/* A block that was taken apart stays one mapping when a part of it comes back. */
+START_TEST(test_small)
+{
+	unsigned before;
+
+	if (!make(2))
+		return;
+	for (unsigned v = 0; v < 2; v++)
+		madvise(view[v].base + BLOCK, BLOCK, MADV_NOHUGEPAGE);
+	mb_replicas_keep_small(replicas, BLOCK, true);
+	before = n_maps();
+	for (uint64_t at = BLOCK; at < BLOCK + 8 * PAGE; at += 2 * PAGE) {
+		replicate(at, PAGE, 2);
+		*word_at(1, at) = word(at);
+	}
+	ck_assert_uint_eq(ask().mappings, 0);
+	ck_assert_uint_eq(n_maps(), before);
+	mb_replicas_keep_small(replicas, BLOCK, false);
+	for (unsigned v = 0; v < 2; v++)
+		madvise(view[v].base + BLOCK, BLOCK, MADV_HUGEPAGE);
+	replicate(BLOCK + 64 * PAGE, PAGE, 2);
+	mb_replicas_reclaim(replicas, BYTES);
+	ck_assert_uint_eq(n_maps(), before - 4);
+	check();
+	finish();
+}
+END_TEST
+
 START_TEST(test_backs_off)
 {
 	struct mb_replicated d;
@@ -594,6 +622,7 @@ static Suite *make_suite(void)
 
 	tcase_add_loop_test(all, test_copies, 0, 8);
 	tcase_add_test(all, test_mappings);
+	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);
 	tcase_add_loop_test(all, test_huge_again, 0, 2);
 	tcase_add_test(all, test_hold);

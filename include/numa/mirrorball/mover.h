@@ -43,6 +43,11 @@ struct mb_mover_config {
 	 */
 	bool (*pause)(void *ctx, uint64_t timeout_ns);
 	void (*resume)(void *ctx);
+	/*
+	 * From now on huge pages are unwanted in the block at this offset, or welcome again: for
+	 * whoever maps parts of views anew. On the mover's thread. NULL: nobody does.
+	 */
+	void (*keep_small)(void *ctx, uint64_t offset, bool small);
 	void *ctx;
 };
 
@@ -51,8 +56,8 @@ int mb_mover_create(const struct mb_mover_config *config, struct mb_mover **out)
 void mb_mover_destroy(struct mb_mover *mover); /* takes NULL */
 
 /*
- * [offset, offset + len_bytes) of the file, multiples of 4 KiB, to a node of the host. A huge page of
- * which a part is in it moves as a whole, or is taken apart with `split`.
+ * [offset, offset + len_bytes) of the file, multiples of 4 KiB, to a node of the host. A huge page
+ * of which a part is in it moves as a whole, or is taken apart with `split`.
  */
 struct mb_move {
 	uint64_t offset, len_bytes;

@@ -39,10 +39,10 @@ struct mb_replica_calls {
 
 struct mb_replicas_config {
 	const char *name; /* in messages; outlives it */
-	int uffd;	  /* of mb_replicas_open_uffd; closed by destroy, or by a create that fails */
-	int ram_fd;	  /* home */
-	uint64_t ram_bytes; /* a multiple of MB_HEAT_BLOCK_BYTES */
-	unsigned n_views;   /* 2..MB_HEAT_VIEWS */
+	int uffd;   /* of mb_replicas_open_uffd; closed by destroy, or by a create that fails */
+	int ram_fd; /* home */
+	uint64_t ram_bytes;		/* a multiple of MB_HEAT_BLOCK_BYTES */
+	unsigned n_views;		/* 2..MB_HEAT_VIEWS */
 	void *view_base[MB_HEAT_VIEWS]; /* where each view has all of the file, mapped shared */
 	int view_node[MB_HEAT_VIEWS];	/* of the host, where its copies should be; -1: anywhere */
 	uint64_t max_bytes;		/* of all copies */
@@ -61,9 +61,9 @@ struct mb_replicas_config {
 
 /*
  * A userfaultfd for writes from within KVM. Before privileges are dropped: it needs
- * /dev/userfaultfd, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd. user_mode_only: no vCPU of KVM's,
- * but no privilege, for tests. A descriptor, or -errno; -ENOTSUP where the kernel cannot protect
- * shared memory (before 5.19).
+ * /dev/userfaultfd, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd. user_mode_only: no vCPU of
+ * KVM's, but no privilege, for tests. A descriptor, or -errno; -ENOTSUP where the kernel cannot
+ * protect shared memory (before 5.19).
  */
 int mb_replicas_open_uffd(bool user_mode_only);
 
@@ -102,6 +102,12 @@ uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes);
  */
 int mb_replicas_hold(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 void mb_replicas_release(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
+
+/*
+ * Whether huge pages are unwanted in the block at this offset, in what is mapped anew from now on:
+ * its neighbours are mapped so, and would be other mappings. Takes NULL.
+ */
+void mb_replicas_keep_small(struct mb_replicas *replicas, uint64_t offset, bool small);
 
 /* Maps home anew in this view, for huge pages; not in a block where pages have copies. -ENOMEM. */
 int mb_replicas_remap(struct mb_replicas *replicas, unsigned view, uint64_t offset, uint64_t len);
