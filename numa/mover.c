@@ -370,15 +370,27 @@ static int try_whole(struct mb_mover *m, struct part *p, struct mb_moved *moved)
 	return 0;
 }
 
+static bool is_full(unsigned node)
+{
+	long long free_bytes = 0;
+
+	numa_node_size64((int)node, &free_bytes);
+	return free_bytes < (long long)FULL;
+}
+
 static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *move,
 	struct mb_moved *moved, bool *full)
 {
 	const bool huge = move->huge && !move->split && !move->pages;
 	const bool alone = move->split && p->n_wanted < MB_HEAT_BLOCK_PAGES;
-	bool split = false;
 	unsigned there, left, now, first = 0;
 	int rc;
 
+	if (p->n_wanted == MB_HEAT_BLOCK_PAGES) {
+		pthread_mutex_lock(&m->lock);
+		mb_mover_let_merge(m, p->offset);
+		pthread_mutex_unlock(&m->lock);
+	}
 	if (huge && p->n == MB_HEAT_BLOCK_PAGES && !*full) {
 		rc = try_whole(m, p, moved);
 		if (rc > 0)
@@ -388,17 +400,15 @@ static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *m
 		*full = rc == -ENOMEM;
 		first = p->where[0] == (int)p->node; /* it was small, and has moved alone */
 	}
-	if (p->n_wanted == MB_HEAT_BLOCK_PAGES)
-		mb_mover_let_merge(m, p->offset);
 	rc = ask(m, p);
-	if (!rc && alone && count(p, false)) {
-		rc = mb_mover_split(m, p->offset / BLOCK * BLOCK, moved, &split);
+	*full |= !rc && alone && is_full(p->node);
+	if (!rc && alone && !*full && count(p, false)) {
+		rc = mb_mover_split(m, p->offset / BLOCK * BLOCK, moved);
 		if (rc == -EBUSY) {
 			moved->busy_bytes += p->n_wanted * PAGE;
 			return 0;
 		}
-		/* A part of it went nowhere, but may be mapped nowhere either. */
-		if (!rc && split)
+		if (!rc)
 			rc = ask(m, p);
 	}
 	if (rc)
@@ -425,12 +435,8 @@ static int move_part(struct mb_mover *m, struct part *p, const struct mb_move *m
 	if (rc == -ECANCELED)
 		return rc;
 	left = left > now - there ? left - (now - there) : 0;
-	if (left && !*full) {
-		long long free_bytes = 0;
-
-		numa_node_size64((int)p->node, &free_bytes);
-		*full = free_bytes < (long long)FULL;
-	}
+	if (left && !*full)
+		*full = is_full(p->node);
 	if (*full)
 		moved->full_bytes += left * PAGE;
 	else

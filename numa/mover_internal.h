@@ -16,8 +16,10 @@ struct mb_mover {
 	unsigned n_holds;  /* atomic */
 	/* Held for each batch, so that who holds the mover waits for its end. */
 	pthread_mutex_t lock;
-	/* Blocks that were taken apart; the thread that moves. */
+	/* Under the lock, too. */
 	struct mb_pagemap *pagemap; /* tells huge pages; NULL: nothing does */
+	char *reserved, *alone;	    /* in it: where a block is mapped to be taken apart */
+	uint64_t pause_ns;	    /* not before that time again */
 	unsigned char *apart;	    /* bit for each block: khugepaged is told to leave it so */
 	uint64_t n_apart, max_apart;
 };
@@ -26,10 +28,10 @@ int mb_mover_split_begin(struct mb_mover *mover); /* 0 or -ENOMEM */
 void mb_mover_split_finish(struct mb_mover *mover);
 
 /*
- * A block, whose offset this is, is made of small pages from now on. 0, and *split: it was a huge
- * page. -EBUSY: vCPUs or the kernel were in the way; -ECANCELED: the mover is held.
+ * A block, whose offset this is, is made of small pages from now on, and may be in no view's page
+ * tables. -EBUSY: vCPUs or the kernel were in the way; -ECANCELED: the mover is held.
  */
-int mb_mover_split(struct mb_mover *mover, uint64_t offset, struct mb_moved *moved, bool *split);
+int mb_mover_split(struct mb_mover *mover, uint64_t offset, struct mb_moved *moved);
 
 /* It has one user again: khugepaged may put it together. */
 void mb_mover_let_merge(struct mb_mover *mover, uint64_t offset);

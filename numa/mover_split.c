@@ -11,23 +11,34 @@
 /*
  * Linux has no call that takes a huge page of a file apart. But where a part of one is said to be
  * cold, and a single mapping has it, the kernel takes it apart first, in place (mm/madvise.c, since
- * 5.4). So it is taken out of the views, and is in our own mapping alone for a moment.
+ * 5.4). So it is taken out of the views and of our own mapping, and is in one that is made for it
+ * alone for a moment.
  */
 
-#define TRIES	 4u
 #define PAUSE_NS 10000000ull /* for vCPUs to leave the guest; one may wait for a terminal */
+/* After pauses, so that vCPUs run 95 % of the time at least; and after one that came to nothing. */
+#define RUN_TIMES   20u
+#define LONG_RUN_NS 2000000000ull
 /* Of the mappings that a process may have: replicas take more, see replica.h. */
 #define SHARE_OF_MAX 16u
+
+enum form { SMALL, HUGE_PAGE, UNKNOWN };
 
 int mb_mover_split_begin(struct mb_mover *m)
 {
 	const uint64_t n_blocks = (m->config.ram_bytes + BLOCK - 1) / BLOCK;
+	char *at;
 
 	/* Three mappings where there was one, of each view and of our own. */
 	m->max_apart = mb_max_map_count() / SHARE_OF_MAX / (2 * (m->config.n_views + 1));
 	m->apart = calloc((n_blocks + 7) / 8, 1);
 	if (!m->apart)
 		return -ENOMEM;
+	at = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (at == MAP_FAILED)
+		return -ENOMEM;
+	m->reserved = at;
+	m->alone = at + (BLOCK - (uintptr_t)at % BLOCK) % BLOCK;
 	mb_pagemap_open(MB_PAGEMAP_SCAN, &m->pagemap, NULL);
 	return 0;
 }
@@ -35,6 +46,8 @@ int mb_mover_split_begin(struct mb_mover *m)
 void mb_mover_split_finish(struct mb_mover *m)
 {
 	mb_pagemap_close(m->pagemap);
+	if (m->reserved)
+		munmap(m->reserved, 2 * BLOCK);
 	free(m->apart);
 }
 
@@ -43,47 +56,75 @@ static char *own_at(const struct mb_mover *m, uint64_t offset)
 	return (char *)m->config.own_base + offset;
 }
 
-static char *view_at(const struct mb_mover *m, unsigned view, uint64_t offset)
-{
-	return (char *)m->config.view_base[view] + offset;
-}
-
 static void advise_all(const struct mb_mover *m, uint64_t offset, int advice)
 {
 	for (unsigned v = 0; v < m->config.n_views; v++)
-		madvise(view_at(m, v, offset), BLOCK, advice);
+		madvise((char *)m->config.view_base[v] + offset, BLOCK, advice);
 	madvise(own_at(m, offset), BLOCK, advice);
 }
+
+/* ---- khugepaged would put it together again within minutes, all of it on one node ---- */
 
 static bool is_apart(const struct mb_mover *m, uint64_t offset)
 {
 	return m->apart[offset / BLOCK / 8] >> offset / BLOCK % 8 & 1;
 }
 
-/*
- * khugepaged would put it together again within minutes, all of it on one node. Where that would
- * take too many mappings, it may.
- */
-static void keep_apart(struct mb_mover *m, uint64_t offset)
+static void set_apart(struct mb_mover *m, uint64_t offset, bool apart)
 {
-	if (m->n_apart >= m->max_apart)
-		return;
+	if (is_apart(m, offset) != apart) {
+		m->apart[offset / BLOCK / 8] ^= (unsigned char)(1u << offset / BLOCK % 8);
+		m->n_apart += apart ? 1 : -1ull;
+	}
 	if (m->config.keep_small)
-		m->config.keep_small(m->config.ctx, offset, true);
-	advise_all(m, offset, MADV_NOHUGEPAGE);
-	m->apart[offset / BLOCK / 8] |= (unsigned char)(1u << offset / BLOCK % 8);
-	m->n_apart++;
+		m->config.keep_small(m->config.ctx, offset, apart);
+	advise_all(m, offset, apart ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 }
 
 void mb_mover_let_merge(struct mb_mover *m, uint64_t offset)
 {
-	if (!is_apart(m, offset))
+	if (is_apart(m, offset))
+		set_apart(m, offset, false);
+}
+
+static void let_all_merge(struct mb_mover *m)
+{
+	for (uint64_t at = 0; at < m->config.ram_bytes && m->n_apart; at += BLOCK)
+		mb_mover_let_merge(m, at);
+}
+
+void mb_mover_forget(struct mb_mover *m)
+{
+	if (!m)
 		return;
-	if (m->config.keep_small)
-		m->config.keep_small(m->config.ctx, offset, false);
-	advise_all(m, offset, MADV_HUGEPAGE);
-	m->apart[offset / BLOCK / 8] &= (unsigned char)~(1u << offset / BLOCK % 8);
-	m->n_apart--;
+	pthread_mutex_lock(&m->lock);
+	let_all_merge(m);
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* When there are too many, it begins anew: what is still worth it is taken apart again. */
+static void keep_apart(struct mb_mover *m, uint64_t offset)
+{
+	if (!m->max_apart)
+		return;
+	if (!is_apart(m, offset) && m->n_apart >= m->max_apart)
+		let_all_merge(m);
+	set_apart(m, offset, true);
+}
+
+/* ---- taking it apart ---- */
+
+/* All of it is in memory: a huge page has no holes, and nothing of it is swapped out. */
+static bool is_all_there(const struct mb_mover *m, uint64_t offset)
+{
+	unsigned char in[MB_HEAT_BLOCK_PAGES];
+
+	if (offset + BLOCK > m->config.ram_bytes || mincore(own_at(m, offset), BLOCK, in))
+		return false;
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		if (!(in[i] & 1))
+			return false;
+	return true;
 }
 
 static int note_huge(void *ctx, const struct mb_page_run *run)
@@ -94,91 +135,94 @@ static int note_huge(void *ctx, const struct mb_page_run *run)
 	return 0;
 }
 
-/* In our own page tables; `unknown` before Linux 6.7. */
-static bool is_huge(const struct mb_mover *m, uint64_t offset, bool unknown)
+/*
+ * What the file has there: a huge page is mapped as one where no page table is yet. Nobody tells
+ * before Linux 6.7.
+ */
+static enum form map_alone(const struct mb_mover *m, uint64_t offset)
 {
 	bool huge = false;
 
+	if (mmap(m->alone, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+		    m->config.ram_fd, (off_t)offset) == MAP_FAILED)
+		return SMALL;
+	madvise(m->alone, BLOCK, MADV_HUGEPAGE);
+	madvise(m->alone, BLOCK, MADV_POPULATE_READ);
 	if (!m->pagemap || !(mb_pagemap_features(m->pagemap) & MB_PAGEMAP_SCAN) ||
-		mb_pagemap_look(m->pagemap, own_at(m, offset), BLOCK, note_huge, &huge))
-		return unknown;
-	return huge;
+		mb_pagemap_look(m->pagemap, m->alone, BLOCK, note_huge, &huge))
+		return UNKNOWN;
+	return huge ? HUGE_PAGE : SMALL;
 }
 
-/* A huge page has no holes, and what has none can be mapped by us without filling them. */
-static bool may_be_huge(const struct mb_mover *m, uint64_t offset)
+static void unmap_alone(const struct mb_mover *m)
 {
-	const off_t at = (off_t)offset, end = (off_t)(offset + BLOCK);
-
-	return offset + BLOCK <= m->config.ram_bytes && !is_apart(m, offset) &&
-	       lseek(m->config.ram_fd, at, SEEK_DATA) == at &&
-	       lseek(m->config.ram_fd, at, SEEK_HOLE) >= end;
+	/* In place, so that nobody else gets the addresses. It cannot fail: one mapping for one. */
+	mmap(m->alone, BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+		0);
 }
 
-/*
- * Whether the file has a huge page there: then we get it as one. What was one in our page tables
- * a moment ago says nothing: an attempt that fails leaves its pieces there.
- */
-static bool map_own(const struct mb_mover *m, uint64_t offset, bool unknown)
+/* Out of all page tables but those. `surely`: no vCPU runs. 0, and *split; -EBUSY. */
+static int try(const struct mb_mover *m, uint64_t offset, bool surely, bool *split)
 {
-	madvise(own_at(m, offset), BLOCK, MADV_DONTNEED);
-	madvise(own_at(m, offset), BLOCK, MADV_POPULATE_READ);
-	return is_huge(m, offset, unknown);
-}
+	enum form form;
 
-/* Caller holds the lock. */
-static int try(const struct mb_mover *m, uint64_t offset, bool *split)
-{
-	for (unsigned v = 0; v < m->config.n_views; v++)
-		madvise(view_at(m, v, offset), BLOCK, MADV_DONTNEED);
-	if (!map_own(m, offset, true))
+	advise_all(m, offset, MADV_DONTNEED);
+	form = map_alone(m, offset);
+	if (form == SMALL)
 		return 0;
+	if (form == UNKNOWN && !surely)
+		return -EBUSY;
 	/* Of one page: what is cold is swapped out first. */
-	madvise(own_at(m, offset), PAGE, MADV_COLD);
-	if (map_own(m, offset, false))
+	madvise(m->alone, PAGE, MADV_COLD);
+	/* An attempt that failed leaves a page table, in which no huge page would be mapped. */
+	unmap_alone(m);
+	if (map_alone(m, offset) == HUGE_PAGE)
 		return -EBUSY;
 	*split = true;
 	return 0;
 }
 
-/* A vCPU that uses it maps it again before we are done: from the second time on none runs. */
-static int guarded_try(struct mb_mover *m, uint64_t offset, unsigned turn, bool *split)
+/* A vCPU that uses it maps it again before we are done: then none runs. Caller holds the lock. */
+static int try_paused(struct mb_mover *m, uint64_t offset, bool *split)
 {
-	const bool pause = turn && m->config.pause;
-	int rc;
+	const uint64_t begin_ns = mb_now_ns();
+	uint64_t end_ns;
+	int rc = -EBUSY;
 
-	if (__atomic_load_n(&m->n_holds, __ATOMIC_SEQ_CST))
-		return -ECANCELED;
-	if (pause && !m->config.pause(m->config.ctx, PAUSE_NS))
+	if (!m->config.pause || begin_ns < m->pause_ns)
 		return -EBUSY;
-	rc = try(m, offset, split);
-	if (pause)
+	if (m->config.pause(m->config.ctx, PAUSE_NS)) {
+		rc = try(m, offset, true, split);
 		m->config.resume(m->config.ctx);
+	}
+	end_ns = mb_now_ns();
+	m->pause_ns = end_ns + (rc ? LONG_RUN_NS : RUN_TIMES * (end_ns - begin_ns));
 	return rc;
 }
 
-int mb_mover_split(struct mb_mover *m, uint64_t offset, struct mb_moved *moved, bool *split)
+int mb_mover_split(struct mb_mover *m, uint64_t offset, struct mb_moved *moved)
 {
-	int rc = -EBUSY;
+	uint64_t begin_ns, took_ns;
+	bool split = false;
+	int rc = -ECANCELED;
 
-	*split = false;
-	if (!may_be_huge(m, offset))
+	if (!is_all_there(m, offset))
 		return 0;
-	for (unsigned i = 0; i < TRIES && rc == -EBUSY; i++) {
-		uint64_t begin_ns, took_ns;
-
-		pthread_mutex_lock(&m->lock);
-		begin_ns = mb_now_ns();
-		rc = guarded_try(m, offset, i, split);
-		took_ns = mb_now_ns() - begin_ns;
-		pthread_mutex_unlock(&m->lock);
-		if (took_ns > moved->longest_ns)
-			moved->longest_ns = took_ns;
+	pthread_mutex_lock(&m->lock);
+	begin_ns = mb_now_ns();
+	if (!__atomic_load_n(&m->n_holds, __ATOMIC_SEQ_CST)) {
+		rc = try(m, offset, false, &split);
+		if (rc)
+			rc = try_paused(m, offset, &split);
+		unmap_alone(m);
+		if (split) {
+			moved->split_bytes += BLOCK;
+			keep_apart(m, offset);
+		}
 	}
-	madvise(own_at(m, offset), BLOCK, MADV_DONTNEED);
-	if (*split) {
-		moved->split_bytes += BLOCK;
-		keep_apart(m, offset);
-	}
+	took_ns = mb_now_ns() - begin_ns;
+	pthread_mutex_unlock(&m->lock);
+	if (took_ns > moved->longest_ns)
+		moved->longest_ns = took_ns;
 	return rc;
 }

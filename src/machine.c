@@ -220,6 +220,7 @@ static void restart(struct mb_machine *machine)
 	__atomic_and_fetch(&machine->asked, ~(unsigned)(MB_ASK_RESET | MB_ASK_CRASH), __ATOMIC_ACQ_REL);
 	mb_machine_reset_devices(machine);
 	rc = mb_ram_clear(machine->ram);
+	mb_mover_forget(machine->mover);
 	if (rc)
 		mb_error_set(&machine->error, -rc, "guest memory cannot be cleared: %s", strerror(-rc));
 	if (!rc) {

@@ -62,7 +62,7 @@ static void keep_small(void *ctx, uint64_t offset, bool small)
 {
 	struct mb_machine *machine = ctx;
 
-	mb_replicas_keep_small(machine->replicas, offset, small);
+	mb_ram_keep_small(machine->ram, offset, small);
 }
 
 static const struct mb_manager_ops ops = {.extents = extents,

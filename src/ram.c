@@ -8,6 +8,7 @@
 #include <mirrorball/topology.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 struct mb_ram {
@@ -22,6 +23,7 @@ struct mb_ram {
 	 */
 	struct mb_ram_mapping own;
 	struct mb_replicas *replicas; /* NULL: every page is HOME */
+	bool *small; /* [2 MiB]: where no huge pages are wanted. Any thread, atomic */
 	unsigned n_views;
 	struct mb_ram_mapping view[];
 };
@@ -102,6 +104,12 @@ int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct 
 	ram->bytes = bytes;
 	ram->low_bytes = bytes < MB_RAM_LOW_MAX ? bytes : MB_RAM_LOW_MAX;
 	ram->n_views = n_views;
+	ram->fd = -1;
+	ram->small = calloc(bytes / MB_RAM_ALIGN, sizeof(*ram->small));
+	if (!ram->small) {
+		rc = mb_error_set(err, ENOMEM, "guest memory: out of memory");
+		goto err;
+	}
 	ram->fd = mb_ram_file_open(bytes);
 	if (ram->fd < 0) {
 		rc = mb_error_set(err, -ram->fd, "guest memory of %llu MiB: %s", mib, strerror(-ram->fd));
@@ -157,6 +165,7 @@ void mb_ram_destroy(struct mb_ram *ram)
 	mb_ram_file_unmap(&ram->own, ram->bytes);
 	if (ram->fd >= 0)
 		close(ram->fd);
+	free(ram->small);
 	free(ram);
 }
 
@@ -205,14 +214,25 @@ uint64_t mb_ram_run_end(const struct mb_ram *ram, uint64_t offset, uint64_t end)
 	return offset < ram->low_bytes && end > ram->low_bytes ? ram->low_bytes : end;
 }
 
+void mb_ram_keep_small(struct mb_ram *ram, uint64_t offset, bool small)
+{
+	__atomic_store_n(&ram->small[offset / MB_RAM_ALIGN], small, __ATOMIC_SEQ_CST);
+	mb_replicas_keep_small(ram->replicas, offset, small);
+}
+
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len)
 {
-	if (ram->replicas) {
-		int rc = mb_replicas_remap(ram->replicas, view, offset, len);
+	int rc;
 
+	if (ram->replicas) {
+		rc = mb_replicas_remap(ram->replicas, view, offset, len);
 		return rc ? rc : 1;
 	}
-	return mb_ram_file_remap(ram->fd, &ram->view[view], offset, len);
+	rc = mb_ram_file_remap(ram->fd, &ram->view[view], offset, len);
+	for (uint64_t at = offset; at < offset + len; at += MB_RAM_ALIGN)
+		if (__atomic_load_n(&ram->small[at / MB_RAM_ALIGN], __ATOMIC_SEQ_CST))
+			madvise((char *)ram->view[view].base + at, MB_RAM_ALIGN, MADV_NOHUGEPAGE);
+	return rc;
 }
 
 int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len)

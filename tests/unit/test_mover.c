@@ -46,7 +46,6 @@ static bool two_nodes(void)
 	return false;
 }
 
-static bool can_pause = true; /* vCPUs, by the mover */
 static bool pause_vcpus(void *ctx, uint64_t timeout_ns);
 static void resume_vcpus(void *ctx);
 
@@ -59,12 +58,11 @@ static uint64_t word(uint64_t at, unsigned i)
 static void make(bool in_huge_pages, bool may_move_mapped, uint64_t in_use)
 {
 	struct mb_mover_config config = {
-		.ram_bytes = BYTES, .n_views = VIEWS, .may_move_mapped = may_move_mapped};
-
-	if (can_pause) {
-		config.pause = pause_vcpus;
-		config.resume = resume_vcpus;
-	}
+		.ram_bytes = BYTES,
+		.n_views = VIEWS,
+		.may_move_mapped = may_move_mapped,
+		.pause = pause_vcpus,
+		.resume = resume_vcpus};
 
 	fd = config.ram_fd = mb_ram_file_open(BYTES);
 	ck_assert_int_ge(fd, 0);
@@ -178,12 +176,17 @@ struct vcpu {
 };
 
 static unsigned n_pauses; /* atomic */
+static unsigned n_tries;
+static bool lets_pause = true;
 static struct vcpu *running;
 
 static bool pause_vcpus(void *ctx, uint64_t timeout_ns)
 {
 	(void)ctx;
-	(void)timeout_ns;
+	ck_assert_uint_le(timeout_ns, 100000000);
+	n_tries++;
+	if (!lets_pause)
+		return false;
 	__atomic_add_fetch(&n_pauses, 1, __ATOMIC_SEQ_CST);
 	for (unsigned v = 0; v < VIEWS; v++)
 		pthread_mutex_lock(&running[v].inside);
@@ -333,54 +336,112 @@ static void print_split(const struct mb_moved *moved)
 		(unsigned long long)moved->split_bytes >> 10, (double)moved->longest_ns / 1e6);
 }
 
+static void prepare_split(struct vcpu *c, uint64_t border)
+{
+	c[0] = (struct vcpu){.view = 0, .to = border};
+	c[1] = (struct vcpu){.view = 1, .from = border, .to = MB_HEAT_BLOCK_BYTES};
+	start_vcpus(c);
+}
+
 /*
  * Views write parts of a huge page all the time, and one part moves alone. _i: 1: vCPUs cannot be
- * paused, and are faster: then nothing moves; 2: as without privilege. Where nothing tells a huge
- * page (before Linux 6.7) the whole may move in that case.
+ * paused, and are faster: then nothing moves; 2: as without privilege.
  */
 START_TEST(test_split)
 {
 	const uint64_t border = 200 * PAGE, block = MB_HEAT_BLOCK_BYTES;
-	struct vcpu c[VIEWS] = {
-		{.view = 0, .to = border}, {.view = 1, .from = border, .to = block}};
+	struct vcpu c[VIEWS];
 	struct mb_move move = {.offset = border, .len_bytes = block - border, .split = true};
 	struct mb_moved moved = {0};
+	bool splits = !(_i & 1);
 
 	if (!two_nodes())
 		return;
-	can_pause = !(_i & 1);
+	lets_pause = splits;
+	n_tries = 0;
 	make(true, !(_i & 2), BYTES);
-	can_pause = true;
 	if (!pmd_mapped()) {
 		skip("huge pages of files in memory");
 		finish();
 		return;
 	}
 	move.node = (unsigned)nodes[1];
-	start_vcpus(c);
+	prepare_split(c, border);
 	for (unsigned i = 0; i < 20 && moved.moved_bytes < move.len_bytes * 95 / 100; i++)
 		ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
 	stop_vcpus(c);
+	lets_pause = true;
 	print_split(&moved);
-	if (tells_huge_pages() || !(_i & 1)) {
-		ck_assert_uint_eq(on_node(0, border, nodes[0]), border / PAGE);
-		ck_assert_uint_le(moved.split_bytes, block); /* once is enough */
-		ck_assert(has_flag(view[1].base, " nh") == (moved.split_bytes > 0));
-		ck_assert(has_flag(own.base, " nh") == (moved.split_bytes > 0));
-	}
-	if (!(_i & 1)) {
-		ck_assert_uint_eq(moved.split_bytes, block);
-		ck_assert_uint_ge(
-			on_node(border, block, nodes[1]), (block - border) / PAGE * 95 / 100);
-	}
+	ck_assert_uint_eq(on_node(0, border, nodes[0]), border / PAGE);
 	ck_assert_uint_eq(on_node(block, BYTES, nodes[0]), (BYTES - block) / PAGE);
 	ck_assert(!has_flag(view[1].base + block, " nh"));
+	/* Once is enough, and they were not asked again and again. */
+	ck_assert_uint_eq(moved.split_bytes, splits ? block : 0);
+	ck_assert_uint_le(n_tries, splits ? 4 : 1 + (unsigned)(moved.ns / 2000000000));
+	ck_assert_uint_ge(n_tries, 1);
+	ck_assert(has_flag(view[1].base, " nh") == splits);
+	ck_assert(has_flag(own.base, " nh") == splits);
+	if (!splits) {
+		ck_assert_uint_eq(moved.moved_bytes, 0);
+		finish();
+		return;
+	}
+	ck_assert_uint_ge(on_node(border, block, nodes[1]), (block - border) / PAGE * 95 / 100);
 
 	/* For one user again. */
 	move = (struct mb_move){.len_bytes = block, .node = (unsigned)nodes[1]};
 	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
 	ck_assert_uint_eq(on_node(0, block, nodes[1]), block / PAGE);
 	ck_assert(!has_flag(view[1].base, " nh"));
+	finish();
+}
+END_TEST
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+/* What was put together again is taken apart again, whatever was noted of it. */
+START_TEST(test_split_again)
+{
+	struct mb_move move = {.len_bytes = 64 * PAGE, .split = true};
+	struct mb_moved moved = {0};
+
+	if (!two_nodes())
+		return;
+	make(true, true, BYTES);
+	if (!pmd_mapped() || !tells_huge_pages()) {
+		skip("huge pages of files in memory, or what tells of them");
+		finish();
+		return;
+	}
+	move.node = (unsigned)nodes[1];
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.split_bytes, MB_HEAT_BLOCK_BYTES);
+	ck_assert(has_flag(view[0].base, " nh"));
+	/* As when its view was mapped anew, and khugepaged came by. */
+	madvise(view[0].base, MB_HEAT_BLOCK_BYTES, MADV_HUGEPAGE);
+	if (madvise(view[0].base, MB_HEAT_BLOCK_BYTES, MADV_COLLAPSE)) {
+		skip("MADV_COLLAPSE");
+		finish();
+		return;
+	}
+	ck_assert_uint_eq(on_node(0, MB_HEAT_BLOCK_BYTES, nodes[0]), MB_HEAT_BLOCK_PAGES);
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	ck_assert_uint_eq(moved.split_bytes, 2 * MB_HEAT_BLOCK_BYTES);
+	ck_assert_uint_eq(on_node(0, move.len_bytes, nodes[1]), 64);
+	ck_assert_uint_eq(
+		on_node(move.len_bytes, MB_HEAT_BLOCK_BYTES, nodes[0]), MB_HEAT_BLOCK_PAGES - 64);
+	ck_assert(has_flag(view[0].base, " nh"));
+	/* An emptied machine's memory may be anything. */
+	mb_mover_hold(mover);
+	move.node = (unsigned)nodes[0];
+	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), -ECANCELED);
+	mb_mover_forget(mover);
+	ck_assert(!has_flag(view[0].base, " nh"));
+	ck_assert(!has_flag(own.base, " nh"));
+	mb_mover_release(mover);
+	check(BYTES, 0);
 	finish();
 }
 END_TEST
@@ -405,9 +466,15 @@ START_TEST(test_pieces)
 	if (!two_nodes())
 		return;
 	make(_i, true, BYTES);
+	if (_i && !pmd_mapped()) {
+		skip("huge pages of files in memory");
+		finish();
+		return;
+	}
 	move.node = (unsigned)nodes[1];
 	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
 	ck_assert_uint_eq(moved.moved_bytes, n_pieces * PAGE);
+	ck_assert_uint_eq(moved.split_bytes, _i ? MB_HEAT_BLOCK_BYTES : 0);
 	ck_assert_uint_eq(moved.busy_bytes + moved.full_bytes + moved.absent_bytes, 0);
 	for (unsigned i = 0; i < BYTES / PAGE; i++) {
 		bool moves = i >= first && i < first + n && (i - first) % 3 == 0;
@@ -624,6 +691,7 @@ int main(void)
 	tcase_add_loop_test(beside, test_beside_users, 0, 4);
 	tcase_add_loop_test(beside, test_beside_writers, 0, 4);
 	tcase_add_loop_test(beside, test_split, 0, 4);
+	tcase_add_test(beside, test_split_again);
 	tcase_add_loop_test(beside, test_pieces, 0, 2);
 	suite_add_tcase(suite, beside);
 	tcase_set_timeout(left, 60);

@@ -45,7 +45,7 @@ struct mb_mover_config {
 	void (*resume)(void *ctx);
 	/*
 	 * From now on huge pages are unwanted in the block at this offset, or welcome again: for
-	 * whoever maps parts of views anew. On the mover's thread. NULL: nobody does.
+	 * whoever maps parts of views anew. Under a lock: calls nothing here. NULL: nobody does.
 	 */
 	void (*keep_small)(void *ctx, uint64_t offset, bool small);
 	void *ctx;
@@ -102,5 +102,8 @@ int mb_mover_move(struct mb_mover *mover, const struct mb_move *move, struct mb_
  */
 void mb_mover_hold(struct mb_mover *mover);
 void mb_mover_release(struct mb_mover *mover);
+
+/* What it knows of memory is no longer true: it was emptied. While it is held. Takes NULL. */
+void mb_mover_forget(struct mb_mover *mover);
 
 #endif
