@@ -188,7 +188,7 @@ static bool pause_vcpus(void *ctx, uint64_t timeout_ns)
 	if (!lets_pause)
 		return false;
 	__atomic_add_fetch(&n_pauses, 1, __ATOMIC_SEQ_CST);
-	for (unsigned v = 0; v < VIEWS; v++)
+	for (unsigned v = 0; running && v < VIEWS; v++)
 		pthread_mutex_lock(&running[v].inside);
 	return true;
 }
@@ -197,7 +197,7 @@ static void resume_vcpus(void *ctx)
 {
 	(void)ctx;
 	__atomic_sub_fetch(&n_pauses, 1, __ATOMIC_SEQ_CST);
-	for (unsigned v = 0; v < VIEWS; v++)
+	for (unsigned v = 0; running && v < VIEWS; v++)
 		pthread_mutex_unlock(&running[v].inside);
 }
 
