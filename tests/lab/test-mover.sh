@@ -10,7 +10,7 @@ for word in $(ldd "$build/tests/unit/test_mover" | awk '/libsubunit|libcheck/ { 
 	libraries+=(--in "$word")
 done
 for kernel in 6.12 6.1; do
-	"$lab" --time 3m --kernel "$kernel" --memory-per-node 512M --build "$build" --in "$build/tests/unit/test_mover" \
+	"$lab" --time 8m --kernel "$kernel" --memory-per-node 512M --build "$build" --in "$build/tests/unit/test_mover" \
 		"${libraries[@]}" -- sh -c 'LD_LIBRARY_PATH=/in /in/test_mover' >"$tmp/out" 2>&1
 	expect "$kernel: status" 0 $?
 	cat "$tmp/out"
