@@ -247,14 +247,20 @@ float mb_replicas_share(const struct mb_replicas *r, uint64_t offset, uint64_t l
 {
 	uint64_t first = offset / PAGE, end = (offset + len) / PAGE, n = 0;
 
-	if (!r || !mb_range_inside(offset, len, 0, r->config.ram_bytes))
+	if (!r || view >= r->config.n_views ||
+		!mb_range_inside(offset, len, 0, r->config.ram_bytes))
 		return 0;
 	for (uint64_t i = first, next; i < end; i = next) {
+		unsigned in_block =
+			__atomic_load_n(&r->block_pages[view][i / BLOCK_PAGES], __ATOMIC_RELAXED);
+
 		next = (i / BLOCK_PAGES + 1) * BLOCK_PAGES;
 		if (next > end)
 			next = end;
-		if (!__atomic_load_n(&r->block[i / BLOCK_PAGES].active, __ATOMIC_RELAXED))
+		if (next - i == BLOCK_PAGES || !in_block) {
+			n += in_block;
 			continue;
+		}
 		for (uint64_t k = i; k < next; k++)
 			n += mb_replica_mapping(__atomic_load_n(&r->page[k].map, __ATOMIC_RELAXED),
 				     view) == COPY_PROTECTED;
@@ -578,8 +584,10 @@ static int create(struct mb_replicas *r)
 		r->page = NULL;
 		return -ENOMEM;
 	}
-	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
-		rc = open_copies(r, v);
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
+		r->block_pages[v] = calloc(r->n_blocks, sizeof(*r->block_pages[v]));
+		rc = r->block_pages[v] ? open_copies(r, v) : -ENOMEM;
+	}
 	return rc ? rc : mb_replica_start_threads(r);
 }
 
@@ -635,6 +643,8 @@ void mb_replicas_destroy(struct mb_replicas *r)
 	pthread_mutex_destroy(&r->queue_lock);
 	pthread_mutex_destroy(&r->count_lock);
 	close(r->config.uffd);
+	for (unsigned v = 0; v < MB_HEAT_VIEWS; v++)
+		free(r->block_pages[v]);
 	free(r->block);
 	free(r);
 }
@@ -659,5 +669,7 @@ void mb_replicas_stats(struct mb_replicas *r, struct mb_replicas_stats *stats)
 			__atomic_load_n(&s->faults_below_us[i], __ATOMIC_RELAXED);
 	pthread_mutex_lock(&r->count_lock);
 	stats->mappings = r->n_mappings;
+	for (unsigned v = 0; v < r->config.n_views; v++)
+		stats->view_bytes[v] = r->view_pages[v] * PAGE;
 	pthread_mutex_unlock(&r->count_lock);
 }

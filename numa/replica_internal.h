@@ -69,9 +69,12 @@ struct mb_replicas {
 	/* Mappings kept in store for a collapse that cannot do without; NULL: used up. Atomic. */
 	void *spare;
 
-	/* Innermost. Protects the count: who changes what pages are mapped to has it. */
+	/* Innermost. Protects the counts: who changes what pages are mapped to has it. */
 	pthread_mutex_t count_lock;
 	uint64_t n_mappings;
+	uint64_t view_pages[MB_HEAT_VIEWS]; /* that the view has a copy of */
+	/* The same for each block, side by side so that a terabyte is read in a moment. Atomic. */
+	uint16_t *block_pages[MB_HEAT_VIEWS];
 
 	uint64_t bytes;			/* atomic */
 	uint64_t cursor;		/* atomic: the block where reclaim goes on */

@@ -82,12 +82,15 @@ static void note(
 	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, enum mapping mapping)
 {
 	struct block *b = &r->block[first / BLOCK_PAGES];
+	uint16_t *in_block = &r->block_pages[view][first / BLOCK_PAGES];
+	uint64_t before = 0, after = mapping == COPY_PROTECTED ? n : 0; /* copies */
 
 	pthread_mutex_lock(&r->count_lock);
 	r->n_mappings -= edges(r, view, first, first + n);
 	for (uint64_t i = first; i < first + n; i++) {
 		struct page *p = &r->page[i];
 
+		before += mb_replica_mapping(p->map, view) == COPY_PROTECTED;
 		b->n_away -= p->map != 0;
 		__atomic_store_n(&p->map,
 			(uint16_t)((p->map & ~(3u << 2 * view)) | (unsigned)mapping << 2 * view),
@@ -95,6 +98,8 @@ static void note(
 		b->n_away += p->map != 0;
 	}
 	r->n_mappings += edges(r, view, first, first + n);
+	r->view_pages[view] += after - before;
+	__atomic_store_n(in_block, (uint16_t)(*in_block + after - before), __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&r->count_lock);
 }
 

@@ -125,7 +125,7 @@ void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host 
 
 json_t *mb_machine_replicas_json(const struct mb_machine *machine, int *rc)
 {
-	json_t *r = json_object(), *below;
+	json_t *r = json_object(), *below, *views;
 	struct mb_replicas_stats s;
 
 	mb_json_put(r, "state", json_string(mb_machine_replicas_state(machine)), rc);
@@ -133,6 +133,10 @@ json_t *mb_machine_replicas_json(const struct mb_machine *machine, int *rc)
 		return r;
 	mb_replicas_stats(machine->replicas, &s);
 	mb_json_put_number(r, "bytes", s.bytes, rc);
+	views = json_array();
+	for (unsigned v = 0; v < machine->n_views; v++)
+		mb_json_append(views, json_integer((json_int_t)s.view_bytes[v]), rc);
+	mb_json_put(r, "view_bytes", views, rc);
 	mb_json_put_number(r, "max_bytes", s.max_bytes, rc);
 	mb_json_put_number(r, "copied_bytes", s.copied_bytes, rc);
 	mb_json_put_number(r, "mappings", s.mappings, rc);

@@ -179,9 +179,11 @@ START_TEST(test_copies)
 			ck_assert_uint_eq(ask().bytes, len * (unsigned)__builtin_popcount(views));
 			ck_assert(geteuid() || !(views & 3) || !is_one(offset));
 			check();
-			for (unsigned v = 0; v < n; v++)
+			for (unsigned v = 0; v < n; v++) {
 				ck_assert(mb_replicas_share(replicas, offset, len, v) ==
 					  (float)(views >> v & 1));
+				ck_assert_uint_eq(ask().view_bytes[v], (views >> v & 1) * len);
+			}
 			ck_assert_uint_eq(replicate(offset, len, views).there_bytes, len);
 			*word_at(writer, at) = 4711;
 			check_but(at, 4711);
@@ -205,6 +207,7 @@ END_TEST
 /* Neighbours are one mapping, and what is said of them is so. */
 START_TEST(test_mappings)
 {
+	const uint64_t from = BLOCK - 8 * PAGE, n = 16;
 	unsigned before;
 
 	if (!make(2))
@@ -214,10 +217,23 @@ START_TEST(test_mappings)
 		replicate(at, PAGE, 2);
 	ck_assert_uint_eq(ask().mappings, 4);
 	ck_assert_uint_eq(n_maps(), before + 4);
+	ck_assert(mb_replicas_share(replicas, 0, BLOCK, 1) == 8.0f * PAGE / BLOCK);
+	ck_assert(mb_replicas_share(replicas, from, n * PAGE, 1) == 1);
+	ck_assert(mb_replicas_share(replicas, from - PAGE, 2 * PAGE, 1) == 0.5f);
 	*word_at(0, BLOCK) = word(BLOCK);
 	ck_assert_uint_eq(ask().mappings, 8);
 	ck_assert_uint_eq(n_maps(), before + 8);
+	/* Also of ranges that begin or end in a block, or are none. */
+	ck_assert(mb_replicas_share(replicas, from, n * PAGE, 1) == 15.0f / 16);
+	ck_assert(mb_replicas_share(replicas, from, n * PAGE, 0) == 0);
+	ck_assert(mb_replicas_share(replicas, BLOCK, PAGE, 1) == 0);
+	ck_assert(mb_replicas_share(replicas, BLOCK, BLOCK, 1) == 7.0f * PAGE / BLOCK);
+	ck_assert(mb_replicas_share(replicas, 0, BYTES, 1) == 15.0f / (BYTES / PAGE));
+	ck_assert(mb_replicas_share(replicas, from, BYTES, 1) == 0);
+	ck_assert(mb_replicas_share(replicas, from, n * PAGE, 2) == 0);
+	ck_assert_uint_eq(ask().view_bytes[1], 15 * PAGE);
 	mb_replicas_reclaim(replicas, BYTES);
+	ck_assert_uint_eq(ask().view_bytes[1], 0);
 	ck_assert_uint_eq(ask().mappings, 0);
 	ck_assert_uint_eq(n_maps(), before);
 	check();

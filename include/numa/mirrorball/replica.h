@@ -112,12 +112,16 @@ void mb_replicas_keep_small(struct mb_replicas *replicas, uint64_t offset, bool 
 /* Maps home anew in this view, for huge pages; not in a block where pages have copies. -ENOMEM. */
 int mb_replicas_remap(struct mb_replicas *replicas, unsigned view, uint64_t offset, uint64_t len);
 
-/* Which share of it, 0 to 1, the view reads from a copy of its own; as of about now. Takes NULL. */
+/*
+ * Which share of it, 0 to 1, the view reads from a copy of its own; as of about now. 0 of what is no
+ * range or view. Costs a load for each 2 MiB, and for each page of parts of them. Takes NULL.
+ */
 float mb_replicas_share(
 	const struct mb_replicas *replicas, uint64_t offset, uint64_t len, unsigned view);
 
 struct mb_replicas_stats {
 	uint64_t bytes, max_bytes;	 /* of copies, now */
+	uint64_t view_bytes[MB_HEAT_VIEWS]; /* that each view reads from a copy, now */
 	uint64_t mappings, max_mappings; /* that they add */
 	uint64_t copied_bytes;		 /* so far */
 	uint64_t n_faults;		 /* writes that were waited for */
