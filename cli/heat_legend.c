@@ -89,6 +89,18 @@ static void legend_of_use(struct heat_pen *pen, const struct heat *heat)
 	heat_pen_end_line(pen);
 }
 
+static void legend_of_copies(struct heat_pen *pen, const struct heat *heat)
+{
+	char size[16], text[64];
+
+	heat_format_size(heat_sum_copied(heat), size, sizeof(size));
+	snprintf(text, sizeof(text), " has copies: %s", size);
+	heat_pen_next(pen, 1 + (unsigned)strlen(text));
+	heat_pen_put_on(pen, heat_several_rgb, "+");
+	heat_pen_style(pen, "");
+	heat_pen_put(pen, text);
+}
+
 static void legend_of_home(struct heat_pen *pen, const struct heat *heat, const uint64_t *home)
 {
 	heat_pen_put(pen, "lives on");
@@ -102,6 +114,8 @@ static void legend_of_home(struct heat_pen *pen, const struct heat *heat, const 
 		else
 			heat_pen_item(pen, "%s", text);
 	}
+	if (heat->can_copy)
+		legend_of_copies(pen, heat);
 	heat_pen_end_line(pen);
 }
 

@@ -70,11 +70,7 @@ static void put_used_colour(struct heat_pen *pen, const struct heat *heat,
 		heat_pen_put(pen, *hatch != ' ' ? hatch : utf8 ? "░" : "-");
 		return;
 	}
-	heat_pen_colour(pen, style, 4, c);
-	snprintf(style + strlen(style), sizeof(style) - strlen(style), ";%u",
-		c.r * 3 + c.g * 6 + c.b > 1000 ? 30 : 37);
-	heat_pen_style(pen, style);
-	heat_pen_put(pen, hatch);
+	heat_pen_put_on(pen, c, hatch);
 }
 
 static void put_heat_mono(struct heat_pen *pen, const struct heat_use *use, double confidence)
@@ -88,11 +84,27 @@ static void put_heat_mono(struct heat_pen *pen, const struct heat_use *use, doub
 	heat_pen_put(pen, text);
 }
 
+/*
+ * What has copies lives where all who read it are: it looks like what several views read, and other
+ * than what has one home, without colours, too.
+ */
+static void put_copied(struct heat_pen *pen, float copied)
+{
+	bool most = copied >= (float)HEAT_MOST;
+
+	heat_pen_put_on(
+		pen, heat_dimmed(heat_several_rgb, most ? HEAT_LEVELS : HEAT_LEVELS / 2), "+");
+}
+
 static void put_home(struct heat_pen *pen, const struct heat *heat, const struct heat_extent *cell)
 {
 	char style[HEAT_STYLE_BYTES] = "", digit[2];
 	struct heat_rgb c;
 
+	if (heat_copied(cell) > (float)HEAT_COPIED) {
+		put_copied(pen, heat_copied(cell));
+		return;
+	}
 	if (!cell->has_node) {
 		put_blank(pen, '?');
 		return;

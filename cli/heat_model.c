@@ -66,9 +66,20 @@ enum heat_class heat_classify(const struct heat *heat, const struct heat_extent 
 	}
 	if (heat->n_views == 1 && heat->n_nodes > 1)
 		return HEAT_USED;
+	if (extent->copied[use.top] >= (float)HEAT_MOST)
+		return HEAT_OWN;
 	if (!extent->has_node)
 		return HEAT_UNKNOWN;
 	return heat->view_nodes[use.top] >> extent->node & 1 ? HEAT_OWN : HEAT_REMOTE;
+}
+
+float heat_copied(const struct heat_extent *extent)
+{
+	float most = 0;
+
+	for (unsigned v = 0; v < HEAT_MAX_VIEWS; v++)
+		most = extent->copied[v] > most ? extent->copied[v] : most;
+	return most;
 }
 
 const char *heat_class_name(enum heat_class class)
@@ -103,6 +114,15 @@ uint64_t heat_sum(const struct heat *heat, uint64_t bytes[HEAT_CLASSES])
 		sum += extent->used_bytes;
 	}
 	return sum;
+}
+
+uint64_t heat_sum_copied(const struct heat *heat)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < heat->n_extents; i++)
+		sum += (double)heat_copied(&heat->extent[i]) * (double)heat->extent[i].used_bytes;
+	return (uint64_t)sum;
 }
 
 /* Slots that cells of this size need; stores them if slot is there. More than max: max + 1. */
@@ -156,7 +176,7 @@ int heat_axis_fit(
 struct sums {
 	double used, looked, written, confidence;
 	double read[HEAT_MAX_VIEWS], write[HEAT_MAX_VIEWS];
-	double home[HEAT_MAX_NODES];
+	double home[HEAT_MAX_NODES], copied[HEAT_MAX_VIEWS];
 };
 
 static void add(struct sums *sums, const struct heat_extent *extent, uint64_t overlap_bytes)
@@ -173,6 +193,7 @@ static void add(struct sums *sums, const struct heat_extent *extent, uint64_t ov
 	for (unsigned v = 0; v < HEAT_MAX_VIEWS; v++) {
 		sums->read[v] += looked * (double)extent->read[v];
 		sums->write[v] += written * (double)extent->write[v];
+		sums->copied[v] += used * (double)extent->copied[v];
 	}
 	if (extent->has_node)
 		sums->home[extent->node] += used * (double)extent->node_share;
@@ -194,6 +215,7 @@ static void conclude(const struct sums *sums, struct heat_extent *cell)
 			cell->read[v] = (float)(sums->read[v] / sums->looked);
 		if (sums->written > 0)
 			cell->write[v] = (float)(sums->write[v] / sums->written);
+		cell->copied[v] = (float)fmin(sums->copied[v] / sums->used, 1);
 	}
 	for (unsigned i = 1; i < HEAT_MAX_NODES; i++)
 		if (sums->home[i] > sums->home[home])

@@ -20,6 +20,7 @@
 #define HEAT_MIN_SHARE	    0.05 /* of all touches: a view with less does not count as a user */
 #define HEAT_LEVELS	    8
 #define HEAT_MOST	    0.75 /* of an extent: less on its node is shown as partly there */
+#define HEAT_COPIED	    0.25 /* of an extent: more is shown as having copies */
 #define HEAT_LOW_CONFIDENCE 0.25 /* below, an extent is shown as little looked at */
 
 /*
@@ -34,7 +35,9 @@ struct heat_extent {
 	float read[HEAT_MAX_VIEWS], write[HEAT_MAX_VIEWS];
 	float confidence; /* 0 to 1: mean over used_bytes */
 	float node_share; /* 0 to 1: how much of used_bytes lives on node */
-	uint8_t node;	  /* where most of it lives: index into heat's nodes, if has_node */
+	/* 0 to 1: how much of used_bytes each view reads from a copy of its own */
+	float copied[HEAT_MAX_VIEWS];
+	uint8_t node; /* where most of it lives: index into heat's nodes, if has_node */
 	bool has_node;
 	bool huge; /* mapped as huge pages; of what was merged: no meaning */
 };
@@ -51,6 +54,7 @@ struct heat {
 	char name[HEAT_MAX_NAME];
 	uint64_t pid, time_ms, memory_bytes;
 	unsigned n_views, n_nodes;
+	bool can_copy;			     /* the machine can have copies of its memory */
 	uint64_t view_nodes[HEAT_MAX_VIEWS]; /* a bit for each index into node */
 	unsigned node[HEAT_MAX_NODES];	     /* the host's numbers */
 	struct heat_tracker tracker;
@@ -80,7 +84,7 @@ struct heat_use heat_use(
 	const struct heat *heat, const struct heat_extent *extent, enum heat_what what);
 
 enum heat_class {
-	HEAT_OWN,	   /* one view uses it, and it lives on a node of that view */
+	HEAT_OWN,	   /* one view uses it, and it or a copy lives on a node of that view */
 	HEAT_REMOTE,	   /* one view uses it, and it lives elsewhere */
 	HEAT_READ_SHARED,  /* several views read it, none writes */
 	HEAT_WRITE_SHARED, /* several views use it, and one writes at least */
@@ -91,8 +95,12 @@ enum heat_class {
 	HEAT_CLASSES,
 };
 enum heat_class heat_classify(const struct heat *heat, const struct heat_extent *extent);
+/* 0 to 1: how much of it has a copy beside home, for the view that has most. */
+float heat_copied(const struct heat_extent *extent);
 /* Bytes in use by class; returns their sum. */
 uint64_t heat_sum(const struct heat *heat, uint64_t bytes[HEAT_CLASSES]);
+/* Bytes in use that have a copy. */
+uint64_t heat_sum_copied(const struct heat *heat);
 const char *heat_class_name(enum heat_class class);
 
 /*

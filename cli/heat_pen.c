@@ -105,6 +105,18 @@ void heat_pen_colour(const struct heat_pen *pen, char style[HEAT_STYLE_BYTES], u
 	}
 }
 
+void heat_pen_put_on(struct heat_pen *pen, struct heat_rgb c, const char *text)
+{
+	char style[HEAT_STYLE_BYTES] = "";
+
+	heat_pen_colour(pen, style, 4, c);
+	if (*style)
+		snprintf(style + strlen(style), sizeof(style) - strlen(style), ";%u",
+			c.r * 3 + c.g * 6 + c.b > 1000 ? 30 : 37);
+	heat_pen_style(pen, style);
+	heat_pen_put(pen, text);
+}
+
 struct heat_rgb heat_dimmed(struct heat_rgb c, unsigned level)
 {
 	unsigned part = 28 + 72 * level / HEAT_LEVELS; /* percent */

@@ -31,6 +31,8 @@ void heat_pen_item(struct heat_pen *pen, const char *fmt, ...)
 /* Adds a foreground (3) or background (4) to a style, as the look's colours allow. */
 void heat_pen_colour(const struct heat_pen *pen, char style[HEAT_STYLE_BYTES], unsigned ground,
 	struct heat_rgb c);
+/* Text that can be read on a ground of this colour; without colours as it is. */
+void heat_pen_put_on(struct heat_pen *pen, struct heat_rgb c, const char *text);
 /* Darker for a lower level (1 to HEAT_LEVELS). */
 struct heat_rgb heat_dimmed(struct heat_rgb c, unsigned level);
 

@@ -170,8 +170,20 @@ static void read_touches(struct reader *r, const struct heat *heat, const json_t
 		touches[v] = (float)number(r, json_array_get(list, v), key, MAX_NUMBER);
 }
 
-static void read_extent(struct reader *r, const struct heat *heat, const json_t *object,
-	uint64_t end, struct heat_extent *out)
+/* Null, or missing, where the machine can have none. */
+static void read_copied(struct reader *r, struct heat *heat, const json_t *list, float *copied)
+{
+	if (!list || json_is_null(list))
+		return;
+	if (!json_is_array(list) || json_array_size(list) != heat->n_views)
+		return bad(r, "copied", "is not a list with a number for each view");
+	heat->can_copy = true;
+	for (unsigned v = 0; v < heat->n_views; v++)
+		copied[v] = (float)fmin(number(r, json_array_get(list, v), "copied", 1.001), 1);
+}
+
+static void read_extent(struct reader *r, struct heat *heat, const json_t *object, uint64_t end,
+	struct heat_extent *out)
 {
 	const json_t *node = json_object_get(object, "node");
 	const json_t *write = json_object_get(object, "write");
@@ -201,6 +213,7 @@ static void read_extent(struct reader *r, const struct heat *heat, const json_t 
 		read_touches(r, heat, write, "write", out->write);
 		out->written_bytes = out->looked_bytes;
 	}
+	read_copied(r, heat, json_object_get(object, "copied"), out->copied);
 }
 
 static void read_extents(struct reader *r, const json_t *extents, struct heat *out)

@@ -31,8 +31,10 @@ enum {
 	INK_SEVERAL,
 	INK_VIEW = INK_SEVERAL + HEAT_LEVELS,
 	INK_NODE = INK_VIEW + HEAT_MAX_VIEWS * HEAT_LEVELS,
-	INKS = INK_NODE + 2 * HEAT_MAX_NODES
+	INK_COPIED = INK_NODE + 2 * HEAT_MAX_NODES,
+	INKS = INK_COPIED + 2
 };
+_Static_assert(INKS <= UINT8_MAX, "an ink is a byte");
 
 /* One panel's rectangles, or the marks for "hardly looked at", on the grid of columns and rows. */
 struct grid {
@@ -51,6 +53,8 @@ static uint8_t ink_of(const struct heat *heat, enum panel panel, const struct he
 
 	if (!cell->used_bytes)
 		return INK_NONE;
+	if (panel == PANEL_HOME && heat_copied(cell) > (float)HEAT_COPIED)
+		return INK_COPIED + (heat_copied(cell) < (float)HEAT_MOST);
 	if (panel == PANEL_HOME)
 		return cell->has_node ? (uint8_t)(INK_NODE + 2 * cell->node +
 						  (cell->node_share < (float)HEAT_MOST))
@@ -272,7 +276,8 @@ static void draw_style(FILE *out, const struct heat *heat)
 	      ".t{font-size:18px;font-weight:600}.h{font-weight:600}"
 	      ".r{text-anchor:end}.m{text-anchor:middle}\n"
 	      "text{fill:#1c1c1e}.f{fill:#5c5c62}.page{fill:#fff}.panel{fill:#f6f6f8}"
-	      ".frame,.gap,.ln{fill:none;stroke:#85858c}.lg{stroke:#fff;stroke-width:2}\n"
+	      ".frame,.gap,.ln{fill:none;stroke:#85858c}.lg{stroke:#fff;stroke-width:2}"
+	      ".pl{stroke:#fff}\n"
 	      ".gap{stroke-dasharray:2 4}.i1{fill:url(#unknown)}.i2{fill:url(#guess)}"
 	      ".i3{fill:#d8d8de}\n"
 	      "@media(prefers-color-scheme:dark){text{fill:#ececf0}.f{fill:#a2a2aa}"
@@ -290,11 +295,19 @@ static void draw_style(FILE *out, const struct heat *heat)
 		put_rgb(out, INK_NODE + 2 * i, heat_node_rgb(heat, i), 100);
 		put_rgb(out, INK_NODE + 2 * i + 1, heat_node_rgb(heat, i), 55);
 	}
+	fprintf(out,
+		".cp{fill:#%02x%02x%02x}.i%u{fill:url(#copies)}"
+		".i%u{fill:url(#copies);fill-opacity:.55}\n",
+		heat_several_rgb.r, heat_several_rgb.g, heat_several_rgb.b, INK_COPIED,
+		INK_COPIED + 1);
 	fputs("</style>\n<defs>\n"
 	      "<pattern id=\"unknown\" width=\"6\" height=\"6\" "
 	      "patternUnits=\"userSpaceOnUse\"><path class=\"ln\" d=\"M0 6L6 0\"/></pattern>\n"
 	      "<pattern id=\"guess\" width=\"5\" height=\"5\" "
 	      "patternUnits=\"userSpaceOnUse\"><path class=\"lg\" d=\"M0 0h5\"/></pattern>\n"
+	      "<pattern id=\"copies\" width=\"7\" height=\"7\" "
+	      "patternUnits=\"userSpaceOnUse\"><path class=\"cp\" d=\"M0 0h7v7H0z\"/>"
+	      "<path class=\"pl\" d=\"M1 3.5h5M3.5 1v5\"/></pattern>\n"
 	      "</defs>\n",
 		out);
 }
@@ -343,7 +356,7 @@ static void draw_scale(struct legend *legend)
 static unsigned draw_legend(FILE *out, const struct heat *heat)
 {
 	struct legend legend = {out, LEFT, BOTTOM + 64};
-	char text[96], nodes[64];
+	char text[96], nodes[64], size[16];
 
 	for (unsigned v = 0; v < heat->n_views; v++) {
 		heat_view_nodes(heat, v, nodes, sizeof(nodes));
@@ -359,6 +372,11 @@ static unsigned draw_legend(FILE *out, const struct heat *heat)
 	}
 	if (heat->n_nodes > 1)
 		key(&legend, INK_NODE + 1, false, "less than three quarters of it");
+	if (heat->can_copy) {
+		heat_format_size(heat_sum_copied(heat), size, sizeof(size));
+		snprintf(text, sizeof(text), "has copies: %s at the end", size);
+		key(&legend, INK_COPIED, false, text);
+	}
 	next_line(&legend);
 	draw_scale(&legend);
 	key(&legend, INK_IDLE, false, "idle");

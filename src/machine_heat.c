@@ -71,12 +71,18 @@ static json_t *extent_json(const struct mb_machine *machine, const struct mb_ext
 	uint64_t from, uint64_t len, bool writes, int *rc)
 {
 	json_t *x = json_object(), *read = json_array(),
-	       *write = writes ? json_array() : json_null();
+	       *write = writes ? json_array() : json_null(),
+	       *copied = machine->replicas ? json_array() : json_null();
 
 	for (unsigned v = 0; v < machine->n_views; v++) {
 		mb_json_append(read, json_real((double)e->view[v].read), rc);
 		if (writes)
 			mb_json_append(write, json_real((double)e->view[v].write), rc);
+		if (machine->replicas)
+			mb_json_append(copied,
+				json_real(
+					(double)mb_replicas_share(machine->replicas, from, len, v)),
+				rc);
 	}
 	mb_json_put(x, "gpa", json_integer((json_int_t)mb_ram_gpa(machine->ram, from)), rc);
 	mb_json_put(x, "bytes", json_integer((json_int_t)len), rc);
@@ -87,6 +93,7 @@ static json_t *extent_json(const struct mb_machine *machine, const struct mb_ext
 	mb_json_put(x, "age_ms", json_integer(e->age_ms), rc);
 	mb_json_put(x, "read", read, rc);
 	mb_json_put(x, "write", write, rc);
+	mb_json_put(x, "copied", copied, rc);
 	return x;
 }
 

@@ -25,7 +25,7 @@ heat() { # name, words
 	shift
 	"$MIRRORBALL" heat "$name" "$@"
 }
-for kind in two one eight tib empty hang refuse nonsense wrong; do
+for kind in two one eight tib empty copies hang refuse nonsense wrong; do
 	machine "$kind" "$kind"
 done
 
@@ -45,6 +45,10 @@ has '1 TiB of memory'
 expect 0 '' heat empty
 has 'touched no memory'
 expect 0 '' "$MIRRORBALL" heat --once "$(cat two.pid)"
+! grep -q '+ has copies' out || bad "copies where there are none"
+expect 0 '' heat copies --once
+has '^lives on .*\+ has copies: 78\.4 MiB$'
+has '^ lives on [0-9:?]*\++[0-9:?]*$'
 
 # JSON.
 expect 0 '' heat two --json
@@ -56,6 +60,13 @@ assert len(a["extents"]) == 360
 keys = [*a, *a["tracker"], *a["views"][0], *a["extents"][0]]
 page = open("'"$here"'/man/mirrorball-heat.1.scd").read()
 assert not [key for key in keys if f"_{key}_" not in page and f"*{key}*" not in page]' || bad "JSON"
+expect 0 '' heat copies --json
+python3 -c '
+import json
+a = json.load(open("out"))
+assert sum(e["bytes"] * e["copied"][1] for e in a["extents"]) == 39.2 * (2 << 20)
+page = open("'"$here"'/man/mirrorball-heat.1.scd").read()
+assert not [key for key in a["extents"][0] if f"_{key}_" not in page]' || bad "JSON of copies"
 expect 0 '' heat two --json --seconds 1 --interval 0.2
 python3 -c '
 import json
@@ -64,7 +75,7 @@ assert 3 <= len(lines) <= 8, len(lines)
 assert lines[0]["time_ms"] < lines[-1]["time_ms"]' || bad "JSON lines"
 
 # Pictures.
-for kind in two one eight tib empty; do
+for kind in two one eight tib empty copies; do
 	expect 0 '' heat "$kind" --svg "$kind.svg" --seconds 1 --interval 0.2
 	python3 - "$kind.svg" <<'END' || bad "$kind.svg"
 import re, sys, xml.etree.ElementTree as tree

@@ -85,6 +85,26 @@ static json_t *two_views(void)
 	return answer;
 }
 
+static void set_copied(json_t *answer, size_t i, double of_0, double of_1)
+{
+	json_object_set_new(extent_of(answer, i), "copied", json_pack("[f, f]", of_0, of_1));
+}
+
+/* What both read has a copy, mostly; so has what was remote. A little, a third and nothing of
+ * others. */
+static json_t *with_copies(void)
+{
+	json_t *answer = two_views();
+
+	set_copied(answer, 0, 0, 0.125);
+	set_copied(answer, 1, 0, 0);
+	set_copied(answer, 2, 0, 1);
+	json_object_set_new(extent_of(answer, 3), "copied", json_null());
+	set_copied(answer, 4, 0.875, 0);
+	set_copied(answer, 5, 0.375, 0.25);
+	return answer;
+}
+
 static json_t *sparse_tib(void)
 {
 	json_t *answer = answer_of(2, TIB);
@@ -108,6 +128,28 @@ START_TEST(reading)
 	ck_assert_uint_eq(heat.extent[1].gpa, GIB);
 	ck_assert_uint_eq(heat.extent[1].node, 1);
 	ck_assert(heat.tracker.writes && heat.tracker.covered > 0.92);
+	ck_assert(!heat.can_copy && heat_copied(&heat.extent[1]) == 0);
+	ck_assert_uint_eq(heat_sum_copied(&heat), 0);
+	heat_finish(&heat);
+}
+END_TEST
+
+START_TEST(reading_copies)
+{
+	static const float want[] = {0.125f, 0, 1, 0, 0.875f, 0.375f};
+	struct heat heat = read_all(with_copies());
+
+	ck_assert(heat.can_copy);
+	for (unsigned i = 0; i < 6; i++)
+		ck_assert(heat_copied(&heat.extent[i]) == want[i]);
+	ck_assert(heat.extent[5].copied[1] == 0.25f);
+	ck_assert_uint_eq(heat_sum_copied(&heat), 19 * GIB / 8);
+	/* Whoever has a copy reads what is near, wherever home is; a copy of another's is no help.
+	 */
+	ck_assert_int_eq(heat_classify(&heat, &heat.extent[4]), HEAT_OWN);
+	heat.extent[4].copied[0] = 0.5f;
+	heat.extent[4].copied[1] = 1;
+	ck_assert_int_eq(heat_classify(&heat, &heat.extent[4]), HEAT_REMOTE);
 	heat_finish(&heat);
 }
 END_TEST
@@ -182,7 +224,7 @@ static void check_merge(const struct heat *heat, unsigned max_slots)
 	struct heat_extent *cells;
 	struct heat_axis axis;
 	uint64_t used = 0, in_cells = 0;
-	double touches = 0, touches_in_cells = 0;
+	double touches = 0, touches_in_cells = 0, copied = 0, copied_in_cells = 0;
 
 	ck_assert_int_eq(heat_axis_fit(&axis, heat->extent, heat->n_extents, max_slots), 0);
 	ck_assert_uint_le(axis.n, max_slots);
@@ -191,6 +233,7 @@ static void check_merge(const struct heat *heat, unsigned max_slots)
 	for (size_t i = 0; i < heat->n_extents; i++) {
 		used += heat->extent[i].used_bytes;
 		touches += (double)heat->extent[i].used_bytes * (double)heat->extent[i].read[0];
+		copied += (double)heat->extent[i].used_bytes * (double)heat->extent[i].copied[1];
 	}
 	for (unsigned i = 0; i < axis.n; i++) {
 		ck_assert_uint_le(cells[i].used_bytes, cells[i].bytes);
@@ -198,11 +241,14 @@ static void check_merge(const struct heat *heat, unsigned max_slots)
 		ck_assert(!i || axis.slot[i].gpa > axis.slot[i - 1].gpa);
 		in_cells += cells[i].used_bytes;
 		touches_in_cells += (double)cells[i].used_bytes * (double)cells[i].read[0];
+		copied_in_cells += (double)cells[i].used_bytes * (double)cells[i].copied[1];
+		ck_assert(cells[i].copied[1] <= 1);
 	}
 	/* A byte a cell is rounding. */
 	ck_assert_uint_ge(in_cells, used);
 	ck_assert_uint_le(in_cells, used + axis.n);
 	ck_assert(touches_in_cells >= touches * 0.999 && touches_in_cells <= touches * 1.001 + 1);
+	ck_assert(copied_in_cells >= copied * 0.999 && copied_in_cells <= copied * 1.001 + axis.n);
 	free(cells);
 	free(axis.slot);
 }
@@ -242,6 +288,7 @@ START_TEST(random_extents)
 				gpa += 4096ull << random() % 22;
 			add(answer, gpa, bytes, random() % 2 * 2, (unsigned)random() % 2,
 				random() % 500, random() % 3 ? 0 : 5);
+			set_copied(answer, i, 0, (double)(random() % 101) / 100);
 			gpa += bytes;
 		}
 		heat = read_all(answer);
@@ -302,10 +349,10 @@ static void measure(const char *text, unsigned *lines, unsigned *columns)
 
 START_TEST(map_fits)
 {
-	struct heat heats[] = {
-		read_all(two_views()), read_all(sparse_tib()), read_all(answer_of(8, GIB))};
+	struct heat heats[] = {read_all(two_views()), read_all(sparse_tib()),
+		read_all(answer_of(8, GIB)), read_all(with_copies())};
 
-	for (unsigned h = 0; h < 3; h++) {
+	for (unsigned h = 0; h < 4; h++) {
 		for (unsigned i = 0; i < 16 * 6 * 6; i++) {
 			static const unsigned columns[] = {1, 10, 40, 80, 81, 300};
 			static const unsigned rows[] = {1, 2, 10, 24, 60, 0};
@@ -358,6 +405,50 @@ START_TEST(map_says)
 		ck_assert_msg(
 			strstr(text, want_once[i]), "'%s' is not in:\n%s", want_once[i], text);
 	ck_assert_ptr_null(strstr(text, "\n lives on"));
+	free(text);
+	heat_finish(&heat);
+}
+END_TEST
+
+/* What has copies is seen without colours, and with any; less than a quarter of a cell is not. */
+START_TEST(map_of_copies)
+{
+	static const char *const plain[] = {"\n        0 aaaaaaaaBBBBBBBB++++++++####",
+		"\n lives on 0000000022222222++++++++00000000++++++++++++",
+		"\nlives on  node 0: 3 GiB  node 2: 3 GiB  + has copies: 2.38 GiB"};
+	static const char *const several[] = {
+		[HEAT_COLOURS_8] = "\033[0;45;30m++++++++++++++++\033",
+		[HEAT_COLOURS_256] = "\033[0;48;5;176;30m++++++++++++++++\033",
+		[HEAT_COLOURS_RGB] = "\033[0;48;2;217;79;213;30m++++++++++++++++\033",
+	};
+	struct heat_look look = {.columns = 70, .rows = 18, .home = true};
+	struct heat heat = read_all(with_copies());
+	char *text = map_of(&heat, &look);
+
+	for (unsigned i = 0; i < sizeof(plain) / sizeof(plain[0]); i++)
+		ck_assert_msg(strstr(text, plain[i]), "'%s' is not in:\n%s", plain[i], text);
+	free(text);
+	for (unsigned i = HEAT_COLOURS_8; i <= HEAT_COLOURS_RGB; i++) {
+		look.colours = (enum heat_colours)i;
+		look.utf8 = i != HEAT_COLOURS_8;
+		text = map_of(&heat, &look);
+		ck_assert_msg(strstr(text, several[i]), "%s", text);
+		/* Where it is a third, it is darker. */
+		ck_assert(i != HEAT_COLOURS_RGB ||
+			  strstr(text, ";48;2;138;50;136;37m++++++++++++++++\033"));
+		free(text);
+	}
+	look.home = false;
+	text = map_of(&heat, &look);
+	ck_assert_ptr_null(strstr(text, "++++"));
+	ck_assert_ptr_null(strstr(text, "copies"));
+	free(text);
+	heat_finish(&heat);
+	/* A machine without copies has no word of them. */
+	look = (struct heat_look){.columns = 70, .rows = 18, .home = true};
+	heat = read_all(two_views());
+	text = map_of(&heat, &look);
+	ck_assert_ptr_null(strstr(text, "copies"));
 	free(text);
 	heat_finish(&heat);
 }
@@ -452,6 +543,29 @@ START_TEST(pictures)
 	ck_assert_ptr_nonnull(strstr(text, "4 GiB</text>"));
 	ck_assert_ptr_nonnull(strstr(text, "1 GiB (17 %)"));
 	free(text);
+	heat_record_finish(&record);
+}
+END_TEST
+
+START_TEST(picture_of_copies)
+{
+	struct heat_record record = {0};
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct heat heat = read_all(i ? with_copies() : two_views());
+		char *text;
+
+		ck_assert_int_eq(heat_record_add(&record, &heat, i * 250, &err), 0);
+		text = svg_of(&record);
+		/* Much of the third and fifth gigabyte in the second look, and a key; some of the
+		 * sixth. */
+		ck_assert_uint_eq(count(text, "<path class=\"i204\""), i ? 2 : 0);
+		ck_assert_uint_eq(count(text, "<path class=\"i205\""), i);
+		ck_assert_uint_eq(count(text, "has copies: 2.38 GiB at the end"), i);
+		ck_assert_uint_ge(count(text, "url(#copies)"), 1);
+		ck_assert_uint_eq(count(text, "id=\"copies\""), 1);
+		free(text);
+	}
 	heat_record_finish(&record);
 }
 END_TEST
@@ -599,6 +713,11 @@ START_TEST(hostile)
 		{"read", "[1,1e300]", "extents[1].read"},
 		{"write", "7", "extents[1].write"},
 		{"write", "[[],[]]", "extents[1].write"},
+		{"copied", "7", "extents[1].copied"},
+		{"copied", "[1]", "extents[1].copied"},
+		{"copied", "[0,1.5]", "extents[1].copied"},
+		{"copied", "[-1,0]", "extents[1].copied"},
+		{"copied", "[0,null]", "extents[1].copied"},
 	};
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -665,6 +784,7 @@ int main(void)
 
 	tcase_set_timeout(tc, 30);
 	tcase_add_test(tc, reading);
+	tcase_add_test(tc, reading_copies);
 	tcase_add_test(tc, classes);
 	tcase_add_test(tc, one_view);
 	tcase_add_test(tc, levels);
@@ -673,7 +793,9 @@ int main(void)
 	tcase_add_test(tc, sparse);
 	tcase_add_test(tc, map_fits);
 	tcase_add_test(tc, map_says);
+	tcase_add_test(tc, map_of_copies);
 	tcase_add_test(tc, pictures);
+	tcase_add_test(tc, picture_of_copies);
 	tcase_add_test(tc, picture_is_bounded);
 	tcase_add_test(tc, picture_of_a_guess);
 	tcase_add_test(tc, odd_pictures);
