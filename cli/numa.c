@@ -310,6 +310,39 @@ static void show_placement(const json_t *p)
 	}
 }
 
+/* Copies, and what those cost who writes the memory. */
+static void show_replicas(const json_t *r)
+{
+	const json_t *of_views = json_object_get(r, "view_bytes"), *bytes;
+	char text[32], most[32];
+	size_t v;
+
+	if (!r)
+		return;
+	show_row("copies");
+	if (!json_object_get(r, "bytes")) {
+		show_text(json_object_get(r, "state"));
+		putchar('\n');
+		return;
+	}
+	cli_format_bytes(number(r, "bytes"), text, sizeof(text));
+	cli_format_bytes(number(r, "max_bytes"), most, sizeof(most));
+	printf("%s, at most %s", text, most);
+	json_array_foreach(of_views, v, bytes)
+	{
+		json_int_t n = json_integer_value(bytes);
+
+		cli_format_bytes(n > 0 ? (uint64_t)n : 0, text, sizeof(text));
+		printf("%s %s of view %zu", v ? "," : ":", text, v);
+	}
+	cli_format_bytes(number(r, "copied_bytes"), text, sizeof(text));
+	printf("; %s were made\n", text);
+	show_row("writes to them");
+	printf("%llu waited, %.0f us on average, at most %.0f us\n",
+		(unsigned long long)number(r, "faults"), (double)number(r, "fault_ns") / 1e3,
+		(double)number(r, "longest_ns") / 1e3);
+}
+
 static void show(void *ctx, json_t *answer)
 {
 	const struct asked *asked = ctx;
@@ -334,6 +367,7 @@ static void show(void *ctx, json_t *answer)
 	cli_format_bytes(number(m, "moved_bytes"), text, sizeof(text));
 	show_row("moved");
 	printf("%s, in %llu moves\n", text, (unsigned long long)number(m, "moves"));
+	show_replicas(json_object_get(answer, "replicas"));
 	show_nodes(json_object_get(m, "nodes"));
 	show_samples(json_object_get(answer, "samples"));
 	if (!asked->why)
