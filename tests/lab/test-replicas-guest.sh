@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # A stock guest on two nodes whose memory gets copies as the policy says, from its first instruction to its last: what it computes,
 # reads and writes with DMA is right, also after a vCPU was away,
-# another kernel took over, and the machine was reset.
-lab_options=(--in "$(dirname "$0")/tracker.sh")
+# another kernel took over, and the machine was reset. The map shows what got them; a picture of it is left in $LAB_OUT.
+lab_options=(--in "$(dirname "$0")/tracker.sh" --in "$(dirname "$0")/copied-what")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh
 . /in/tracker.sh
@@ -14,9 +14,25 @@ replicas() {
 	has=$(python3 -c "import json, sys; r = json.load(open(sys.argv[1]))['replicas']; print(int(r['bytes'] > 0 and r['faults'] > 0), r)" "$1.numa")
 }
 
+# tell_map NAME: what the map shows, and what of the guest that is
+tell_map() {
+	local tell
+	mirrorball heat --json --seconds 1 --interval 0.5 "$1" >"$1.heat" || bad "$1: mirrorball heat --json"
+	mirrorball heat --once --seconds 1 "$1" >"$1.map" || bad "$1: mirrorball heat --once"
+	cat "$1.map"
+	tell=$(/in/copied-what "$1.heat" "$1.out")
+	echo "$1: $tell"
+	holds "$1: the kernel's code got copies" 'code > 0'
+	holds "$1: and more that is only read" 'rodata + cache > 0'
+	expect_match "$1: the map tells how much" '\+ has copies: [1-9]' "$1.map"
+	expect_match "$1: and where" '^ lives on .*\+' "$1.map"
+}
+
 # tell_replicas NAME: as far as its script has come
 tell_replicas() {
-	local end has=0
+	local end has=0 record
+	mirrorball heat "$1" --svg "$LAB_OUT/$1.svg" --seconds 800 --interval 2 &
+	record=$!
 	await "$1.out" '^LOADED' "$run_seconds" || bad "$1: comes so far"
 	end=$((SECONDS + 25))
 	until [ "${has%% *}" = 1 ] || [ "$SECONDS" -ge "$end" ]; do
@@ -24,6 +40,8 @@ tell_replicas() {
 		sleep 1
 	done
 	echo "$1: ${has#* }"
+	tell_map "$1"
+	kill "$record" && wait "$record" # the picture ends there
 	expect "$1: there are copies, and some were written, as another kernel takes over" 1 "${has%% *}"
 	await "$1.out" '^SECOND' "$boot_seconds" || bad "$1: the second kernel"
 	replicas "$1"
@@ -86,6 +104,11 @@ copies() {
 		line = b"console=ttyS0 quiet loglevel=1 init=/root/second"
 		assert ctypes.CDLL(None).syscall(320, *(f.fileno() for f in files), len(line) + 1, line, 0) == 0'
 		sync
+		grep Kernel /proc/iomem
+		od -An -v -t u8 -w8 /proc/kpageflags | awk '
+			function has(bit) { return int(\$1 / 2 ^ bit) % 2 }
+			{ printf has(10) ? "b" : has(7) ? "s" : has(26) ? "t" : has(12) ? "a" : has(5) ? "f" : "." }' |
+			gzip -9 | base64 | sed 's/^/PAGES /'
 		for cpu in 0 1 2 3; do
 			(taskset -p -c \$cpu \$BASHPID >/dev/null; while :; do sha256sum </root/made >/dev/null; done) &
 		done
