@@ -132,26 +132,21 @@ static void add_verdict(struct work *w, const struct mb_verdict *v)
 	plan->verdict[plan->n_verdicts++] = *v;
 }
 
-static bool is_move(enum mb_why why)
-{
-	return why == MB_WHY_MIGRATE || why == MB_WHY_REPLICATE || why == MB_WHY_SPREAD;
-}
-
 /* Of what was done, and of the rest. */
 static void judge(struct work *w, const struct part *p)
 {
 	const struct unit *u = &w->unit[p->unit];
 	bool considered =
-		is_move(u->why) || u->why == MB_WHY_NO_PAYBACK || u->why == MB_WHY_BACKING_OFF;
+		mb_policy_is_move(u->why) || u->why == MB_WHY_NO_PAYBACK || u->why == MB_WHY_BACKING_OFF;
 	uint64_t done =
-		!is_move(u->why) || u->done_bytes > p->len_bytes ? p->len_bytes : u->done_bytes;
+		!mb_policy_is_move(u->why) || u->done_bytes > p->len_bytes ? p->len_bytes : u->done_bytes;
 	struct mb_verdict v = {
 		.offset = p->offset,
 		.len_bytes = done,
 		.extent = p->extent,
 		.why = u->why,
 		.node = id_of(w, u->node),
-		.target = id_of(w, is_move(u->why) ? u->first_target
+		.target = id_of(w, mb_policy_is_move(u->why) ? u->first_target
 				   : considered	   ? u->target
 						   : -1),
 		.moves = u->moves,
@@ -196,8 +191,7 @@ int mb_policy_plan(
 	if (!rc) {
 		plan->verdict = calloc(2u * w->n_parts + 1u, sizeof(*plan->verdict));
 		mb_policy_fill(&after, w);
-		for (unsigned i = 0; i < w->n_units; i++)
-			mb_policy_decide(w, &w->unit[i]);
+		mb_policy_decide(w);
 		rc = plan->verdict ? mb_policy_spend(&after, w) : -ENOMEM;
 	}
 	if (!rc)

@@ -146,7 +146,7 @@ static double move_cost(const struct work *w, const struct unit *u)
 
 	if (u->huge)
 		return n * w->config->move_block_ns;
-	return n * w->config->move_page_ns + (u->split ? w->config->split_block_ns : 0);
+	return n * w->config->move_page_ns;
 }
 
 /* Its node's controller has too much to do, and another one has time. */
@@ -256,7 +256,7 @@ static enum mb_why decide(const struct work *w, struct unit *u)
 	if (!(users.all > 0) || !(u->touches >= w->config->cold_per_s))
 		return MB_WHY_COLD;
 	why = decide_move(w, u);
-	if (why != MB_WHY_MIGRATE && why != MB_WHY_REPLICATE && why != MB_WHY_SPREAD)
+	if (!mb_policy_is_move(why))
 		return why;
 	if (!mb_policy_pays_back(w, u->gain, u->cost_ns))
 		return MB_WHY_NO_PAYBACK;
@@ -265,7 +265,40 @@ static enum mb_why decide(const struct work *w, struct unit *u)
 	return why;
 }
 
-void mb_policy_decide(const struct work *w, struct unit *u)
+bool mb_policy_is_move(enum mb_why why)
 {
-	u->why = decide(w, u);
+	return why == MB_WHY_MIGRATE || why == MB_WHY_REPLICATE || why == MB_WHY_SPREAD;
+}
+
+/* Those of [first, end) that would move pay for it together, as much as each of them gains. */
+static void share_split(const struct work *w, unsigned first, unsigned end)
+{
+	double all = 0;
+
+	for (unsigned i = first; i < end; i++)
+		all += mb_policy_is_move(w->unit[i].why) ? w->unit[i].gain : 0;
+	for (unsigned i = first; i < end; i++) {
+		struct unit *u = &w->unit[i];
+
+		if (!mb_policy_is_move(u->why) || u->why == MB_WHY_REPLICATE || !(all > 0))
+			continue;
+		u->cost_ns += w->config->split_block_ns * u->gain / all;
+		if (!mb_policy_pays_back(w, u->gain, u->cost_ns))
+			u->why = MB_WHY_NO_PAYBACK;
+	}
+}
+
+void mb_policy_decide(const struct work *w)
+{
+	for (unsigned i = 0; i < w->n_units; i++)
+		w->unit[i].why = decide(w, &w->unit[i]);
+	for (unsigned i = 0, end; i < w->n_units; i = end) {
+		const uint64_t block = w->unit[i].offset / MB_HEAT_BLOCK_BYTES;
+
+		for (end = i + 1; end < w->n_units && w->unit[i].split && w->unit[end].split &&
+				  w->unit[end].offset / MB_HEAT_BLOCK_BYTES == block;)
+			end++;
+		if (w->unit[i].split)
+			share_split(w, i, end);
+	}
 }

@@ -87,8 +87,9 @@ int mb_policy_find_node(const struct mb_policy_host *host, int id);
 
 enum class mb_policy_class(const struct work *w, const struct unit *u);
 
-/* policy_decide.c: what is to become of a unit, budgets aside. */
-void mb_policy_decide(const struct work *w, struct unit *u);
+/* policy_decide.c: what is to become of each unit, budgets aside. */
+void mb_policy_decide(const struct work *w);
+bool mb_policy_is_move(enum mb_why why);
 /* The best node but for those of `without`, and what it brings; -1, and why not. */
 int mb_policy_target(const struct work *w, const struct unit *u, uint64_t without, double *gain,
 	enum mb_why *why);

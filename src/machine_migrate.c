@@ -6,6 +6,8 @@
 
 #include "machine_internal.h"
 
+#define PAUSE_NS 500000.0 /* of each vCPU: to leave the guest, wait for the others, and enter it */
+
 /* The manager's way to the machine; on its thread. */
 
 static int extents(void *ctx, struct mb_extent **out, unsigned *n)
@@ -155,6 +157,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 		return 0;
 	}
 	mb_policy_defaults(&config.policy);
+	config.policy.split_block_ns += PAUSE_NS * machine->config.n_vcpus;
 	config.policy.replicas = machine->replicas;
 	if (machine->config.migrate == MB_MIGRATE_STORM)
 		config.storm_bytes = machine->config.memory_bytes;

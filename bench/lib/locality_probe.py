@@ -81,21 +81,22 @@ class Machine:
 
 
 def look(path):
-    """What the host has done so far, and what a machine of ours says of itself."""
+    """What the host has done so far, and what a machine of ours says of itself; None: it has just ended."""
     counts = {key: int(value) for key, value in (line.split() for line in read("/proc/vmstat").splitlines())
               if key in VMSTAT}
-    found = {"at": time.monotonic(), "faults": int(read("/sys/kernel/debug/kvm/pf_fixed")), **counts}
+    found = {"at": time.monotonic(), **counts, "pauses": 0, "copied": 0, "collapses": 0}
     try:
-        # Pauses: each for a huge page that is taken apart. Collapses: writes that waited until there was one page again.
-        found["pauses"] = found["copied"] = found["collapses"] = 0
+        found["faults"] = int(read("/sys/kernel/debug/kvm/pf_fixed"))
         if path:
             found["stat"] = next(control.ask(path, "stat"))
             found["numa"] = next(control.ask(path, "numa"))
+            # Each for a huge page that was taken apart.
             found["pauses"] = found["numa"]["migration"].get("split_bytes", 0) >> 21
             found["copied"] = found["numa"]["replicas"].get("copied_bytes", 0) >> 12
+            # Writes that waited until there was one page again.
             found["collapses"] = found["numa"]["replicas"].get("faults", 0)
-    except (OSError, ValueError, StopIteration):  # it has just ended
-        pass
+    except (OSError, ValueError, StopIteration):
+        return None
     return found
 
 
@@ -122,6 +123,7 @@ def run(system, all_nodes):
     # Not before: where nothing can be moved it learns to look less and less often.
     write("/proc/sys/kernel/numa_balancing", "1" if system["balancing"] else "0")
     looks = [look(path)]
+    good = good and looks[0] is not None
     end = time.monotonic() + system["seconds"] + (0 if system["warm"] else START_SECONDS)
     while good and machine.process.poll() is None and time.monotonic() < end:
         if system["done"] and machine.await_line(system["done"], SAMPLE_SECONDS):
@@ -130,7 +132,7 @@ def run(system, all_nodes):
             time.sleep(SAMPLE_SECONDS)
         kib, now = machine.kib_on_nodes(), look(path)
         # KVM's counts are gone with the machine.
-        if machine.process.poll() is None and (not system["done"] or machine.said_at(system["done"]) is None):
+        if now and machine.process.poll() is None and (not system["done"] or machine.said_at(system["done"]) is None):
             result["kib_at_last"] = kib
             looks[-1].pop("numa", None)  # the last one has it all
             looks.append(now)
@@ -148,7 +150,7 @@ def run(system, all_nodes):
     machine.process.wait()
     machine.reader.join()
     lines = [line for _, line in machine.lines]
-    return {**result, "good": good, "looks": looks, "said": lines[-30:]}
+    return {**result, "good": good and looks[0] is not None, "looks": looks, "said": lines[-30:]}
 
 
 def main():

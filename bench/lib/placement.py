@@ -5,9 +5,9 @@ misses from node 0, ...]]}."""
 
 # What the host does costs, on a processor and not in the lab: a fault in nested paging, or of the host's kernel (500 us in
 # the lab are 400 times as much as there), and moves as Mirrorball's policy takes them (numa/policy.c): a huge page that is taken
-# apart, 100 us, and vCPUs that are paused for it, the rest of what the policy takes. A copy's page costs what the policy takes,
-# and a write to one what bench/collapse measures.
-FAULT_NS, MOVE_PAGE_NS, MOVE_BLOCK_NS, SPLIT_NS, PAUSE_NS = 1250, 5000, 300000, 100000, 400000
+# apart, 100 us, and 500 us of each vCPU that is paused for it. A copy's page costs what the policy takes, and a write to one what
+# bench/collapse measures.
+FAULT_NS, MOVE_PAGE_NS, MOVE_BLOCK_NS, SPLIT_NS, PAUSE_NS = 1250, 5000, 300000, 100000, 500000
 COPY_PAGE_NS, COLLAPSE_NS = 8000, 50000
 PAGES_A_BLOCK = 512
 
@@ -67,13 +67,13 @@ def oracle(slices, ns, follows=False, granule=1, copies=False):
     return matrix, time
 
 
-def host_ns(before, after):
+def host_ns(before, after, cpus):
     """What the host's work between two looks (locality_probe.py) costs: faults, and moves and copies."""
     n = {key: after[key] - before[key] for key in before if isinstance(before[key], int)}
     blocks = n["thp_migration_success"]
     pages = max(0, n["pgmigrate_success"] - blocks * PAGES_A_BLOCK)
     return ((n["faults"] + n["numa_hint_faults"]) * FAULT_NS + n["collapses"] * COLLAPSE_NS,
-            pages * MOVE_PAGE_NS + blocks * MOVE_BLOCK_NS + n["thp_split_page"] * SPLIT_NS + n["pauses"] * PAUSE_NS +
+            pages * MOVE_PAGE_NS + blocks * MOVE_BLOCK_NS + n["thp_split_page"] * SPLIT_NS + n["pauses"] * cpus * PAUSE_NS +
             n["copied"] * COPY_PAGE_NS)
 
 

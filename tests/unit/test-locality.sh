@@ -46,8 +46,8 @@ before = {"at": 1.5, "faults": 5, "numa_hint_faults": 0, "pgmigrate_success": 7,
           "thp_split_page": 4, "pauses": 0, "copied": 1, "collapses": 0}
 after = {"at": 2.5, "faults": 35, "numa_hint_faults": 10, "pgmigrate_success": 7 + 2048, "thp_migration_success": 3,
          "thp_split_page": 7, "pauses": 2, "copied": 11, "collapses": 1}
-assert placement.host_ns(before, after) == (
-    40 * 1250 + 50000, 1024 * 5000 + 2 * 300000 + 3 * 100000 + 2 * 400000 + 10 * 8000)
+assert placement.host_ns(before, after, 4) == (
+    40 * 1250 + 50000, 1024 * 5000 + 2 * 300000 + 3 * 100000 + 2 * 4 * 500000 + 10 * 8000)
 
 svg = picture.lines("<a>", [("b", {"x & y": [(0, 0.5), (4, 1)]})])
 assert "&lt;a&gt;" in svg and "x &amp; y" in svg and 'points="50.0,135.0 690.0,60.0"' in svg, svg

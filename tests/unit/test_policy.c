@@ -563,6 +563,37 @@ START_TEST(test_huge_split)
 }
 END_TEST
 
+/* So many single pages of view 1 between those of view 0, and the rest is cold. */
+static void add_strewn(unsigned n_pages)
+{
+	n_extents = 0;
+	now += 1000 * SECOND;
+	for (unsigned i = 0; i < n_pages; i++) {
+		add_read(PAGE, 0, true, 0, 10);
+		add_read(PAGE, 0, true, 10, 0);
+	}
+	add_read((512 - 2 * n_pages) * PAGE, 0, true, 0, 0);
+}
+
+/* They pay together for what they need together. */
+START_TEST(test_huge_split_shared)
+{
+	double cost_ns = 0;
+
+	add_strewn(2);
+	make_plan();
+	ck_assert_uint_eq(plan.n_actions, 0);
+	expect(0, MB_WHY_NO_PAYBACK);
+	add_strewn(16);
+	make_plan();
+	ck_assert_uint_eq(plan.n_actions, 16);
+	for (unsigned i = 0; i < plan.n_actions; i++)
+		cost_ns += plan.action[i].cost_ns;
+	ck_assert_double_eq_tol(cost_ns, 16 * 5000 + 500000, 1);
+	expect(1, MB_WHY_LOCAL);
+}
+END_TEST
+
 /* A budget that is no multiple of 2 MiB, and extents that begin anywhere. */
 START_TEST(test_huge_granule)
 {
@@ -691,6 +722,7 @@ int main(void)
 	tcase_add_loop_test(cases, test_no_ping_pong, 0, 7);
 	tcase_add_test(cases, test_huge_whole);
 	tcase_add_test(cases, test_huge_split);
+	tcase_add_test(cases, test_huge_split_shared);
 	tcase_add_test(cases, test_huge_granule);
 	tcase_add_test(cases, test_partly_moved);
 	tcase_add_test(cases, test_history_is_bounded);

@@ -47,8 +47,10 @@ struct mb_policy_config {
 	 * side, so that what does not know moves less. */
 	double move_page_ns;   /* 5000: unmap, copy, remap and a fault of each view */
 	double move_block_ns;  /* 300000: copying 2 MiB at 8 GB/s, and the same around it */
-	double split_block_ns; /* 500000: to take a 2 MiB page apart, before a part of it moves: 100 us
-				  for the call, and 512 faults of each view after it */
+	/* 500000: to take a 2 MiB page apart, before parts of it move: 100 us for the call, and 512
+	 * faults of each view after it. What moves pays for it together. Add what a pause of all
+	 * vCPUs costs, if there is one. */
+	double split_block_ns;
 	double copy_page_ns;   /* 8000: a replica: protect in every view, copy, map */
 
 	/* Who counts as a user. */
