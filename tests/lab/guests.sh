@@ -301,7 +301,7 @@ echo "EPOCH $(date +%s)"
 check "entropy device" grep -q ^virtio_rng /sys/class/misc/hw_random/rng_current
 check "which gives bytes" same 256 "$(head -c 256 /dev/hwrng | wc -c)"
 check "that differ" [ "$(head -c 256 /dev/hwrng | od -An -v -t x1 -w1 | sort -u | wc -l)" -gt 100 ]
-check "systemd is content" same running "$(systemctl is-system-running --wait)"
+[ "$$" = 1 ] || check "systemd is content" same running "$(systemctl is-system-running --wait)"
 quiet_kernel
 END
 )
@@ -313,16 +313,21 @@ declare -A release_of=(
 	[full-6.1]='6\.1\.[-0-9]+-amd64'
 )
 
-# stock NAME KERNEL CPUS MEMORY_MIB OPTION...: boots it, with more of its script on standard input
-stock() {
-	local name=$1 kernel=$2 cpus=$3 memory_mib=$4 begun now
-	shift 4
+# stock NAME KERNEL CPUS MEMORY_MIB OPTION...: boots it to systemd, with more of its script on standard input
+stock() { stock_by guest "$@"; }
+# The same with the script as process 1: a third of the time
+quick_stock() { stock_by quick_guest "$@"; }
+stock_by() {
+	local how=$1 name=$2 kernel=$3 cpus=$4 memory_mib=$5 begun now
+	shift 5
 	begun=$(date +%s)
 	{
 		echo "cpus=$cpus memory_mib=$memory_mib release='${release_of[$kernel]}'"
+		# shellcheck disable=SC2016 # the guest's
+		echo '[ "$$" != 1 ] || modprobe virtio_rng'
 		echo "$stock_checks"
 		cat
-	} | guest "$name" "$kernel" --cpus "$cpus" --memory "${memory_mib}M" \
+	} | "$how" "$name" "$kernel" --cpus "$cpus" --memory "${memory_mib}M" \
 		--disk "/lab/guest/root$lane.img" "$@"
 	now=$(sed -n 's/^EPOCH \([0-9]*\).*/\1/p' "$name.out" | head -n 1)
 	expect "$name: its time is ours" 1 "$((now >= begun && now <= $(date +%s)))"

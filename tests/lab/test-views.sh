@@ -109,11 +109,11 @@ PYTHON
 END
 )
 
-# A boot as in test-boot-kernels.sh
+# boots HOW KERNEL CPUS [SECONDS]: as in test-boot-kernels.sh
 boots() {
-	when_up=look stock "$1x$2" "$1" "$2" 512 --views 2 <<-END
+	when_up=look "$1" "$2x$3" "$2" "$3" 512 --views 2 <<-END
 		$load
-		load ${3-5}
+		load ${4-5}
 	END
 }
 
@@ -124,8 +124,8 @@ reboots() {
 	ip addr add 10.0.0.1/24 dev tap0
 	ip link set tap0 up
 	head -c 16M /dev/urandom >down.bin
-	timeout 600 socat TCP-LISTEN:5002,reuseaddr,fork OPEN:down.bin,rdonly &
-	timeout 600 socat -u TCP-LISTEN:5001,reuseaddr,fork OPEN:up.bin,creat,append &
+	timeout 1800 socat TCP-LISTEN:5002,reuseaddr,fork OPEN:down.bin,rdonly &
+	timeout 1800 socat -u TCP-LISTEN:5001,reuseaddr,fork OPEN:up.bin,creat,append &
 	reboots=1 when_up=after_reboot guest reboots cloud-6.1 --views 2 --cpus 4 \
 		--disk "/lab/guest/root$lane.img" --net tap=tap0 <<-END
 		if [ ! -e /written ]; then
@@ -271,6 +271,6 @@ limited() {
 
 in_lanes page_tables
 in_lanes limited
-in_lanes reboots kexecs "boots cloud-6.1 4" \
-	"boots full-6.1 4" "boots cloud-6.12 4" "boots cloud-6.1 2" "boots cloud-6.12 1"
+in_lanes reboots kexecs "boots stock cloud-6.1 4" \
+	"boots quick_stock full-6.1 4" "boots stock cloud-6.12 4" "boots quick_stock cloud-6.1 2" "boots quick_stock cloud-6.12 1"
 finish
