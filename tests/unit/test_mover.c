@@ -687,7 +687,7 @@ int main(void)
 	tcase_add_test(moves, test_hold);
 	tcase_add_loop_test(moves, test_moves, 0, 4);
 	suite_add_tcase(suite, moves);
-	tcase_set_timeout(beside, 60);
+	tcase_set_timeout(beside, 240);
 	tcase_add_loop_test(beside, test_beside_users, 0, 4);
 	tcase_add_loop_test(beside, test_beside_writers, 0, 4);
 	tcase_add_loop_test(beside, test_split, 0, 4);
