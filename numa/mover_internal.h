@@ -20,8 +20,7 @@ struct mb_mover {
 	struct mb_pagemap *pagemap; /* tells huge pages; NULL: nothing does */
 	char *reserved, *alone;	    /* in it: where a block is mapped to be taken apart */
 	uint64_t pause_ns;	    /* not before that time again */
-	unsigned char *apart;	    /* bit for each block: khugepaged is told to leave it so */
-	uint64_t n_apart, max_apart;
+	uint64_t n_apart, max_apart; /* blocks that are `small`, so that khugepaged leaves them so */
 };
 
 int mb_mover_split_begin(struct mb_mover *mover); /* 0 or -ENOMEM */

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <mirrorball/clock.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -26,14 +25,10 @@ enum form { SMALL, HUGE_PAGE, UNKNOWN };
 
 int mb_mover_split_begin(struct mb_mover *m)
 {
-	const uint64_t n_blocks = (m->config.ram_bytes + BLOCK - 1) / BLOCK;
 	char *at;
 
 	/* Three mappings where there was one, of each view and of our own. */
 	m->max_apart = mb_max_map_count() / SHARE_OF_MAX / (2 * (m->config.n_views + 1));
-	m->apart = calloc((n_blocks + 7) / 8, 1);
-	if (!m->apart)
-		return -ENOMEM;
 	at = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (at == MAP_FAILED)
 		return -ENOMEM;
@@ -48,7 +43,6 @@ void mb_mover_split_finish(struct mb_mover *m)
 	mb_pagemap_close(m->pagemap);
 	if (m->reserved)
 		munmap(m->reserved, 2 * BLOCK);
-	free(m->apart);
 }
 
 static char *own_at(const struct mb_mover *m, uint64_t offset)
@@ -67,15 +61,13 @@ static void advise_all(const struct mb_mover *m, uint64_t offset, int advice)
 
 static bool is_apart(const struct mb_mover *m, uint64_t offset)
 {
-	return m->apart[offset / BLOCK / 8] >> offset / BLOCK % 8 & 1;
+	return m->config.small[offset / BLOCK];
 }
 
 static void set_apart(struct mb_mover *m, uint64_t offset, bool apart)
 {
-	if (is_apart(m, offset) != apart) {
-		m->apart[offset / BLOCK / 8] ^= (unsigned char)(1u << offset / BLOCK % 8);
-		m->n_apart += apart ? 1 : -1ull;
-	}
+	m->n_apart += (uint64_t)apart - (uint64_t)is_apart(m, offset);
+	__atomic_store_n(&m->config.small[offset / BLOCK], apart, __ATOMIC_SEQ_CST);
 	if (m->config.keep_small)
 		m->config.keep_small(m->config.ctx, offset, apart);
 	advise_all(m, offset, apart ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);

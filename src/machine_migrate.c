@@ -64,7 +64,7 @@ static void keep_small(void *ctx, uint64_t offset, bool small)
 {
 	struct mb_machine *machine = ctx;
 
-	mb_ram_keep_small(machine->ram, offset, small);
+	mb_replicas_keep_small(machine->replicas, offset, small);
 }
 
 static const struct mb_manager_ops ops = {.extents = extents,
@@ -141,6 +141,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 		.may_move_mapped = true,
 		.pause = pause_vcpus,
 		.resume = resume_vcpus,
+		.small = mb_ram_small(machine->ram),
 		.keep_small = keep_small,
 		.ctx = machine,
 	};

@@ -23,7 +23,7 @@ struct mb_ram {
 	 */
 	struct mb_ram_mapping own;
 	struct mb_replicas *replicas; /* NULL: every page is HOME */
-	bool *small; /* [2 MiB]: where no huge pages are wanted. Any thread, atomic */
+	bool *small; /* [2 MiB]: where no huge pages are wanted: the mover's, atomic */
 	unsigned n_views;
 	struct mb_ram_mapping view[];
 };
@@ -214,10 +214,9 @@ uint64_t mb_ram_run_end(const struct mb_ram *ram, uint64_t offset, uint64_t end)
 	return offset < ram->low_bytes && end > ram->low_bytes ? ram->low_bytes : end;
 }
 
-void mb_ram_keep_small(struct mb_ram *ram, uint64_t offset, bool small)
+bool *mb_ram_small(struct mb_ram *ram)
 {
-	__atomic_store_n(&ram->small[offset / MB_RAM_ALIGN], small, __ATOMIC_SEQ_CST);
-	mb_replicas_keep_small(ram->replicas, offset, small);
+	return ram->small;
 }
 
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len)

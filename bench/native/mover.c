@@ -81,7 +81,8 @@ int main(int argc, char **argv)
 		}
 		numa_run_on_node(0);
 		touch();
-		if (mb_mover_create(&config, &mover))
+		config.small = calloc(bytes / MB_HEAT_BLOCK_BYTES + 1, sizeof(*config.small));
+		if (!config.small || mb_mover_create(&config, &mover))
 			return 1;
 		for (unsigned i = 0; i < turns * 4; i++) {
 			uint64_t begin_ns;
@@ -97,6 +98,7 @@ int main(int argc, char **argv)
 				(double)(bytes >> 20) * 1e9 / (double)(mb_now_ns() - begin_ns));
 		}
 		mb_mover_destroy(mover);
+		free(config.small);
 		for (unsigned v = 0; v < VIEWS; v++)
 			mb_ram_file_unmap(&view[v], bytes);
 		mb_ram_file_unmap(&own, bytes);

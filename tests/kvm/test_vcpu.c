@@ -202,13 +202,15 @@ START_TEST(test_pause_completes_the_exit)
 }
 END_TEST
 
+/* 1: out %al,$0xf0; jmp 1b */
+static const uint8_t out_for_ever[] = {0xe6, 0xf0, 0xeb, 0xfc};
+
 START_TEST(test_pause_counts)
 {
-	static const uint8_t code[] = {0xe6, 0xf0, 0xeb, 0xfc}; /* 1: out %al,$0xf0; jmp 1b */
 	unsigned n;
 
 	make(1);
-	start(code, sizeof(code));
+	start(out_for_ever, sizeof(out_for_ever));
 	mb_vcpus_pause(vcpus);
 	mb_vcpus_resume(vcpus);
 	usleep(20000);
@@ -229,11 +231,10 @@ END_TEST
 /* A vCPU whose exit waits for somebody: the others go on, and so does it later. */
 START_TEST(test_pause_within)
 {
-	static const uint8_t code[] = {0xe6, 0xf0, 0xeb, 0xfc}; /* 1: out %al,$0xf0; jmp 1b */
 	unsigned n;
 
 	make(2);
-	start(code, sizeof(code));
+	start(out_for_ever, sizeof(out_for_ever));
 	mb_vcpus_resume(vcpus);
 	wait_for(&n_pio, 10);
 	__atomic_store_n(&stuck, true, __ATOMIC_SEQ_CST);

@@ -57,8 +57,10 @@ static uint64_t word(uint64_t at, unsigned i)
 /* Memory in [0, in_use), on the first node. */
 static void make(bool in_huge_pages, bool may_move_mapped, uint64_t in_use)
 {
+	static bool small[BYTES / MB_HEAT_BLOCK_BYTES];
 	struct mb_mover_config config = {
 		.ram_bytes = BYTES,
+		.small = small,
 		.n_views = VIEWS,
 		.may_move_mapped = may_move_mapped,
 		.pause = pause_vcpus,
@@ -336,13 +338,6 @@ static void print_split(const struct mb_moved *moved)
 		(unsigned long long)moved->split_bytes >> 10, (double)moved->longest_ns / 1e6);
 }
 
-static void prepare_split(struct vcpu *c, uint64_t border)
-{
-	c[0] = (struct vcpu){.view = 0, .to = border};
-	c[1] = (struct vcpu){.view = 1, .from = border, .to = MB_HEAT_BLOCK_BYTES};
-	start_vcpus(c);
-}
-
 /*
  * Views write parts of a huge page all the time, and one part moves alone. _i: 1: vCPUs cannot be
  * paused, and are faster: then nothing moves; 2: as without privilege.
@@ -350,7 +345,8 @@ static void prepare_split(struct vcpu *c, uint64_t border)
 START_TEST(test_split)
 {
 	const uint64_t border = 200 * PAGE, block = MB_HEAT_BLOCK_BYTES;
-	struct vcpu c[VIEWS];
+	struct vcpu c[VIEWS] = {
+		{.view = 0, .to = border}, {.view = 1, .from = border, .to = block}};
 	struct mb_move move = {.offset = border, .len_bytes = block - border, .split = true};
 	struct mb_moved moved = {0};
 	bool splits = !(_i & 1);
@@ -366,7 +362,7 @@ START_TEST(test_split)
 		return;
 	}
 	move.node = (unsigned)nodes[1];
-	prepare_split(c, border);
+	start_vcpus(c);
 	for (unsigned i = 0; i < 20 && moved.moved_bytes < move.len_bytes * 95 / 100; i++)
 		ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
 	stop_vcpus(c);

@@ -44,9 +44,11 @@ struct mb_mover_config {
 	bool (*pause)(void *ctx, uint64_t timeout_ns);
 	void (*resume)(void *ctx);
 	/*
-	 * From now on huge pages are unwanted in the block at this offset, or welcome again: for
-	 * whoever maps parts of views anew. Under a lock: calls nothing here. NULL: nobody does.
+	 * For each block of 2 MiB whether huge pages are unwanted in it: whoever maps parts of views
+	 * anew looks here. All false at first; only the mover writes it, atomically. keep_small is
+	 * told of each change, under a lock: calls nothing here. NULL: nobody is.
 	 */
+	bool *small;
 	void (*keep_small)(void *ctx, uint64_t offset, bool small);
 	void *ctx;
 };

@@ -49,8 +49,8 @@ uint64_t mb_ram_run_end(const struct mb_ram *ram, uint64_t offset, uint64_t end)
  * and leave it alone where there are copies.
  */
 int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t len);
-/* Whether huge pages are unwanted in the 2 MiB at this offset of the file, in what is mapped anew. Any thread. */
-void mb_ram_keep_small(struct mb_ram *ram, uint64_t offset, bool small);
+/* For each 2 MiB of the file whether mb_ram_remap is to want no huge pages there. Atomic; for the mover. */
+bool *mb_ram_small(struct mb_ram *ram);
 
 /* Reads from fd at offset into guest memory. -EFAULT outside RAM, -EIO on a short file, -errno. */
 int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len);
