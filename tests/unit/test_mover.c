@@ -20,7 +20,6 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #define BYTES (8ull << 20)
@@ -320,16 +319,6 @@ static bool has_flag(const void *address, const char *flag)
 	return has;
 }
 
-static bool tells_huge_pages(void)
-{
-	struct utsname host;
-	unsigned major = 0, minor = 0;
-
-	uname(&host);
-	sscanf(host.release, "%u.%u", &major, &minor);
-	return major > 6 || (major == 6 && minor >= 7);
-}
-
 static void print_split(const struct mb_moved *moved)
 {
 	printf("split: moved %llu KiB, busy %llu KiB, split %llu KiB, longest batch %.1f ms\n",
@@ -402,12 +391,13 @@ START_TEST(test_split_again)
 {
 	struct mb_move move = {.len_bytes = 64 * PAGE, .split = true};
 	struct mb_moved moved = {0};
+	int rc;
 
 	if (!two_nodes())
 		return;
 	make(true, true, BYTES);
-	if (!pmd_mapped() || !tells_huge_pages()) {
-		skip("huge pages of files in memory, or what tells of them");
+	if (!pmd_mapped()) {
+		skip("huge pages of files in memory");
 		finish();
 		return;
 	}
@@ -417,13 +407,15 @@ START_TEST(test_split_again)
 	ck_assert(has_flag(view[0].base, " nh"));
 	/* As when its view was mapped anew, and khugepaged came by. */
 	madvise(view[0].base, MB_HEAT_BLOCK_BYTES, MADV_HUGEPAGE);
-	if (madvise(view[0].base, MB_HEAT_BLOCK_BYTES, MADV_COLLAPSE)) {
-		skip("MADV_COLLAPSE");
-		finish();
-		return;
-	}
+	/* Linux 6.1 does so and says that it failed. */
+	if (madvise(view[0].base, MB_HEAT_BLOCK_BYTES, MADV_COLLAPSE))
+		printf("split again: collapse: %s\n", strerror(errno));
 	ck_assert_uint_eq(on_node(0, MB_HEAT_BLOCK_BYTES, nodes[0]), MB_HEAT_BLOCK_PAGES);
-	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+	/* Where nothing tells a huge page that takes a pause, some time after the last. */
+	for (unsigned i = 0; i < 1000 && moved.split_bytes < 2 * MB_HEAT_BLOCK_BYTES; i++) {
+		ck_assert_int_eq(mb_mover_move(mover, &move, &moved), 0);
+		usleep(10000);
+	}
 	ck_assert_uint_eq(moved.split_bytes, 2 * MB_HEAT_BLOCK_BYTES);
 	ck_assert_uint_eq(on_node(0, move.len_bytes, nodes[1]), 64);
 	ck_assert_uint_eq(
@@ -432,7 +424,10 @@ START_TEST(test_split_again)
 	/* An emptied machine's memory may be anything. */
 	mb_mover_hold(mover);
 	move.node = (unsigned)nodes[0];
-	ck_assert_int_eq(mb_mover_move(mover, &move, &moved), -ECANCELED);
+	rc = mb_mover_move(mover, &move, &moved);
+	ck_assert_msg(rc == -ECANCELED, "%d, %llu KiB there, full %llu KiB", rc,
+		(unsigned long long)moved.there_bytes >> 10,
+		(unsigned long long)moved.full_bytes >> 10);
 	mb_mover_forget(mover);
 	ck_assert(!has_flag(view[0].base, " nh"));
 	ck_assert(!has_flag(own.base, " nh"));
