@@ -194,6 +194,16 @@ static bool gather(const struct work *w, struct unit *u)
 	return true;
 }
 
+/* Time a second that its accesses take longer when it is mapped in small pages. */
+static double small_cost(const struct work *w, const struct unit *u)
+{
+	double accesses = 0;
+
+	for (unsigned v = 0; v < w->n_views; v++)
+		accesses += mb_policy_accesses(u, v);
+	return accesses / w->config->page_touch_accesses * w->config->small_walk_ns;
+}
+
 /* Replicas for the views that are far from it, if that is worth it. */
 static void decide_replicas(const struct work *w, struct unit *u)
 {
@@ -216,6 +226,8 @@ static void decide_replicas(const struct work *w, struct unit *u)
 		u->gain += gain;
 		u->cost_ns += n * w->config->copy_page_ns;
 	}
+	if (u->huge)
+		u->gain -= small_cost(w, u);
 }
 
 static enum mb_why decide_move(const struct work *w, struct unit *u)
@@ -270,19 +282,31 @@ bool mb_policy_is_move(enum mb_why why)
 	return why == MB_WHY_MIGRATE || why == MB_WHY_REPLICATE || why == MB_WHY_SPREAD;
 }
 
-/* Those of [first, end) that would move pay for it together, as much as each of them gains. */
+/*
+ * Those of [first, end) that would move pay for it together, as much as each of them gains; and
+ * with those that get replicas, for the time that all of the 2 MiB takes longer in small pages.
+ */
 static void share_split(const struct work *w, unsigned first, unsigned end)
 {
-	double all = 0;
+	double gains = 0, moves = 0, small = 0;
 
-	for (unsigned i = first; i < end; i++)
-		all += mb_policy_is_move(w->unit[i].why) ? w->unit[i].gain : 0;
+	for (unsigned i = first; i < end; i++) {
+		const struct unit *u = &w->unit[i];
+
+		small += small_cost(w, u);
+		if (!mb_policy_is_move(u->why))
+			continue;
+		gains += u->gain;
+		moves += u->why == MB_WHY_REPLICATE ? 0 : u->gain;
+	}
 	for (unsigned i = first; i < end; i++) {
 		struct unit *u = &w->unit[i];
 
-		if (!mb_policy_is_move(u->why) || u->why == MB_WHY_REPLICATE || !(all > 0))
+		if (!mb_policy_is_move(u->why) || !(gains > 0))
 			continue;
-		u->cost_ns += w->config->split_block_ns * u->gain / all;
+		if (u->why != MB_WHY_REPLICATE)
+			u->cost_ns += w->config->split_block_ns * u->gain / moves;
+		u->gain -= small * u->gain / gains;
 		if (!mb_policy_pays_back(w, u->gain, u->cost_ns))
 			u->why = MB_WHY_NO_PAYBACK;
 	}

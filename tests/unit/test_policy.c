@@ -594,6 +594,33 @@ START_TEST(test_huge_split_shared)
 }
 END_TEST
 
+/* What is mapped in small pages is found more slowly: not worth it for a node that is as near. */
+START_TEST(test_small_walk)
+{
+	host.node[0].distance[1] = host.node[1].distance[0] = 11;
+	for (unsigned turn = 0; turn < 2; turn++) {
+		config.small_walk_ns = turn ? 25 : 0;
+		n_extents = 0;
+		now += 1000 * SECOND;
+		add_block(100, 300);
+		make_plan();
+		expect(0, turn ? MB_WHY_NO_PAYBACK : MB_WHY_MIGRATE);
+		expect(1, MB_WHY_LOCAL);
+	}
+	/* So are replicas; what is small already loses nothing. */
+	config.replicas = true;
+	make_host(2, 2);
+	for (unsigned turn = 0; turn < 3; turn++) {
+		config.small_walk_ns = turn ? 1000 : 25;
+		n_extents = 0;
+		now += 1000 * SECOND;
+		add_read(BLOCK, 0, turn < 2, 100, 100);
+		make_plan();
+		expect(0, turn == 1 ? MB_WHY_NO_PAYBACK : MB_WHY_REPLICATE);
+	}
+}
+END_TEST
+
 /* A budget that is no multiple of 2 MiB, and extents that begin anywhere. */
 START_TEST(test_huge_granule)
 {
@@ -723,6 +750,7 @@ int main(void)
 	tcase_add_test(cases, test_huge_whole);
 	tcase_add_test(cases, test_huge_split);
 	tcase_add_test(cases, test_huge_split_shared);
+	tcase_add_test(cases, test_small_walk);
 	tcase_add_test(cases, test_huge_granule);
 	tcase_add_test(cases, test_partly_moved);
 	tcase_add_test(cases, test_history_is_bounded);

@@ -45,13 +45,17 @@ struct mb_policy_config {
 
 	/* What a move costs, all vCPUs together. Measure and set them; the defaults are on the high
 	 * side, so that what does not know moves less. */
-	double move_page_ns;   /* 5000: unmap, copy, remap and a fault of each view */
-	double move_block_ns;  /* 300000: copying 2 MiB at 8 GB/s, and the same around it */
+	double move_page_ns;  /* 5000: unmap, copy, remap and a fault of each view */
+	double move_block_ns; /* 300000: copying 2 MiB at 8 GB/s, and the same around it */
 	/* 500000: to take a 2 MiB page apart, before parts of it move: 100 us for the call, and 512
 	 * faults of each view after it. What moves pays for it together. Add what a pause of all
 	 * vCPUs costs, if there is one. */
 	double split_block_ns;
-	double copy_page_ns;   /* 8000: a replica: protect in every view, copy, map */
+	double copy_page_ns; /* 8000: a replica: protect in every view, copy, map */
+	/* 25: what a touch of a 4 KiB page takes longer from then on where 2 MiB were mapped at
+	 * once, as where it has a replica or was taken apart: a walk of page tables after a miss of
+	 * the TLB. bench/small-pages: 3 to 40, under nested paging */
+	double small_walk_ns;
 
 	/* Who counts as a user. */
 	double cold_per_s; /* 0.1 touches: less is noise of the tracker's, and could not pay back */
