@@ -530,23 +530,29 @@ int mb_replicas_replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, 
 
 /* ---- the beginning, and the end ---- */
 
-static int open_copies(struct mb_replicas *r, unsigned view)
+int mb_replicas_set_node(struct mb_replicas *r, unsigned view, unsigned node)
 {
-	uint64_t bytes = r->config.ram_bytes;
+	const uint64_t bytes = r->config.ram_bytes;
 	void *all;
+	int rc;
 
-	r->copy_fd[view] = memfd_create("mirrorball-copies", MFD_CLOEXEC);
-	if (r->copy_fd[view] < 0 || ftruncate(r->copy_fd[view], (off_t)bytes))
-		return -errno;
-	if (r->config.view_node[view] < 0)
-		return 0;
 	/* The file keeps the policy, and the host's balancing leaves it alone. Preferred: a copy
 	 * elsewhere is of no use, but does no harm. */
 	all = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, r->copy_fd[view], 0);
 	if (all == MAP_FAILED)
 		return -errno;
-	mb_numa_prefer_node(all, bytes, (unsigned)r->config.view_node[view]);
+	rc = mb_numa_prefer_node(all, bytes, node);
 	munmap(all, bytes);
+	return rc;
+}
+
+static int open_copies(struct mb_replicas *r, unsigned view)
+{
+	r->copy_fd[view] = memfd_create("mirrorball-copies", MFD_CLOEXEC);
+	if (r->copy_fd[view] < 0 || ftruncate(r->copy_fd[view], (off_t)r->config.ram_bytes))
+		return -errno;
+	if (r->config.view_node[view] >= 0)
+		mb_replicas_set_node(r, view, (unsigned)r->config.view_node[view]);
 	return 0;
 }
 

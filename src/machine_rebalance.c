@@ -226,6 +226,7 @@ static int move_group(
 	move_shares(&p->placement, &look->group[view], move);
 	mb_machine_place_memory(machine);
 	mb_machine_weigh_view(machine, view);
+	mb_machine_move_copies(machine, view);
 	return 0;
 }
 

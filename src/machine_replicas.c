@@ -87,6 +87,16 @@ void mb_machine_give_up_replicas(struct mb_machine *machine)
 	mb_replicas_collapse(machine->replicas, 0, machine->config.memory_bytes);
 }
 
+void mb_machine_move_copies(struct mb_machine *machine, unsigned view)
+{
+	const int node = node_of_view(machine, view);
+
+	if (!machine->replicas || node < 0)
+		return;
+	mb_replicas_set_node(machine->replicas, view, (unsigned)node);
+	__atomic_store_n(&machine->copies_elsewhere, true, __ATOMIC_RELEASE);
+}
+
 void mb_machine_remove_replicas(struct mb_machine *machine)
 {
 	if (!machine->replicas)
@@ -113,6 +123,10 @@ float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
 {
+	/* Not where the view was moved, on the main loop: that takes a millisecond for each 2 MiB.
+	 */
+	if (__atomic_exchange_n(&machine->copies_elsewhere, false, __ATOMIC_ACQUIRE))
+		mb_replicas_reclaim(machine->replicas, UINT64_MAX);
 	for (unsigned i = 0; i < host->n_nodes; i++) {
 		const struct mb_policy_node *node = &host->node[i];
 

@@ -204,6 +204,42 @@ START_TEST(test_copies)
 }
 END_TEST
 
+/* What the kernel says of the policy of the one mapping of copies. */
+static void expect_policy(const char *policy)
+{
+	FILE *maps = fopen("/proc/self/numa_maps", "re");
+	unsigned n = 0;
+	char line[1024];
+
+	ck_assert_ptr_nonnull(maps);
+	while (fgets(line, sizeof(line), maps)) {
+		if (!strstr(line, "mirrorball-copies"))
+			continue;
+		n++;
+		ck_assert_msg(strstr(line, policy), "not %s: %s", policy, line);
+	}
+	fclose(maps);
+	ck_assert_uint_eq(n, 1);
+}
+
+/* Copies are made where the view is from now on. */
+START_TEST(test_set_node)
+{
+	if (!make(2))
+		return;
+	replicate(0, BLOCK, 2);
+	expect_policy(" default ");
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
+	mb_replicas_reclaim(replicas, UINT64_MAX);
+	replicate(BLOCK, BLOCK, 2);
+	expect_policy(" prefer:0 ");
+	check();
+	/* No such node. */
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 1023), -EINVAL);
+	finish();
+}
+END_TEST
+
 /* Neighbours are one mapping, and what is said of them is so. */
 START_TEST(test_mappings)
 {
@@ -640,6 +676,7 @@ static Suite *make_suite(void)
 	TCase *all = tcase_create("all");
 
 	tcase_add_loop_test(all, test_copies, 0, 8);
+	tcase_add_test(all, test_set_node);
 	tcase_add_test(all, test_mappings);
 	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);

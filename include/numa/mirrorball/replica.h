@@ -95,6 +95,9 @@ int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t
 /* Collapses until so many bytes of copies are given back; returns how many were. Takes NULL. */
 uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes);
 
+/* Where copies of this view should be that are made from now on. -errno of mmap(2), mbind(2). */
+int mb_replicas_set_node(struct mb_replicas *replicas, unsigned view, unsigned node);
+
 /*
  * From the return of hold to release with the same range no page in it has a copy, nor any in the
  * same 2 MiB gets one: for who writes home itself. Counted. Cheap where there is no copy. -ENOMEM
