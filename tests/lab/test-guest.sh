@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck disable=SC2016 # expanded in the host, not here
 # Nested KVM works: the host's own QEMU boots the guests that the lab offers, to the marker of the
-# initial ramdisk and to a script run by systemd on a writable root.
+# initial ramdisk, and one of them to a script run by systemd on a writable root.
 . "$(dirname "$0")/test-common.sh"
 
 cat >"$tmp/hello.sh" <<'END'
@@ -33,20 +33,19 @@ END
 chmod +x "$tmp/boot.sh"
 
 "$lab" --time 30m --in "$tmp/hello.sh" --in "$tmp/boot.sh" -- bash -c '
-	./boot.sh cloud-6.1 "^MB-INIT [0-9]" mb.init=poweroff
-	disk=0
-	for kernel in cloud-6.1 cloud-6.12 full-6.1; do
-		./boot.sh $kernel "^LABTEST-END 7" labtest \
-			-drive if=virtio,format=raw,file=/lab/guest/root$disk.img
-		disk=$((disk + 1))
-	done' >"$tmp/out" 2>"$tmp/err"
+	for kernel in cloud-6.1 full-6.1; do
+		./boot.sh $kernel "^MB-INIT [0-9]" mb.init=poweroff
+	done
+	./boot.sh cloud-6.12 "^LABTEST-END 7" labtest \
+		-drive if=virtio,format=raw,file=/lab/guest/root0.img' >"$tmp/out" 2>"$tmp/err"
 expect "status" 0 $?
 grep -A 5 -E '^attempt' "$tmp/out"
-expect_match "cloud-6.1 reaches its initial ramdisk" '^MB-INIT [0-9]+\.[0-9]+' "$tmp/out"
-expect "scripts that ended as they should" 3 "$(grep -c '^LABTEST-END 7' "$tmp/out")"
-expect_match "cloud-6.1" '^guest 6\.1\..*-cloud-amd64 ext4' "$tmp/out"
+for kernel in cloud-6.1 full-6.1; do
+	expect "$kernel reaches its initial ramdisk" 1 \
+		"$(sed -n "/^== $kernel:/,/^== /p" "$tmp/out" | grep -Ec '^MB-INIT [0-9]+\.[0-9]+')"
+done
+expect_match "the script ended as it should" '^LABTEST-END 7' "$tmp/out"
 expect_match "cloud-6.12" '^guest 6\.12\..*-cloud-amd64 ext4' "$tmp/out"
-expect_match "full-6.1" '^guest 6\.1\.[-0-9]+-amd64 ext4' "$tmp/out"
-expect "systemd is content" 3 "$(grep -c '^running' "$tmp/out")"
-expect "standard error" 3 "$(grep -c '^error output' "$tmp/out")"
+expect_match "systemd is content" '^running' "$tmp/out"
+expect_match "standard error" '^error output' "$tmp/out"
 finish

@@ -5,7 +5,7 @@
 . "$(dirname "$0")/guests.sh"
 
 # The other side: what comes to port 5001 is hashed; who comes to port 5002 gets down.bin.
-head -c 32M /dev/urandom >down.bin
+head -c 16M /dev/urandom >down.bin
 cat >serve.py <<'END'
 import hashlib, socket, threading
 
@@ -34,7 +34,7 @@ END
 python3 serve.py >served &
 down=$(sha256sum <down.bin | cut -d' ' -f1)
 
-# The guest's part: traffic HOST FLOWS sends 32 MiB in so many connections and gets 32 MiB in each of
+# The guest's part: traffic HOST FLOWS sends 16 MiB in so many connections and gets 16 MiB in each of
 # as many others.
 traffic=$(
 	cat <<'END'
@@ -47,7 +47,7 @@ said = []
 
 def up(flow):
     os.sched_setaffinity(0, [cpus[flow % len(cpus)]])
-    data = os.urandom((32 << 20) // flows)
+    data = os.urandom((16 << 20) // flows)
     s = socket.create_connection((host, 5001))
     s.sendall(data)
     s.shutdown(socket.SHUT_WR)
@@ -71,9 +71,9 @@ PYTHON
 traffic() {
 	local i
 	python3 /tmp/traffic.py "$1" "$2" >/tmp/said 2>&1
-	for ((i = 0; i < $2; i++)); do echo "down 33554432 $down"; done >/tmp/wanted
+	for ((i = 0; i < $2; i++)); do echo "down 16777216 $down"; done >/tmp/wanted
 	for ((i = 0; i < $2; i++)); do echo "up ok"; done >>/tmp/wanted
-	check "32 MiB up, $((32 * $2)) MiB down" diff /tmp/wanted /tmp/said
+	check "16 MiB up, $((16 * $2)) MiB down" diff /tmp/wanted /tmp/said
 }
 END
 )
@@ -142,14 +142,14 @@ passt() {
 		--disk "/lab/guest/root$lane.img" --net passt,arg=-t,arg=5003 <<-END
 			modprobe virtio_net
 			ip addr add 192.0.2.10/24 dev eth0
-			# As passt's DHCP says. With 1500 it takes minutes to get 32 MiB out of an emulated
+			# As passt's DHCP says. With 1500 it takes minutes to get 16 MiB out of an emulated
 			# guest, and may give up.
 			ip link set eth0 up mtu 65520
 			ip route add default via 192.0.2.1
-			check "32 MiB down" same "$down" \
+			check "16 MiB down" same "$down" \
 				"\$(socat -u TCP:192.0.2.1:5002 STDOUT | sha256sum | cut -d' ' -f1)"
-			head -c 32M /dev/urandom >/tmp/up
-			check "32 MiB up" same "\$(sha256sum </tmp/up | cut -d' ' -f1)" \
+			head -c 16M /dev/urandom >/tmp/up
+			check "16 MiB up" same "\$(sha256sum </tmp/up | cut -d' ' -f1)" \
 				"\$(socat -t 60 - TCP:192.0.2.1:5001 </tmp/up)"
 			echo LISTENING
 			check "from the outside" same "$down" \
@@ -170,6 +170,6 @@ from_outside() {
 
 in_lanes tap queues passt
 # This host had them all unless it took over from another.
-[ -s /in/finished ] || expect "what the guests sent came, in the end" $((33554432 * 5)) \
+[ -s /in/finished ] || expect "what the guests sent came, in the end" $((16777216 * 5)) \
 	"$(awk '/^GOT/ { n += $2 } END { print n }' served)"
 finish
