@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -137,10 +138,10 @@ static void add_verdict(struct work *w, const struct mb_verdict *v)
 static void judge(struct work *w, const struct part *p)
 {
 	const struct unit *u = &w->unit[p->unit];
-	bool considered =
-		mb_policy_is_move(u->why) || u->why == MB_WHY_NO_PAYBACK || u->why == MB_WHY_BACKING_OFF;
-	uint64_t done =
-		!mb_policy_is_move(u->why) || u->done_bytes > p->len_bytes ? p->len_bytes : u->done_bytes;
+	bool considered = mb_policy_is_move(u->why) || u->why == MB_WHY_NO_PAYBACK ||
+			  u->why == MB_WHY_BACKING_OFF;
+	uint64_t done = !mb_policy_is_move(u->why) || u->done_bytes > p->len_bytes ? p->len_bytes
+										   : u->done_bytes;
 	struct mb_verdict v = {
 		.offset = p->offset,
 		.len_bytes = done,
@@ -148,15 +149,15 @@ static void judge(struct work *w, const struct part *p)
 		.why = u->why,
 		.node = id_of(w, u->node),
 		.target = id_of(w, mb_policy_is_move(u->why) ? u->first_target
-				   : considered	   ? u->target
-						   : -1),
+				   : considered		     ? u->target
+							     : -1),
 		.moves = u->moves,
 		.next_ns = u->why == MB_WHY_BACKING_OFF ? u->next_ns : 0,
 	};
 	double per_byte = considered && u->len_bytes ? u->gain / (double)u->len_bytes : 0;
 
-	if (considered && u->gain > 0)
-		v.payback_ns = u->cost_ns / u->gain * 1e9;
+	if (considered)
+		v.payback_ns = u->gain > 0 ? u->cost_ns / u->gain * 1e9 : (double)INFINITY;
 	v.gain_ns_per_s = per_byte * (double)v.len_bytes;
 	if (done || !p->len_bytes)
 		add_verdict(w, &v);

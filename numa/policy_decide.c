@@ -226,8 +226,10 @@ static void decide_replicas(const struct work *w, struct unit *u)
 		u->gain += gain;
 		u->cost_ns += n * w->config->copy_page_ns;
 	}
-	if (u->huge)
-		u->gain -= small_cost(w, u);
+	if (u->huge && u->why == MB_WHY_REPLICATE) {
+		u->small_ns = small_cost(w, u);
+		u->gain -= u->small_ns;
+	}
 }
 
 static enum mb_why decide_move(const struct work *w, struct unit *u)
@@ -282,34 +284,63 @@ bool mb_policy_is_move(enum mb_why why)
 	return why == MB_WHY_MIGRATE || why == MB_WHY_REPLICATE || why == MB_WHY_SPREAD;
 }
 
-/*
- * Those of [first, end) that would move pay for it together, as much as each of them gains; and
- * with those that get replicas, for the time that all of the 2 MiB takes longer in small pages.
- */
-static void share_split(const struct work *w, unsigned first, unsigned end)
+/* What parts of a huge page bear together when some of them move or get replicas. */
+struct together {
+	double small_ns;     /* a second: all of it takes longer in small pages */
+	double gains, moves; /* of those that do; without replicas */
+};
+
+static struct together add_up(const struct work *w, unsigned first, unsigned end)
 {
-	double gains = 0, moves = 0, small = 0;
+	struct together t = {0};
 
 	for (unsigned i = first; i < end; i++) {
 		const struct unit *u = &w->unit[i];
 
-		small += small_cost(w, u);
+		t.small_ns += small_cost(w, u);
 		if (!mb_policy_is_move(u->why))
 			continue;
-		gains += u->gain;
-		moves += u->why == MB_WHY_REPLICATE ? 0 : u->gain;
-	}
-	for (unsigned i = first; i < end; i++) {
-		struct unit *u = &w->unit[i];
-
-		if (!mb_policy_is_move(u->why) || !(gains > 0))
-			continue;
+		t.gains += u->gain;
 		if (u->why != MB_WHY_REPLICATE)
-			u->cost_ns += w->config->split_block_ns * u->gain / moves;
-		u->gain -= small * u->gain / gains;
-		if (!mb_policy_pays_back(w, u->gain, u->cost_ns))
-			u->why = MB_WHY_NO_PAYBACK;
+			t.moves += u->gain;
 	}
+	return t;
+}
+
+/* Each as much as it gains. */
+static void bear(const struct work *w, struct unit *u, const struct together *t)
+{
+	if (u->why != MB_WHY_REPLICATE)
+		u->cost_ns += w->config->split_block_ns * u->gain / t->moves;
+	u->small_ns = t->small_ns * u->gain / t->gains;
+	u->gain -= u->small_ns;
+}
+
+/* For whom that is too much leaves it to the others; until it is not for any of them. */
+static void share_split(const struct work *w, unsigned first, unsigned end)
+{
+	for (bool all_pay = false; !all_pay;) {
+		const struct together t = add_up(w, first, end);
+
+		all_pay = true;
+		for (unsigned i = first; i < end; i++) {
+			struct unit borne = w->unit[i];
+
+			if (!mb_policy_is_move(borne.why))
+				continue;
+			bear(w, &borne, &t);
+			if (mb_policy_pays_back(w, borne.gain, borne.cost_ns))
+				continue;
+			borne.why = MB_WHY_NO_PAYBACK;
+			w->unit[i] = borne;
+			all_pay = false;
+		}
+	}
+	const struct together t = add_up(w, first, end);
+
+	for (unsigned i = first; i < end; i++)
+		if (mb_policy_is_move(w->unit[i].why))
+			bear(w, &w->unit[i], &t);
 }
 
 void mb_policy_decide(const struct work *w)

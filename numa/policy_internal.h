@@ -41,6 +41,7 @@ struct unit {
 	enum mb_why why;
 	int target;
 	double gain, cost_ns; /* of all of it */
+	double small_ns; /* a second: what of small pages is taken off the gain */
 	unsigned class;	      /* enum class */
 	uint64_t done_bytes;  /* from its beginning */
 	int first_target;     /* of what is done */

@@ -177,7 +177,7 @@ static int migrate(struct mb_policy *policy, struct work *w, struct unit *u)
 			break;
 		without |= 1ull << to;
 		to = mb_policy_target(w, u, without, &gain, &why);
-		gain *= u->share;
+		gain = gain * u->share - u->small_ns;
 		if (to < 0 || !mb_policy_pays_back(w, gain, u->cost_ns))
 			break;
 		if (!u->done_bytes)
@@ -215,6 +215,7 @@ static int spread(struct mb_policy *policy, struct work *w, struct unit *u)
 
 static int replicate(struct mb_policy *policy, struct work *w, struct unit *u)
 {
+	const double net = u->gain / (u->gain + u->small_ns); /* of what each view gains */
 	int rc = 0;
 
 	for (unsigned v = 0; v < w->n_views && !rc; v++) {
@@ -238,7 +239,7 @@ static int replicate(struct mb_policy *policy, struct work *w, struct unit *u)
 		if (u->first_target < 0)
 			u->first_target = to;
 		u->done_bytes = len > u->done_bytes ? len : u->done_bytes;
-		rc = go(policy, w, u, 0, len, to, (int)v, gain);
+		rc = go(policy, w, u, 0, len, to, (int)v, gain * net);
 	}
 	return rc;
 }

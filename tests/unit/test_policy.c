@@ -2,6 +2,8 @@
 /* The rules, each parameter, and what is remembered of moves. */
 #include "policy_case.h"
 
+#include <math.h>
+
 /* ---- Disco's rules ---- */
 
 START_TEST(test_migrate)
@@ -621,6 +623,88 @@ START_TEST(test_small_walk)
 }
 END_TEST
 
+static double sum_of_gains(void)
+{
+	double sum = 0;
+
+	for (unsigned i = 0; i < plan.n_actions; i++)
+		sum += plan.action[i].gain_ns_per_s;
+	return sum;
+}
+
+/* For whom its part is too much leaves all of it to the others, for whom it may be too much then.
+ */
+START_TEST(test_huge_split_dropped)
+{
+	const float touches[] = {10, 0.3f, 0.368f};
+	double all = 464 * (double)0.4f;
+
+	for (unsigned i = 0; i < 3; i++) {
+		add_read(16 * PAGE, 0, true, 0, touches[i]);
+		all += 16 * (double)touches[i];
+	}
+	add_read(464 * PAGE, 0, true, 0.4f, 0);
+	make_plan();
+	expect(0, MB_WHY_MIGRATE);
+	expect(1, MB_WHY_NO_PAYBACK);
+	expect(2, MB_WHY_NO_PAYBACK);
+	ck_assert_uint_eq(plan.n_actions, 1);
+	ck_assert_double_eq_tol(plan.action[0].cost_ns, 16 * 5000 + 500000, 1);
+	ck_assert_double_eq_tol(sum_of_gains(), 160 * 8 * 110 - 25 * all, 1);
+}
+END_TEST
+
+/* Replicas of a part need no split, but they are in small pages as well. */
+START_TEST(test_huge_split_replica)
+{
+	config.replicas = true;
+	add_read(256 * PAGE, 0, true, 300, 300);
+	add_read(128 * PAGE, 0, true, 100, 0);
+	add_read(128 * PAGE, 0, true, 0, 100);
+	make_plan();
+	expect(0, MB_WHY_REPLICATE);
+	expect(1, MB_WHY_LOCAL);
+	expect(2, MB_WHY_MIGRATE);
+	ck_assert_uint_eq(plan.n_actions, 2);
+	for (unsigned i = 0; i < 2; i++)
+		ck_assert_double_eq_tol(plan.action[i].cost_ns,
+			plan.action[i].kind == MB_ACTION_REPLICATE ? 256 * 8000
+								   : 128 * 5000 + 500000,
+			1);
+	ck_assert_double_eq_tol(sum_of_gains(),
+		(256 * 300 + 128 * 100) * 8 * 110 - 25 * (256 * 600 + 128 * 200), 1);
+	ck_assert_double_eq_tol(
+		sum_of_gains(), verdict_of(0)->gain_ns_per_s + verdict_of(2)->gain_ns_per_s, 1);
+}
+END_TEST
+
+/* What would lose never pays back, and the second best node is no better for small pages. */
+START_TEST(test_huge_split_elsewhere)
+{
+	make_host(3, 3);
+	host.node[0].distance[1] = host.node[1].distance[0] = 11;
+	host.node[2].distance[1] = host.node[1].distance[2] = 12;
+	host.node[0].distance[2] = host.node[2].distance[0] = 13;
+	for (unsigned turn = 0; turn < 2; turn++) {
+		n_extents = 0;
+		now += 1000 * SECOND;
+		/* Node 2's user; node 1 is nearer than home, but not by enough. */
+		add(64 * PAGE, 0, true)->view[2].read = 300;
+		add_read(448 * PAGE, 0, true, 100, 0);
+		host.node[2].free_bytes = turn ? 0 : 32 * GIB;
+		make_plan();
+		expect(0, turn ? MB_WHY_NO_ROOM : MB_WHY_MIGRATE);
+		ck_assert_uint_eq(plan.n_actions, !turn);
+	}
+	config.small_walk_ns = 1000;
+	now += 1000 * SECOND;
+	make_plan();
+	expect(0, MB_WHY_NO_PAYBACK);
+	ck_assert(verdict_of(0)->gain_ns_per_s < 0);
+	ck_assert(isinf(verdict_of(0)->payback_ns));
+}
+END_TEST
+
 /* A budget that is no multiple of 2 MiB, and extents that begin anywhere. */
 START_TEST(test_huge_granule)
 {
@@ -751,6 +835,9 @@ int main(void)
 	tcase_add_test(cases, test_huge_split);
 	tcase_add_test(cases, test_huge_split_shared);
 	tcase_add_test(cases, test_small_walk);
+	tcase_add_test(cases, test_huge_split_dropped);
+	tcase_add_test(cases, test_huge_split_replica);
+	tcase_add_test(cases, test_huge_split_elsewhere);
 	tcase_add_test(cases, test_huge_granule);
 	tcase_add_test(cases, test_partly_moved);
 	tcase_add_test(cases, test_history_is_bounded);

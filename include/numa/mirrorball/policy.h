@@ -192,10 +192,12 @@ struct mb_verdict {
 	uint64_t offset, len_bytes;
 	unsigned extent; /* index of the input */
 	enum mb_why why;
-	int node, target;		  /* ids; -1: none */
-	unsigned moves;			  /* of it that are not forgiven, before this plan */
-	uint64_t next_ns;		  /* MB_WHY_BACKING_OFF: not before */
-	double gain_ns_per_s, payback_ns; /* of a move; 0 where none was considered */
+	int node, target; /* ids; -1: none */
+	unsigned moves;	  /* of it that are not forgiven, before this plan */
+	uint64_t next_ns; /* MB_WHY_BACKING_OFF: not before */
+	/* Of a move; 0 where none was considered. One that would lose has a gain below 0, and
+	 * INFINITY. */
+	double gain_ns_per_s, payback_ns;
 };
 
 struct mb_plan {
