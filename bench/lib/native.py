@@ -10,7 +10,8 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__fi
 
 
 def said_by(name, words, build, lab):
-    """What bench/native/NAME.c, compiled and run with these words, prints: in the lab or on this host. Where it fails, this exits."""
+    """What bench/native/NAME.c, compiled and run with these words, prints: in the lab or on this
+    host. Where it fails, this exits."""
     with tempfile.TemporaryDirectory() as tmp:
         program = os.path.join(tmp, name)
         subprocess.run(

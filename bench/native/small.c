@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What it costs that memory is mapped in small pages: a chain of loads, one cache line of each 4 KiB page in random
- * order, in a file in memory that is mapped huge and one that is not, by turns. Lines "MIB HUGE_NS SMALL_NS": a load.
+ * What it costs that memory is mapped in small pages: a chain of loads, one cache line of each
+ * 4 KiB page in random order, in a file in memory that is mapped huge and one that is not, by
+ * turns. Lines "MIB HUGE_NS SMALL_NS": a load.
  */
 #include <mirrorball/clock.h>
 #include <mirrorball/ram_file.h>
@@ -9,13 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
-#define PAGE   4096u
-#define LINE   64u
-#define LOADS  2000000u
-#define TURNS  5u
-#define FIRST  8u /* MiB */
-#define LAST   512u
+#define PAGE  4096u
+#define LINE  64u
+#define LOADS 2000000u
+#define TURNS 5u
+#define FIRST 8u /* MiB */
+#define LAST  512u
 
 static uint32_t mix(uint32_t *state)
 {
@@ -30,6 +32,8 @@ static void chain(char *base, uint32_t n)
 {
 	uint32_t *order = malloc(n * sizeof(*order)), state = 2463534242u;
 
+	if (!order)
+		abort();
 	for (uint32_t i = 0; i < n; i++)
 		order[i] = i;
 	for (uint32_t i = n - 1; i > 0; i--) {
@@ -68,6 +72,7 @@ static char *map(uint64_t bytes, bool huge)
 
 	if (fd < 0 || mb_ram_file_map(fd, bytes, &mapping))
 		return NULL;
+	close(fd);
 	madvise(mapping.base, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	return mapping.base;
 }
@@ -88,6 +93,8 @@ int main(void)
 
 			printf("%llu %.2f %.2f\n", (unsigned long long)mib, huge_ns, small_ns);
 		}
+		for (unsigned huge = 0; huge < 2; huge++)
+			munmap(base[huge], mib << 20);
 	}
 	return 0;
 }

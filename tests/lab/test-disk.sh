@@ -38,6 +38,7 @@ durable() {
 			sha256sum /root/file >/written
 			sync
 			reboot -f
+			sleep 1000
 		fi
 		check "root's file after the reboot" sha256sum --quiet -c /written
 		check "mounts the other disk again" mount /dev/vdb /mnt/data

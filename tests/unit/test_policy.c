@@ -639,6 +639,7 @@ START_TEST(test_huge_split_dropped)
 	const float touches[] = {10, 0.3f, 0.368f};
 	double all = 464 * (double)0.4f;
 
+	config.small_walk_ns = 25;
 	for (unsigned i = 0; i < 3; i++) {
 		add_read(16 * PAGE, 0, true, 0, touches[i]);
 		all += 16 * (double)touches[i];
@@ -657,6 +658,7 @@ END_TEST
 /* Replicas of a part need no split, but they are in small pages as well. */
 START_TEST(test_huge_split_replica)
 {
+	config.small_walk_ns = 25;
 	config.replicas = true;
 	add_read(256 * PAGE, 0, true, 300, 300);
 	add_read(128 * PAGE, 0, true, 100, 0);
@@ -681,6 +683,7 @@ END_TEST
 /* What would lose never pays back, and the second best node is no better for small pages. */
 START_TEST(test_huge_split_elsewhere)
 {
+	config.small_walk_ns = 25;
 	make_host(3, 3);
 	host.node[0].distance[1] = host.node[1].distance[0] = 11;
 	host.node[2].distance[1] = host.node[1].distance[2] = 12;

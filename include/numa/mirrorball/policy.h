@@ -52,9 +52,10 @@ struct mb_policy_config {
 	 * vCPUs costs, if there is one. */
 	double split_block_ns;
 	double copy_page_ns; /* 8000: a replica: protect in every view, copy, map */
-	/* 25: what a touch of a 4 KiB page takes longer from then on where 2 MiB were mapped at
+	/* 50: what a touch of a 4 KiB page takes longer from then on where 2 MiB were mapped at
 	 * once, as where it has a replica or was taken apart: a walk of page tables after a miss of
-	 * the TLB. bench/small-pages: 3 to 40, under nested paging */
+	 * the TLB. bench/small-pages: 13 to 30
+	 * ns where page tables stay in a cache, 100 to 180 where they do not */
 	double small_walk_ns;
 
 	/* Who counts as a user. */
