@@ -113,7 +113,7 @@ static int collapse_views(
 
 		copies &= copies - 1;
 		if (copies) {
-			rc = mb_replica_protect(r, v, first, n); /* withdraw */
+			rc = mb_replica_withdraw(r, v, first, n);
 		} else {
 			rc = mb_replica_open(r, v, first, n, may_wait);
 			away &= ~(1u << v);

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/pagemap.h>
 #include <mirrorball/ram_file.h>
@@ -533,6 +534,15 @@ static const struct mb_replica_calls bad_calls = {.map = bad_map,
 	.control = bad_control,
 	.read = bad_read};
 
+static void *end_failures(void *arg)
+{
+	while (ask().n_failures < 3)
+		usleep(1000);
+	usleep(300000);
+	__atomic_store_n(&fail_after, INT_MAX, __ATOMIC_RELAXED);
+	return NULL;
+}
+
 /* Each call of a replication fails, once or thrice, for whatever reason; then each of a collapse.
  * Then all is well. */
 START_TEST(test_failures)
@@ -670,6 +680,66 @@ START_TEST(test_no_mappings_left)
 }
 END_TEST
 
+/* The same where both views have a copy, of which one is withdrawn first. _i: by a write, by who
+ * holds it, by who wants memory. */
+START_TEST(test_no_mappings_left_of_two)
+{
+	uint64_t len;
+	char *taken;
+
+	if (!make(2))
+		return;
+	replicate(0, BLOCK, 3);
+	taken = use_up_mappings(&len);
+	if (!taken) {
+		finish();
+		skip("vm.max_map_count is too high to be reached");
+		return;
+	}
+	if (_i == 0) {
+		*word_at(0, 100 * PAGE) = word(100 * PAGE);
+	} else if (_i == 1) {
+		ck_assert_int_eq(mb_replicas_hold(replicas, 100 * PAGE, PAGE), 0);
+		mb_replicas_release(replicas, 100 * PAGE, PAGE);
+	} else {
+		mb_replicas_reclaim(replicas, BYTES);
+	}
+	ck_assert_uint_gt(ask().n_failures, 0);
+	ck_assert(is_one(100 * PAGE));
+	check();
+	munmap(taken, len);
+	finish();
+}
+END_TEST
+
+/* Nothing can be mapped for a while. _i: who holds a page waits, or who writes it; nobody spins. */
+START_TEST(test_no_memory_for_a_while)
+{
+	const uint64_t at = 100 * PAGE;
+	pthread_t ends;
+
+	config.calls = &bad_calls;
+	if (!make(2))
+		return;
+	ck_assert_uint_eq(replicate(0, BLOCK, 3).copied_bytes, BLOCK);
+	fail_how = 0;
+	fail_times = INT_MAX / 2;
+	__atomic_store_n(&fail_after, 0, __ATOMIC_RELAXED);
+	ck_assert_int_eq(pthread_create(&ends, NULL, end_failures, NULL), 0);
+	if (_i) {
+		*word_at(0, at) = word(at);
+	} else {
+		ck_assert_int_eq(mb_replicas_hold(replicas, at, PAGE), 0);
+		mb_replicas_release(replicas, at, PAGE);
+	}
+	pthread_join(ends, NULL);
+	ck_assert_uint_le(ask().n_failures, 1000);
+	ck_assert(is_one(at));
+	check();
+	finish();
+}
+END_TEST
+
 static Suite *make_suite(void)
 {
 	Suite *suite = suite_create("replica");
@@ -687,6 +757,8 @@ static Suite *make_suite(void)
 	tcase_add_loop_test(all, test_failures, 0, 4);
 	tcase_add_test(all, test_writer_comes_first);
 	tcase_add_test(all, test_no_mappings_left);
+	tcase_add_loop_test(all, test_no_mappings_left_of_two, 0, 3);
+	tcase_add_loop_test(all, test_no_memory_for_a_while, 0, 2);
 	tcase_set_timeout(all, 60);
 	suite_add_tcase(suite, all);
 	return suite;
