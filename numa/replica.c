@@ -474,7 +474,8 @@ static void replicate_run(
 	rc = replicate_pages(r, b, first, n, job->views);
 	if (!rc) {
 		job->done->copied_bytes += n * PAGE;
-		__atomic_add_fetch(&r->stats.copied_bytes, n * PAGE, __ATOMIC_RELAXED);
+		__atomic_add_fetch(&r->stats.copied_bytes,
+			n * PAGE * (unsigned)__builtin_popcount(job->views), __ATOMIC_RELAXED);
 	} else if (rc == -ECANCELED) {
 		job->done->held_bytes += n * PAGE;
 	} else {

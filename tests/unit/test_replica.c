@@ -185,6 +185,7 @@ START_TEST(test_copies)
 					  (float)(views >> v & 1));
 				ck_assert_uint_eq(ask().view_bytes[v], (views >> v & 1) * len);
 			}
+			ck_assert_uint_eq(ask().copied_bytes, ask().bytes);
 			ck_assert_uint_eq(replicate(offset, len, views).there_bytes, len);
 			*word_at(writer, at) = 4711;
 			check_but(at, 4711);

@@ -75,7 +75,7 @@ void mb_replicas_destroy(struct mb_replicas *replicas);
 /* What became of each byte; they add up to the length. */
 struct mb_replicated {
 	uint64_t copied_bytes;	/* every view that was asked for has its copy */
-	uint64_t there_bytes;	/* had copies already */
+	uint64_t there_bytes;	/* had copies already, of any view: that stays as it is */
 	uint64_t waiting_bytes; /* written not long ago: backs off */
 	uint64_t held_bytes;	/* held, or written meanwhile */
 	uint64_t full_bytes;	/* no room: the bound of bytes, or of mappings */
@@ -126,7 +126,7 @@ struct mb_replicas_stats {
 	uint64_t bytes, max_bytes;	 /* of copies, now */
 	uint64_t view_bytes[MB_HEAT_VIEWS]; /* that each view reads from a copy, now */
 	uint64_t mappings, max_mappings; /* that they add */
-	uint64_t copied_bytes;		 /* so far */
+	uint64_t copied_bytes;		 /* of copies, so far */
 	uint64_t n_faults;		 /* writes that were waited for */
 	uint64_t n_collapsed;		 /* pages that were one again because of them */
 	uint64_t n_failures;		 /* system calls */
