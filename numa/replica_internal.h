@@ -78,6 +78,7 @@ struct mb_replicas {
 
 	uint64_t bytes;			/* atomic */
 	uint64_t cursor;		/* atomic: the block where reclaim goes on */
+	uint64_t n_old; /* atomic: blocks from the first on that reclaim_old has left */
 	struct mb_replicas_stats stats; /* its counters are atomic */
 
 	pthread_mutex_t queue_lock;

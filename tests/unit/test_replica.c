@@ -236,8 +236,61 @@ START_TEST(test_set_node)
 	replicate(BLOCK, BLOCK, 2);
 	expect_policy(" prefer:0 ");
 	check();
-	/* No such node. */
+	/* No such node, or view; nothing is old then. */
+	while (mb_replicas_reclaim_old(replicas, 1))
+		;
+	replicate(0, BLOCK, 2);
 	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 1023), -EINVAL);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 2, 0), -EINVAL);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, MB_HEAT_VIEWS, 0), -EINVAL);
+	ck_assert(!mb_replicas_reclaim_old(replicas, 1));
+	ck_assert_uint_eq(ask().bytes, BLOCK);
+	finish();
+}
+END_TEST
+
+/* What was copied before a view's node was set is given back bit by bit, what is copied meanwhile
+ * no more than once. */
+START_TEST(test_reclaim_old)
+{
+	const uint64_t n = BYTES / BLOCK;
+
+	if (!make(2))
+		return;
+	mb_replicas_destroy(replicas);
+	config.view_node[1] = 0;
+	config.uffd = mb_replicas_open_uffd(true);
+	ck_assert_int_eq(mb_replicas_create(&config, &replicas, NULL), 0);
+	ck_assert(!mb_replicas_reclaim_old(NULL, 1));
+	replicate(0, BYTES, 3);
+	/* None is old yet. */
+	ck_assert(!mb_replicas_reclaim_old(replicas, UINT_MAX));
+	ck_assert_uint_eq(ask().bytes, 2 * BYTES);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
+	ck_assert(mb_replicas_reclaim_old(replicas, 0));
+	ck_assert_uint_eq(ask().bytes, 2 * BYTES);
+	for (uint64_t left = n - 1; left; left--) {
+		ck_assert(mb_replicas_reclaim_old(replicas, 1));
+		ck_assert_uint_eq(ask().bytes, 2 * BYTES - 2 * BLOCK);
+		/* As the manager does, the same again: the bytes there are do not get fewer. */
+		replicate(0, BYTES, 3);
+		ck_assert_uint_eq(ask().bytes, 2 * BYTES);
+	}
+	ck_assert(!mb_replicas_reclaim_old(replicas, 2));
+	ck_assert_uint_eq(ask().bytes, 2 * BYTES - 2 * BLOCK);
+	/* Of views that stayed, too, and of single pages. */
+	mb_replicas_reclaim(replicas, UINT64_MAX);
+	for (uint64_t at = 0; at < BYTES; at += BLOCK)
+		replicate(at + 7 * PAGE, PAGE, 1);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
+	ck_assert(mb_replicas_reclaim_old(replicas, (unsigned)n - 1));
+	ck_assert_uint_eq(ask().bytes, PAGE);
+	/* Begun anew. */
+	replicate(BYTES - BLOCK, BLOCK, 2);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 0, 0), 0);
+	ck_assert(!mb_replicas_reclaim_old(replicas, 3));
+	ck_assert_uint_eq(ask().bytes, 0);
+	check();
 	finish();
 }
 END_TEST
@@ -748,6 +801,7 @@ static Suite *make_suite(void)
 
 	tcase_add_loop_test(all, test_copies, 0, 8);
 	tcase_add_test(all, test_set_node);
+	tcase_add_test(all, test_reclaim_old);
 	tcase_add_test(all, test_mappings);
 	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);

@@ -92,11 +92,25 @@ int mb_replicas_replicate(struct mb_replicas *replicas, uint64_t offset, uint64_
 /* No page of it has a copy then. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
-/* Collapses until so many bytes of copies are given back; returns how many were. Takes NULL. */
+/*
+ * Collapses until so many bytes of copies are given back, or one collapse fails; returns how many
+ * were. Takes NULL.
+ */
 uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes);
 
-/* Where copies of this view should be that are made from now on. -errno of mmap(2), mbind(2). */
+/*
+ * Where copies of this view should be that are made from now on; those there are become old.
+ * -EINVAL: no such view; -errno of mmap(2), mbind(2).
+ */
 int mb_replicas_set_node(struct mb_replicas *replicas, unsigned view, unsigned node);
+
+/*
+ * Collapses up to n blocks of 2 MiB that had copies when a view's node was last set, of whatever
+ * views: which nodes need copies, and where home should be, is to be decided anew. False when none
+ * is left, which comes however many copies others make: it goes over all blocks once, and what
+ * could not be collapsed stays. One thread at a time. Takes NULL.
+ */
+bool mb_replicas_reclaim_old(struct mb_replicas *replicas, unsigned n);
 
 /*
  * From the return of hold to release with the same range no page in it has a copy, nor any in the
