@@ -255,19 +255,85 @@ static void complain(struct mb_manager *m, const char *what, int rc)
 	m->said_error = true;
 }
 
-/* A decision as a move is, but nothing has moved. */
-static void copy(struct mb_manager *m, const struct mb_action *a, struct mb_decision *d)
+static struct mb_decision decide(const struct mb_action *a, uint64_t now_ns)
+{
+	return (struct mb_decision){.time_ns = now_ns,
+		.offset = a->offset,
+		.len_bytes = a->len_bytes,
+		.n_pieces = 1,
+		.why = a->why,
+		.from = a->from,
+		.to = a->to,
+		.gain_ns_per_s = a->gain_ns_per_s};
+}
+
+/* Adds what became of it to that of each view. */
+static int copy_part(
+	struct mb_manager *m, uint64_t offset, uint64_t len, unsigned views, struct mb_moved *moved)
 {
 	struct mb_replicated done = {0};
+	int rc = m->config.ops->replicate(m->config.ctx, offset, len, views, &done);
 
-	d->rc = m->config.ops->replicate(
-		m->config.ctx, a->offset, a->len_bytes, 1u << a->view, &done);
-	d->moved.moved_bytes = done.copied_bytes;
-	d->moved.there_bytes = done.there_bytes;
-	d->moved.busy_bytes = done.held_bytes + done.waiting_bytes + done.failed_bytes;
-	d->moved.full_bytes = done.full_bytes;
+	for (unsigned v = 0; v < m->config.n_views; v++) {
+		if (!(views >> v & 1))
+			continue;
+		moved[v].moved_bytes += done.copied_bytes;
+		moved[v].there_bytes += done.there_bytes;
+		moved[v].busy_bytes += done.held_bytes + done.waiting_bytes + done.failed_bytes;
+		moved[v].full_bytes += done.full_bytes;
+	}
+	return rc;
+}
+
+static bool copies_along(const struct mb_action *a, const struct mb_action *b)
+{
+	return b->kind == MB_ACTION_REPLICATE && b->len_bytes && a->offset == b->offset;
+}
+
+/* Who wants a copy of what is `from` bytes into the range; up to *to all of them do. */
+static unsigned views_at(const struct mb_plan *plan, unsigned i, uint64_t from, uint64_t *to)
+{
+	unsigned views = 0;
+
+	*to = UINT64_MAX;
+	for (unsigned k = i; k < plan->n_actions; k++) {
+		const struct mb_action *a = &plan->action[k];
+
+		if (!copies_along(&plan->action[i], a) || a->len_bytes <= from)
+			continue;
+		views |= 1u << a->view;
+		*to = a->len_bytes < *to ? a->len_bytes : *to;
+	}
+	return views;
+}
+
+/*
+ * All views that are to have a copy of a range get theirs in one call: a page of which one view has
+ * a copy counts as done. A budget may have ended within it for one of them. Looks at all actions
+ * that are left: there are max_actions. A decision for each view, as a move is, but nothing has
+ * moved.
+ */
+static void copy(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_t now_ns)
+{
+	const struct mb_action first = plan->action[i];
+	struct mb_moved moved[MB_HEAT_VIEWS] = {{0}};
+	unsigned views;
+	int rc = 0;
+
+	for (uint64_t from = 0, to; !rc && (views = views_at(plan, i, from, &to)) != 0; from = to)
+		rc = copy_part(m, first.offset + from, to - from, views, moved);
 	pthread_mutex_lock(&m->lock);
-	m->decision[m->n_decisions++ % MB_MANAGER_DECISIONS] = *d;
+	for (unsigned k = i; k < plan->n_actions; k++) {
+		struct mb_action *a = &plan->action[k];
+		struct mb_decision d = decide(a, now_ns);
+
+		if (!copies_along(&first, a))
+			continue;
+		d.moved = moved[a->view];
+		d.rc = rc;
+		m->decision[m->n_decisions++ % MB_MANAGER_DECISIONS] = d;
+		a->len_bytes = 0; /* done */
+	}
 	pthread_mutex_unlock(&m->lock);
 }
 
@@ -342,19 +408,12 @@ static int move_range(struct mb_manager *m, const struct mb_action *a, struct mb
 static bool act(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_t now_ns)
 {
 	const struct mb_action *a = &plan->action[i];
-	struct mb_decision d = {.time_ns = now_ns,
-		.offset = a->offset,
-		.len_bytes = a->len_bytes,
-		.n_pieces = 1,
-		.why = a->why,
-		.from = a->from,
-		.to = a->to,
-		.gain_ns_per_s = a->gain_ns_per_s};
+	struct mb_decision d = decide(a, now_ns);
 
 	if (!a->len_bytes)
 		return true;
 	if (a->kind == MB_ACTION_REPLICATE) {
-		copy(m, a, &d);
+		copy(m, plan, i, now_ns);
 		return true;
 	}
 	d.rc = is_piece(a) ? move_pieces(m, plan, i, &d) : move_range(m, a, &d);

@@ -21,7 +21,7 @@
 /* Of the mappings that a process may have: replicas take more, see replica.h. */
 #define SHARE_OF_MAX 16u
 
-enum form { SMALL, HUGE_PAGE, UNKNOWN };
+enum form { SMALL, HUGE_PAGE, UNKNOWN, FAILED };
 
 int mb_mover_split_begin(struct mb_mover *m)
 {
@@ -129,7 +129,7 @@ static int note_huge(void *ctx, const struct mb_page_run *run)
 
 /*
  * What the file has there: a huge page is mapped as one where no page table is yet. Nobody tells
- * before Linux 6.7.
+ * before Linux 6.7 (UNKNOWN). FAILED: it could not be mapped.
  */
 static enum form map_alone(const struct mb_mover *m, uint64_t offset)
 {
@@ -137,7 +137,7 @@ static enum form map_alone(const struct mb_mover *m, uint64_t offset)
 
 	if (mmap(m->alone, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
 		    m->config.ram_fd, (off_t)offset) == MAP_FAILED)
-		return SMALL;
+		return FAILED;
 	madvise(m->alone, BLOCK, MADV_HUGEPAGE);
 	madvise(m->alone, BLOCK, MADV_POPULATE_READ);
 	if (!m->pagemap || !(mb_pagemap_features(m->pagemap) & MB_PAGEMAP_SCAN) ||
@@ -162,13 +162,14 @@ static int try(const struct mb_mover *m, uint64_t offset, bool surely, bool *spl
 	form = map_alone(m, offset);
 	if (form == SMALL)
 		return 0;
-	if (form == UNKNOWN && !surely)
+	if (form == FAILED || (form == UNKNOWN && !surely))
 		return -EBUSY;
 	/* Of one page: what is cold is swapped out first. */
 	madvise(m->alone, PAGE, MADV_COLD);
 	/* An attempt that failed leaves a page table, in which no huge page would be mapped. */
 	unmap_alone(m);
-	if (map_alone(m, offset) == HUGE_PAGE)
+	form = map_alone(m, offset);
+	if (form == FAILED || form == HUGE_PAGE)
 		return -EBUSY;
 	*split = true;
 	return 0;

@@ -113,7 +113,7 @@ static int collapse_views(
 
 		copies &= copies - 1;
 		if (copies) {
-			rc = mb_replica_protect(r, v, first, n); /* withdraw */
+			rc = mb_replica_withdraw(r, v, first, n);
 		} else {
 			rc = mb_replica_open(r, v, first, n, may_wait);
 			away &= ~(1u << v);
@@ -231,16 +231,34 @@ int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
 uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes)
 {
 	uint64_t before = r ? __atomic_load_n(&r->bytes, __ATOMIC_RELAXED) : 0, now = before;
+	int rc = 0;
 
-	for (uint64_t i = 0; r && i < r->n_blocks && now && before - now < bytes; i++) {
+	/* A collapse that fails has tried for 10 s. */
+	for (uint64_t i = 0; r && i < r->n_blocks && now && before - now < bytes && !rc; i++) {
 		uint64_t k = __atomic_fetch_add(&r->cursor, 1, __ATOMIC_RELAXED) % r->n_blocks;
 
-		mb_replicas_collapse(r, k * BLOCK, BLOCK);
+		rc = mb_replicas_collapse(r, k * BLOCK, BLOCK);
 		now = __atomic_load_n(&r->bytes, __ATOMIC_RELAXED);
 		if (now > before)
 			before = now; /* others make some */
 	}
 	return before - now;
+}
+
+bool mb_replicas_reclaim_old(struct mb_replicas *r, unsigned n)
+{
+	uint64_t left;
+
+	while (r && n && (left = __atomic_load_n(&r->n_old, __ATOMIC_ACQUIRE)) != 0) {
+		struct block *b = &r->block[left - 1];
+
+		if (__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
+			n = mb_replicas_collapse(r, (left - 1) * BLOCK, BLOCK) ? 0 : n - 1;
+		/* Unless it was begun anew meanwhile. */
+		__atomic_compare_exchange_n(
+			&r->n_old, &left, left - 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+	}
+	return r && __atomic_load_n(&r->n_old, __ATOMIC_RELAXED);
 }
 
 float mb_replicas_share(const struct mb_replicas *r, uint64_t offset, uint64_t len, unsigned view)
@@ -474,7 +492,8 @@ static void replicate_run(
 	rc = replicate_pages(r, b, first, n, job->views);
 	if (!rc) {
 		job->done->copied_bytes += n * PAGE;
-		__atomic_add_fetch(&r->stats.copied_bytes, n * PAGE, __ATOMIC_RELAXED);
+		__atomic_add_fetch(&r->stats.copied_bytes,
+			n * PAGE * (unsigned)__builtin_popcount(job->views), __ATOMIC_RELAXED);
 	} else if (rc == -ECANCELED) {
 		job->done->held_bytes += n * PAGE;
 	} else {
@@ -530,7 +549,7 @@ int mb_replicas_replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, 
 
 /* ---- the beginning, and the end ---- */
 
-int mb_replicas_set_node(struct mb_replicas *r, unsigned view, unsigned node)
+static int prefer_node(struct mb_replicas *r, unsigned view, unsigned node)
 {
 	const uint64_t bytes = r->config.ram_bytes;
 	void *all;
@@ -546,13 +565,22 @@ int mb_replicas_set_node(struct mb_replicas *r, unsigned view, unsigned node)
 	return rc;
 }
 
+int mb_replicas_set_node(struct mb_replicas *r, unsigned view, unsigned node)
+{
+	int rc = view < r->config.n_views ? prefer_node(r, view, node) : -EINVAL;
+
+	if (!rc)
+		__atomic_store_n(&r->n_old, r->n_blocks, __ATOMIC_RELEASE);
+	return rc;
+}
+
 static int open_copies(struct mb_replicas *r, unsigned view)
 {
 	r->copy_fd[view] = memfd_create("mirrorball-copies", MFD_CLOEXEC);
 	if (r->copy_fd[view] < 0 || ftruncate(r->copy_fd[view], (off_t)r->config.ram_bytes))
 		return -errno;
 	if (r->config.view_node[view] >= 0)
-		mb_replicas_set_node(r, view, (unsigned)r->config.view_node[view]);
+		prefer_node(r, view, (unsigned)r->config.view_node[view]);
 	return 0;
 }
 

@@ -22,6 +22,7 @@
 #define STACK_BYTES (256u << 10)
 #define N_MESSAGES  16u
 #define NICE	    (-15)
+#define NAP_NS	    10000000l /* with that priority it must not spin, however a collapse fails */
 #define FEATURES    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
 
 static int new_uffd(bool user_mode_only)
@@ -152,6 +153,7 @@ static void begin(const char *name)
 
 static void *worker_main(void *arg)
 {
+	const struct timespec nap = {.tv_nsec = NAP_NS};
 	struct mb_replicas *r = arg;
 	unsigned from, to;
 	struct block *b;
@@ -169,8 +171,11 @@ static void *worker_main(void *arg)
 		if (!rc)
 			count_fault(r, b->woken_ns - ns);
 		pthread_mutex_unlock(&b->lock);
-		if (rc && !is_over(r))
-			queue(r, b, from, to, ns); /* its writer waits until there is memory */
+		/* Its writer waits until there is memory. */
+		if (rc && !is_over(r)) {
+			queue(r, b, from, to, ns);
+			nanosleep(&nap, NULL);
+		}
 	}
 	return NULL;
 }

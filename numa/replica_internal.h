@@ -78,6 +78,7 @@ struct mb_replicas {
 
 	uint64_t bytes;			/* atomic */
 	uint64_t cursor;		/* atomic: the block where reclaim goes on */
+	uint64_t n_old; /* atomic: blocks from the first on that reclaim_old has left */
 	struct mb_replicas_stats stats; /* its counters are atomic */
 
 	pthread_mutex_t queue_lock;
@@ -98,13 +99,15 @@ static inline enum mapping mb_replica_mapping(uint16_t map, unsigned view)
 /* All on pages [first, first + n), which are alike and in one block. -errno: nothing has changed.
  */
 int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
+/* The same in place of a copy, for a collapse: uses what is in store, and tries for 10 s. */
+int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
 /* *stage: for install, or for drop. */
 int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void **stage);
 /* Takes the stage, even if it fails. */
 int mb_replica_install(
 	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage);
 void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n);
-/* patient: tries for 10 s. */
+/* Uses what is in store; patient: tries for 10 s. */
 int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient);
 /* In every view. */
 void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n);

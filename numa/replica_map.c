@@ -187,6 +187,20 @@ int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uin
 	return rc;
 }
 
+int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
+{
+	int rc;
+
+	for (unsigned i = 0; (rc = mb_replica_protect(r, view, first, n)) != 0; i++) {
+		if (mb_replica_use_store(r))
+			continue;
+		if (i >= TRIES)
+			return rc;
+		nap();
+	}
+	return 0;
+}
+
 /* From the file itself: no page of home enters a page table, and a hole stays one. */
 int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void **stage)
 {

@@ -99,7 +99,7 @@ struct mb_machine {
 	struct mb_vcpus *vcpus;
 	struct mb_tracker *tracker; /* NULL: switched off */
 	struct mb_replicas *replicas; /* NULL: no page has copies */
-	bool copies_elsewhere;	      /* atomic: a view has moved, its copies have not */
+	bool said_copies_stay;	      /* only the main loop */
 	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */
 	struct mb_manager *manager;
 	unsigned n_views;
@@ -215,10 +215,12 @@ void mb_machine_release_memory(struct mb_machine *machine);
  */
 int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_give_up_replicas(struct mb_machine *machine);
-/* A view's vCPUs run on another node: copies are made there, and the manager gives back those there are. */
+/* A view's vCPUs run on another node: its copies are made there, and all that there are, of all
+ * views, are given back bit by bit (mb_machine_reclaim). On the main loop. */
 void mb_machine_move_copies(struct mb_machine *machine, unsigned view);
 void mb_machine_remove_replicas(struct mb_machine *machine);
-/* The manager's; on its thread. Reclaim: when a node is short of memory. */
+/* The manager's; on its thread. Reclaim: some of them, each time, while a node is short of memory
+ * or after a view has moved. */
 int mb_machine_replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done);
 float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view);

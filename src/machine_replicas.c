@@ -6,7 +6,7 @@
 
 /* One in so many bytes of a node is free, or it is short: as low_free_share in policy.h. */
 #define SHORT_SHARE 25u
-#define GIVE_BACK   (256ull << 20)
+#define GIVE_BACK   (256ull << 20) /* a turn of the manager's; a millisecond for each 2 MiB */
 /* In a storm nothing backs off: what was written is copied again as soon as it blows there. */
 #define STORM_BACKOFF_NS 1u
 
@@ -90,11 +90,16 @@ void mb_machine_give_up_replicas(struct mb_machine *machine)
 void mb_machine_move_copies(struct mb_machine *machine, unsigned view)
 {
 	const int node = node_of_view(machine, view);
+	int rc;
 
 	if (!machine->replicas || node < 0)
 		return;
-	mb_replicas_set_node(machine->replicas, view, (unsigned)node);
-	__atomic_store_n(&machine->copies_elsewhere, true, __ATOMIC_RELEASE);
+	rc = mb_replicas_set_node(machine->replicas, view, (unsigned)node);
+	if (!rc || machine->said_copies_stay)
+		return;
+	mb_log("%s: copies of its memory cannot be made on node %d, where view %u runs now: %s",
+		machine->config.name, node, view, strerror(-rc));
+	machine->said_copies_stay = true;
 }
 
 void mb_machine_remove_replicas(struct mb_machine *machine)
@@ -123,10 +128,7 @@ float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
 {
-	/* Not where the view was moved, on the main loop: that takes a millisecond for each 2 MiB.
-	 */
-	if (__atomic_exchange_n(&machine->copies_elsewhere, false, __ATOMIC_ACQUIRE))
-		mb_replicas_reclaim(machine->replicas, UINT64_MAX);
+	mb_replicas_reclaim_old(machine->replicas, GIVE_BACK / MB_HEAT_BLOCK_BYTES);
 	for (unsigned i = 0; i < host->n_nodes; i++) {
 		const struct mb_policy_node *node = &host->node[i];
 

@@ -44,10 +44,14 @@ static int extents(void *ctx, struct mb_extent **out, unsigned *n)
 	return 0;
 }
 
+static uint64_t free_there; /* not 0: on node 1 */
+
 static void look(void *ctx, struct mb_policy_host *host)
 {
 	for (unsigned i = 0; i < host->n_nodes; i++)
 		host->node[i].usable = true;
+	if (free_there)
+		host->node[1].free_bytes = free_there;
 }
 
 static void take_time(void)
@@ -91,7 +95,7 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 static struct {
 	bool possible;
 	unsigned n, views;
-	uint64_t bytes;
+	uint64_t bytes, view_bytes[2];
 } copies;
 
 static int replicate(
@@ -104,6 +108,8 @@ static int replicate(
 	copies.n++;
 	copies.views |= views;
 	copies.bytes += len;
+	for (unsigned v = 0; v < 2; v++)
+		copies.view_bytes[v] += (views >> v & 1) * len;
 	done->copied_bytes = len;
 	return 0;
 }
@@ -117,7 +123,10 @@ static float copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 static const struct mb_manager_ops ops = {
 	.extents = extents, .look = look, .move = move, .copied = copied, .replicate = replicate};
 
-/* Two nodes and views; two extents of 64 MiB, both on node 0, the second one used by view 1. */
+static unsigned n_nodes = 2;
+
+/* Nodes 0 and 1 have a view each; two extents of 64 MiB, both on node 0, the second one used by
+ * view 1. */
 static void make(void)
 {
 	struct mb_manager_config config = {
@@ -126,15 +135,17 @@ static void make(void)
 	memset(&fake, 0, sizeof(fake));
 	mb_policy_defaults(&config.policy);
 	config.policy.replicas = copies.possible;
-	config.host.n_nodes = 2;
-	for (unsigned i = 0; i < 2; i++) {
+	config.host.n_nodes = n_nodes;
+	for (unsigned i = 0; i < n_nodes; i++) {
 		config.host.node[i] = (struct mb_policy_node){.id = (int)i,
 			.usable = true,
 			.has_cpus = true,
 			.total_bytes = 4096 * MIB,
 			.free_bytes = 2048 * MIB,
-			.distance = {21, 21}};
+			.distance = {21, 21, 21}};
 		config.host.node[i].distance[i] = 10;
+	}
+	for (unsigned i = 0; i < 2; i++) {
 		config.view[i].weight[i] = 2;
 		fake.extent[i] = (struct mb_extent){.offset = i * 64 * MIB,
 			.len_bytes = 64 * MIB,
@@ -209,7 +220,6 @@ START_TEST(test_set_view)
 }
 END_TEST
 
-/* What could not move waits, as what moved does. */
 /* What both views read is copied for the one that is far from it. */
 START_TEST(test_copies)
 {
@@ -244,6 +254,54 @@ START_TEST(test_copies)
 }
 END_TEST
 
+/*
+ * Both are far from it: each gets its copy, in one call, whatever else is worth more than one of
+ * the copies. _i: the second one's node has no room for all of it.
+ */
+START_TEST(test_copies_of_both)
+{
+	uint64_t decided[2] = {0}, moved[2] = {0};
+	struct mb_decision d[16];
+	unsigned n;
+
+	copies.possible = true;
+	n_nodes = 3;
+	free_there = _i ? 200 * MIB : 0;
+	make();
+	fake.n = _i ? 1 : 2;
+	for (unsigned i = 0; i < fake.n; i++) {
+		fake.extent[i].offset = (i + 1) * 64 * MIB;
+		fake.extent[i].node = 2;
+		fake.extent[i].view[i].write = 0;
+		fake.extent[i].view[0].read = i ? 80 : 100;
+		fake.extent[i].view[1].read = i ? 40 : 50;
+	}
+	mb_manager_step(manager, SECOND);
+	n = mb_manager_decisions(manager, d, 16);
+	for (unsigned i = 0; i < n; i++) {
+		ck_assert_int_eq(d[i].why, MB_WHY_REPLICATE);
+		ck_assert_int_eq(d[i].from, 2);
+		ck_assert_int_eq(d[i].rc, 0);
+		decided[d[i].to] += d[i].len_bytes;
+		moved[d[i].to] += d[i].moved.moved_bytes;
+	}
+	ck_assert_uint_eq(n, 2 * fake.n);
+	ck_assert_uint_eq(copies.n, 2);
+	ck_assert_uint_eq(copies.bytes, fake.n * 64 * MIB);
+	ck_assert_uint_eq(copies.view_bytes[0], copies.bytes);
+	if (_i)
+		ck_assert(copies.view_bytes[1] > 0 && copies.view_bytes[1] < 64 * MIB);
+	else
+		ck_assert_uint_eq(copies.view_bytes[1], copies.bytes);
+	for (unsigned v = 0; v < 2; v++) {
+		ck_assert_uint_eq(decided[v], copies.view_bytes[v]);
+		ck_assert_uint_eq(moved[v], copies.view_bytes[v]);
+	}
+	mb_manager_destroy(manager);
+}
+END_TEST
+
+/* What could not move waits, as what moved does. */
 START_TEST(test_busy)
 {
 	struct mb_manager_stats stats;
@@ -481,6 +539,7 @@ int main(void)
 	tcase_add_test(cases, test_moves_what_is_far);
 	tcase_add_test(cases, test_set_view);
 	tcase_add_test(cases, test_copies);
+	tcase_add_loop_test(cases, test_copies_of_both, 0, 2);
 	tcase_add_test(cases, test_busy);
 	tcase_add_test(cases, test_held);
 	tcase_add_test(cases, test_errors);

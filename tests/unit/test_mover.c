@@ -3,8 +3,9 @@
  * The mover on real mappings of a real file in memory. What moves needs two nodes:
  * tests/lab/test-mover.sh runs this there. Threads of the test are the vCPUs.
  */
-#include "run.h"
+#include "../../numa/mover_internal.h"
 #include "mappings.h"
+#include "run.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +25,6 @@
 
 #define BYTES (8ull << 20)
 #define VIEWS 2u
-#define PAGE  4096ull
 #define NONE  (-1)
 
 static int fd, nodes[2] = {NONE, NONE};
@@ -437,6 +437,52 @@ START_TEST(test_split_again)
 }
 END_TEST
 
+/* In place of libc's, for numa/mover_split.c too: mappings of this file at a given place fail,
+ * after so many that do not. */
+static int fail_fd = -1;
+static unsigned fail_after, n_failed;
+
+void *mmap(void *at, size_t len, int prot, int flags, int file, off_t offset)
+{
+	if (file >= 0 && file == fail_fd && flags & MAP_FIXED) {
+		if (!fail_after) {
+			n_failed++;
+			errno = ENOMEM;
+			return MAP_FAILED;
+		}
+		fail_after--;
+	}
+	return (void *)syscall(SYS_mmap, at, len, prot, flags, file, offset);
+}
+
+/* _i: where one of the mappings fails that it takes, nothing was taken apart; with more than it
+ * takes all is well. */
+START_TEST(test_split_without_mappings)
+{
+	struct mb_moved moved = {0};
+	int rc;
+
+	make(true, true, BYTES);
+	/* Also where huge pages are not made by themselves. */
+	if (!pmd_mapped() && madvise(view[0].base, MB_HEAT_BLOCK_BYTES, MADV_COLLAPSE)) {
+		skip("huge pages of files in memory");
+		finish();
+		return;
+	}
+	fail_after = (unsigned)_i;
+	fail_fd = fd;
+	rc = mb_mover_split(mover, 0, &moved);
+	fail_fd = -1;
+	printf("split: %u mappings, then %u failed\n", (unsigned)_i - fail_after, n_failed);
+	ck_assert(_i || n_failed);
+	ck_assert(_i < 4 || !n_failed);
+	ck_assert_int_eq(rc, n_failed ? -EBUSY : 0);
+	ck_assert_uint_eq(moved.split_bytes, n_failed ? 0 : MB_HEAT_BLOCK_BYTES);
+	check(BYTES, 0);
+	finish();
+}
+END_TEST
+
 /* Every third page of a part of a block. _i: 1: which is a huge page, taken apart for it. */
 START_TEST(test_pieces)
 {
@@ -683,6 +729,7 @@ int main(void)
 	tcase_add_loop_test(beside, test_beside_writers, 0, 4);
 	tcase_add_loop_test(beside, test_split, 0, 4);
 	tcase_add_test(beside, test_split_again);
+	tcase_add_loop_test(beside, test_split_without_mappings, 0, 5);
 	tcase_add_loop_test(beside, test_pieces, 0, 2);
 	suite_add_tcase(suite, beside);
 	tcase_set_timeout(left, 60);

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/pagemap.h>
 #include <mirrorball/ram_file.h>
@@ -184,6 +185,7 @@ START_TEST(test_copies)
 					  (float)(views >> v & 1));
 				ck_assert_uint_eq(ask().view_bytes[v], (views >> v & 1) * len);
 			}
+			ck_assert_uint_eq(ask().copied_bytes, ask().bytes);
 			ck_assert_uint_eq(replicate(offset, len, views).there_bytes, len);
 			*word_at(writer, at) = 4711;
 			check_but(at, 4711);
@@ -234,8 +236,61 @@ START_TEST(test_set_node)
 	replicate(BLOCK, BLOCK, 2);
 	expect_policy(" prefer:0 ");
 	check();
-	/* No such node. */
+	/* No such node, or view; nothing is old then. */
+	while (mb_replicas_reclaim_old(replicas, 1))
+		;
+	replicate(0, BLOCK, 2);
 	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 1023), -EINVAL);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 2, 0), -EINVAL);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, MB_HEAT_VIEWS, 0), -EINVAL);
+	ck_assert(!mb_replicas_reclaim_old(replicas, 1));
+	ck_assert_uint_eq(ask().bytes, BLOCK);
+	finish();
+}
+END_TEST
+
+/* What was copied before a view's node was set is given back bit by bit, what is copied meanwhile
+ * no more than once. */
+START_TEST(test_reclaim_old)
+{
+	const uint64_t n = BYTES / BLOCK;
+
+	if (!make(2))
+		return;
+	mb_replicas_destroy(replicas);
+	config.view_node[1] = 0;
+	config.uffd = mb_replicas_open_uffd(true);
+	ck_assert_int_eq(mb_replicas_create(&config, &replicas, NULL), 0);
+	ck_assert(!mb_replicas_reclaim_old(NULL, 1));
+	replicate(0, BYTES, 3);
+	/* None is old yet. */
+	ck_assert(!mb_replicas_reclaim_old(replicas, UINT_MAX));
+	ck_assert_uint_eq(ask().bytes, 2 * BYTES);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
+	ck_assert(mb_replicas_reclaim_old(replicas, 0));
+	ck_assert_uint_eq(ask().bytes, 2 * BYTES);
+	for (uint64_t left = n - 1; left; left--) {
+		ck_assert(mb_replicas_reclaim_old(replicas, 1));
+		ck_assert_uint_eq(ask().bytes, 2 * BYTES - 2 * BLOCK);
+		/* As the manager does, the same again: the bytes there are do not get fewer. */
+		replicate(0, BYTES, 3);
+		ck_assert_uint_eq(ask().bytes, 2 * BYTES);
+	}
+	ck_assert(!mb_replicas_reclaim_old(replicas, 2));
+	ck_assert_uint_eq(ask().bytes, 2 * BYTES - 2 * BLOCK);
+	/* Of views that stayed, too, and of single pages. */
+	mb_replicas_reclaim(replicas, UINT64_MAX);
+	for (uint64_t at = 0; at < BYTES; at += BLOCK)
+		replicate(at + 7 * PAGE, PAGE, 1);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
+	ck_assert(mb_replicas_reclaim_old(replicas, (unsigned)n - 1));
+	ck_assert_uint_eq(ask().bytes, PAGE);
+	/* Begun anew. */
+	replicate(BYTES - BLOCK, BLOCK, 2);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 0, 0), 0);
+	ck_assert(!mb_replicas_reclaim_old(replicas, 3));
+	ck_assert_uint_eq(ask().bytes, 0);
+	check();
 	finish();
 }
 END_TEST
@@ -533,6 +588,15 @@ static const struct mb_replica_calls bad_calls = {.map = bad_map,
 	.control = bad_control,
 	.read = bad_read};
 
+static void *end_failures(void *arg)
+{
+	while (ask().n_failures < 3)
+		usleep(1000);
+	usleep(300000);
+	__atomic_store_n(&fail_after, INT_MAX, __ATOMIC_RELAXED);
+	return NULL;
+}
+
 /* Each call of a replication fails, once or thrice, for whatever reason; then each of a collapse.
  * Then all is well. */
 START_TEST(test_failures)
@@ -670,6 +734,66 @@ START_TEST(test_no_mappings_left)
 }
 END_TEST
 
+/* The same where both views have a copy, of which one is withdrawn first. _i: by a write, by who
+ * holds it, by who wants memory. */
+START_TEST(test_no_mappings_left_of_two)
+{
+	uint64_t len;
+	char *taken;
+
+	if (!make(2))
+		return;
+	replicate(0, BLOCK, 3);
+	taken = use_up_mappings(&len);
+	if (!taken) {
+		finish();
+		skip("vm.max_map_count is too high to be reached");
+		return;
+	}
+	if (_i == 0) {
+		*word_at(0, 100 * PAGE) = word(100 * PAGE);
+	} else if (_i == 1) {
+		ck_assert_int_eq(mb_replicas_hold(replicas, 100 * PAGE, PAGE), 0);
+		mb_replicas_release(replicas, 100 * PAGE, PAGE);
+	} else {
+		mb_replicas_reclaim(replicas, BYTES);
+	}
+	ck_assert_uint_gt(ask().n_failures, 0);
+	ck_assert(is_one(100 * PAGE));
+	check();
+	munmap(taken, len);
+	finish();
+}
+END_TEST
+
+/* Nothing can be mapped for a while. _i: who holds a page waits, or who writes it; nobody spins. */
+START_TEST(test_no_memory_for_a_while)
+{
+	const uint64_t at = 100 * PAGE;
+	pthread_t ends;
+
+	config.calls = &bad_calls;
+	if (!make(2))
+		return;
+	ck_assert_uint_eq(replicate(0, BLOCK, 3).copied_bytes, BLOCK);
+	fail_how = 0;
+	fail_times = INT_MAX / 2;
+	__atomic_store_n(&fail_after, 0, __ATOMIC_RELAXED);
+	ck_assert_int_eq(pthread_create(&ends, NULL, end_failures, NULL), 0);
+	if (_i) {
+		*word_at(0, at) = word(at);
+	} else {
+		ck_assert_int_eq(mb_replicas_hold(replicas, at, PAGE), 0);
+		mb_replicas_release(replicas, at, PAGE);
+	}
+	pthread_join(ends, NULL);
+	ck_assert_uint_le(ask().n_failures, 1000);
+	ck_assert(is_one(at));
+	check();
+	finish();
+}
+END_TEST
+
 static Suite *make_suite(void)
 {
 	Suite *suite = suite_create("replica");
@@ -677,6 +801,7 @@ static Suite *make_suite(void)
 
 	tcase_add_loop_test(all, test_copies, 0, 8);
 	tcase_add_test(all, test_set_node);
+	tcase_add_test(all, test_reclaim_old);
 	tcase_add_test(all, test_mappings);
 	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);
@@ -687,6 +812,8 @@ static Suite *make_suite(void)
 	tcase_add_loop_test(all, test_failures, 0, 4);
 	tcase_add_test(all, test_writer_comes_first);
 	tcase_add_test(all, test_no_mappings_left);
+	tcase_add_loop_test(all, test_no_mappings_left_of_two, 0, 3);
+	tcase_add_loop_test(all, test_no_memory_for_a_while, 0, 2);
 	tcase_set_timeout(all, 60);
 	suite_add_tcase(suite, all);
 	return suite;

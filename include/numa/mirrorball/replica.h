@@ -75,7 +75,7 @@ void mb_replicas_destroy(struct mb_replicas *replicas);
 /* What became of each byte; they add up to the length. */
 struct mb_replicated {
 	uint64_t copied_bytes;	/* every view that was asked for has its copy */
-	uint64_t there_bytes;	/* had copies already */
+	uint64_t there_bytes;	/* had copies already, of any view: that stays as it is */
 	uint64_t waiting_bytes; /* written not long ago: backs off */
 	uint64_t held_bytes;	/* held, or written meanwhile */
 	uint64_t full_bytes;	/* no room: the bound of bytes, or of mappings */
@@ -92,11 +92,25 @@ int mb_replicas_replicate(struct mb_replicas *replicas, uint64_t offset, uint64_
 /* No page of it has a copy then. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
-/* Collapses until so many bytes of copies are given back; returns how many were. Takes NULL. */
+/*
+ * Collapses until so many bytes of copies are given back, or one collapse fails; returns how many
+ * were. Takes NULL.
+ */
 uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes);
 
-/* Where copies of this view should be that are made from now on. -errno of mmap(2), mbind(2). */
+/*
+ * Where copies of this view should be that are made from now on; those there are become old.
+ * -EINVAL: no such view; -errno of mmap(2), mbind(2).
+ */
 int mb_replicas_set_node(struct mb_replicas *replicas, unsigned view, unsigned node);
+
+/*
+ * Collapses up to n blocks of 2 MiB that had copies when a view's node was last set, of whatever
+ * views: which nodes need copies, and where home should be, is to be decided anew. False when none
+ * is left, which comes however many copies others make: it goes over all blocks once, and what
+ * could not be collapsed stays. One thread at a time. Takes NULL.
+ */
+bool mb_replicas_reclaim_old(struct mb_replicas *replicas, unsigned n);
 
 /*
  * From the return of hold to release with the same range no page in it has a copy, nor any in the
@@ -126,7 +140,7 @@ struct mb_replicas_stats {
 	uint64_t bytes, max_bytes;	 /* of copies, now */
 	uint64_t view_bytes[MB_HEAT_VIEWS]; /* that each view reads from a copy, now */
 	uint64_t mappings, max_mappings; /* that they add */
-	uint64_t copied_bytes;		 /* so far */
+	uint64_t copied_bytes;		 /* of copies, so far */
 	uint64_t n_faults;		 /* writes that were waited for */
 	uint64_t n_collapsed;		 /* pages that were one again because of them */
 	uint64_t n_failures;		 /* system calls */
