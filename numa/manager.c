@@ -16,13 +16,22 @@
 #define PAGE	     MB_HEAT_PAGE_BYTES
 #define BLOCK	     MB_HEAT_BLOCK_BYTES
 
+/* Half of a storm. */
+struct gusts {
+	uint64_t took_ns; /* all so far */
+	uint32_t n;	  /* so far: the seed of the next one */
+};
+
 struct mb_manager {
 	struct mb_manager_config config; /* host and view: only the thread that steps */
 	struct mb_policy *policy;	 /* only the thread that steps */
 	pthread_t thread;
 	bool runs;
 	bool said_error;    /* only the thread that steps */
-	uint64_t looked_ns; /* only the thread that steps: in a storm */
+	uint64_t rest_ns;   /* only the thread that steps: until the next one */
+	/* Only the thread that steps, in a storm. */
+	uint64_t looked_ns;
+	struct gusts moves, copies;
 
 	/* Protects what follows; no other lock is taken under it, and nothing is called. */
 	pthread_mutex_t lock;
@@ -50,6 +59,7 @@ int mb_manager_create(const struct mb_manager_config *config, struct mb_manager 
 	m->config = *config;
 	memcpy(m->view, config->view, sizeof(m->view));
 	m->sample_every = 1;
+	m->rest_ns = SECOND_NS;
 	rc = mb_policy_create(&m->policy);
 	if (rc) {
 		free(m);
@@ -485,26 +495,35 @@ static void blow_copies(struct mb_manager *m, uint32_t seed)
 			1 + seed % ((1u << m->config.n_views) - 1), &done);
 }
 
-/*
- * Not a decision: nobody wanted it. Where there are copies, most of it is copied: to move a page
- * interrupts every vCPU that has it, to copy a block does so a few times.
- */
-static void blow(struct mb_manager *m, uint32_t seed)
+/* Not a decision: nobody wanted it. */
+static void blow_moves(struct mb_manager *m, uint32_t seed)
 {
 	const struct mb_move move = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
 	struct mb_moved moved = {0};
 	int rc;
 
-	if (m->config.policy.replicas && (seed + 1) % MB_STORM_COPIES) {
-		blow_copies(m, seed);
-		return;
-	}
 	rc = move.len_bytes ? m->config.ops->move(m->config.ctx, &move, &moved) : 0;
 	if (rc && rc != -ECANCELED)
 		complain(m, "move memory", rc);
 	pthread_mutex_lock(&m->lock);
 	note_moved(m, &moved, -1, (int)move.node);
 	pthread_mutex_unlock(&m->lock);
+}
+
+/*
+ * Moves and copies have the same share of time, not of steps: how long a step of either takes is up
+ * to the host, and to what the guest does.
+ */
+static void blow(struct mb_manager *m)
+{
+	const bool copies = m->config.policy.replicas && m->copies.took_ns < m->moves.took_ns;
+	struct gusts *gusts = copies ? &m->copies : &m->moves;
+	uint64_t begin_ns = mb_now_ns(), took_ns;
+
+	(copies ? blow_copies : blow_moves)(m, gusts->n++);
+	took_ns = mb_now_ns() - begin_ns;
+	gusts->took_ns += took_ns;
+	m->rest_ns = mb_storm_rest_ns(copies ? took_ns : 0);
 }
 
 /*
@@ -578,7 +597,7 @@ void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
 		step(m, now_ns);
 	}
 	if (m->config.storm_bytes)
-		blow(m, (uint32_t)n);
+		blow(m);
 	pthread_mutex_lock(&m->lock);
 	m->stats.n_steps++;
 	m->stats.step_ns = mb_now_ns() - begin_ns;
@@ -590,23 +609,18 @@ void mb_manager_step(struct mb_manager *m, uint64_t now_ns)
 static void *thread_main(void *arg)
 {
 	struct mb_manager *m = arg;
-	const bool storm = m->config.storm_bytes;
-	uint64_t rest_ns = SECOND_NS / (storm ? MB_STORM_TIMES : 1);
 
 	pthread_setname_np(pthread_self(), "manager");
 	pthread_mutex_lock(&m->lock);
 	while (!m->stop) {
-		uint64_t until_ns = mb_now_ns() + rest_ns, begin_ns;
+		uint64_t until_ns = mb_now_ns() + m->rest_ns;
 		struct timespec ts = {.tv_sec = (time_t)(until_ns / SECOND_NS),
 			.tv_nsec = (long)(until_ns % SECOND_NS)};
 
 		if (pthread_cond_timedwait(&m->wake, &m->lock, &ts) != ETIMEDOUT)
 			continue;
 		pthread_mutex_unlock(&m->lock);
-		begin_ns = mb_now_ns();
-		mb_manager_step(m, begin_ns);
-		if (storm)
-			rest_ns = mb_storm_rest_ns(mb_now_ns() - begin_ns);
+		mb_manager_step(m, mb_now_ns());
 		pthread_mutex_lock(&m->lock);
 	}
 	pthread_mutex_unlock(&m->lock);

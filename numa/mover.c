@@ -13,11 +13,7 @@
 
 #define TRIES 3u /* at a page that a vCPU took back meanwhile, or the kernel had in hand */
 #define FEW   8u /* pages, the last time */
-/* A batch that took longer makes the next ones smaller: beside vCPUs that use those pages the
- * kernel may try a page again and again. */
-#define LONG_NS 50000000ull
-#define LEAST	16u
-#define FULL	(4ull << 20) /* a node with less free memory than that gives none */
+#define FULL  (4ull << 20) /* a node with less free memory than that gives none */
 
 int mb_mover_create(const struct mb_mover_config *config, struct mb_mover **out)
 {
@@ -31,7 +27,7 @@ int mb_mover_create(const struct mb_mover_config *config, struct mb_mover **out)
 		return -ENOMEM;
 	m->config = *config;
 	m->moves_mapped = config->may_move_mapped;
-	m->most = MB_MOVER_BATCH_PAGES;
+	m->batch.pages = MB_MOVER_BATCH_PAGES;
 	pthread_mutex_init(&m->lock, NULL);
 	rc = mb_mover_split_begin(m);
 	if (rc) {
@@ -299,10 +295,8 @@ static int guarded_send(struct mb_mover *m, struct part *p, struct batch *b, str
 	pthread_mutex_unlock(&m->lock);
 	if (took_ns > moved->longest_ns)
 		moved->longest_ns = took_ns;
-	if (took_ns > LONG_NS && m->most > LEAST)
-		m->most /= 2;
-	else if (took_ns < LONG_NS / 8 && m->most < MB_MOVER_BATCH_PAGES)
-		m->most *= 2;
+	if (!rc)
+		mb_batch_size_note(&m->batch, b->n, took_ns);
 	return rc;
 }
 
@@ -310,7 +304,7 @@ static int guarded_send(struct mb_mover *m, struct part *p, struct batch *b, str
 static int try(struct mb_mover *m, struct part *p, unsigned turn, struct mb_moved *moved)
 {
 	/* Of fewer pages fewer are taken back meanwhile. */
-	unsigned most = turn < 2 ? m->most : FEW;
+	unsigned most = turn < 2 ? m->batch.pages : FEW;
 	struct batch b = {.span = 1, .turn = turn};
 	unsigned at = 0;
 	int rc = 0;

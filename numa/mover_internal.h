@@ -6,13 +6,15 @@
 #include <mirrorball/pagemap.h>
 #include <pthread.h>
 
+#include "batch_size.h"
+
 #define PAGE  MB_HEAT_PAGE_BYTES
 #define BLOCK MB_HEAT_BLOCK_BYTES
 
 struct mb_mover {
 	struct mb_mover_config config;
 	bool moves_mapped; /* with MPOL_MF_MOVE_ALL */
-	unsigned most;	   /* pages of a batch */
+	struct mb_batch_size batch;
 	unsigned n_holds;  /* atomic */
 	/* Held for each batch, so that who holds the mover waits for its end. */
 	pthread_mutex_t lock;

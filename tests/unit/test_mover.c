@@ -23,6 +23,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "../../numa/batch_size.h"
+
 #define BYTES (8ull << 20)
 #define VIEWS 2u
 #define NONE  (-1)
@@ -712,6 +714,36 @@ START_TEST(test_hold)
 }
 END_TEST
 
+/* So many calls of as many pages as may be, each of which takes that long. */
+static unsigned batch_after(
+	struct mb_batch_size *size, unsigned calls, uint64_t call_ns, uint64_t page_ns)
+{
+	while (calls--)
+		mb_batch_size_note(size, size->pages, call_ns + page_ns * size->pages);
+	return size->pages;
+}
+
+START_TEST(test_batch_size)
+{
+	struct mb_batch_size size = {.pages = MB_MOVER_BATCH_PAGES};
+
+	ck_assert_uint_eq(batch_after(&size, 20, 1000, 20000), MB_MOVER_BATCH_PAGES);
+	/* Pages take long, then they do not. */
+	ck_assert_uint_le(batch_after(&size, 20, 1000, 8000000), 64);
+	ck_assert_uint_eq(batch_after(&size, 20, 1000, 80000000), 16);
+	ck_assert_uint_eq(batch_after(&size, 20, 1000, 20000), MB_MOVER_BATCH_PAGES);
+	/* It is the call: after a few small ones they are large again, if it is within a second. */
+	batch_after(&size, 20, 150000000, 20000);
+	ck_assert_uint_eq(batch_after(&size, 20, 150000000, 20000), MB_MOVER_BATCH_PAGES);
+	ck_assert_uint_eq(batch_after(&size, 20, 2000000000, 20000), 16);
+	/* A large one says nothing about the cost of a call. */
+	size = (struct mb_batch_size){.pages = MB_MOVER_BATCH_PAGES};
+	mb_batch_size_note(&size, MB_MOVER_BATCH_PAGES, 15000000000);
+	ck_assert_uint_eq(size.pages, MB_MOVER_BATCH_PAGES / 2);
+	ck_assert_uint_eq(size.call_ns, 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("mover");
@@ -722,6 +754,7 @@ int main(void)
 	tcase_add_test(moves, test_nothing_to_do);
 	tcase_add_test(moves, test_bad_moves);
 	tcase_add_test(moves, test_hold);
+	tcase_add_test(moves, test_batch_size);
 	tcase_add_loop_test(moves, test_moves, 0, 4);
 	suite_add_tcase(suite, moves);
 	tcase_set_timeout(beside, 240);
