@@ -335,10 +335,11 @@ static void copy(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_
 	pthread_mutex_lock(&m->lock);
 	for (unsigned k = i; k < plan->n_actions; k++) {
 		struct mb_action *a = &plan->action[k];
-		struct mb_decision d = decide(a, now_ns);
+		struct mb_decision d;
 
 		if (!copies_along(&first, a))
 			continue;
+		d = decide(a, now_ns);
 		d.moved = moved[a->view];
 		d.rc = rc;
 		m->decision[m->n_decisions++ % MB_MANAGER_DECISIONS] = d;

@@ -197,11 +197,8 @@ static bool gather(const struct work *w, struct unit *u)
 /* Time a second that its accesses take longer when it is mapped in small pages. */
 static double small_cost(const struct work *w, const struct unit *u)
 {
-	double accesses = 0;
-
-	for (unsigned v = 0; v < w->n_views; v++)
-		accesses += mb_policy_accesses(u, v);
-	return accesses / w->config->page_touch_accesses * w->config->small_walk_ns;
+	return mb_policy_all_accesses(w, u) / w->config->page_touch_accesses *
+	       w->config->small_walk_ns;
 }
 
 /* Replicas for the views that are far from it, if that is worth it. */
@@ -316,28 +313,34 @@ static void bear(const struct work *w, struct unit *u, const struct together *t)
 	u->gain -= u->small_ns;
 }
 
-/* For whom that is too much leaves it to the others; until it is not for any of them. */
+/* Those for whom that is too much leave it to the others. False: there are none. */
+static bool drop_losers(
+	const struct work *w, unsigned first, unsigned end, const struct together *t)
+{
+	bool dropped = false;
+
+	for (unsigned i = first; i < end; i++) {
+		struct unit borne = w->unit[i];
+
+		if (!mb_policy_is_move(borne.why))
+			continue;
+		bear(w, &borne, t);
+		if (mb_policy_pays_back(w, borne.gain, borne.cost_ns))
+			continue;
+		borne.why = MB_WHY_NO_PAYBACK;
+		w->unit[i] = borne;
+		dropped = true;
+	}
+	return dropped;
+}
+
 static void share_split(const struct work *w, unsigned first, unsigned end)
 {
-	for (bool all_pay = false; !all_pay;) {
-		const struct together t = add_up(w, first, end);
+	struct together t;
 
-		all_pay = true;
-		for (unsigned i = first; i < end; i++) {
-			struct unit borne = w->unit[i];
-
-			if (!mb_policy_is_move(borne.why))
-				continue;
-			bear(w, &borne, &t);
-			if (mb_policy_pays_back(w, borne.gain, borne.cost_ns))
-				continue;
-			borne.why = MB_WHY_NO_PAYBACK;
-			w->unit[i] = borne;
-			all_pay = false;
-		}
-	}
-	const struct together t = add_up(w, first, end);
-
+	do
+		t = add_up(w, first, end);
+	while (drop_losers(w, first, end, &t));
 	for (unsigned i = first; i < end; i++)
 		if (mb_policy_is_move(w->unit[i].why))
 			bear(w, &w->unit[i], &t);

@@ -81,6 +81,16 @@ static inline double mb_policy_accesses(const struct unit *u, unsigned view)
 	return u->read[view] + u->write[view];
 }
 
+/* Of all views. */
+static inline double mb_policy_all_accesses(const struct work *w, const struct unit *u)
+{
+	double sum = 0;
+
+	for (unsigned v = 0; v < w->n_views; v++)
+		sum += mb_policy_accesses(u, v);
+	return sum;
+}
+
 /* policy_input.c: fills in units and parts. -ENOMEM. */
 int mb_policy_read(const struct mb_policy *policy, struct work *w);
 /* -1: not one of the host's. */

@@ -40,10 +40,8 @@ static void allow_spread(struct work *w)
 
 		if (u->node < 0 || !(node[u->node].busy > least))
 			continue;
-		for (unsigned v = 0; v < w->n_views; v++)
-			w->spread[u->node] += mb_policy_accesses(u, v) *
-					      (node[u->node].busy - least) /
-					      (2 * node[u->node].busy);
+		w->spread[u->node] += mb_policy_all_accesses(w, u) * (node[u->node].busy - least) /
+				      (2 * node[u->node].busy);
 	}
 }
 
@@ -188,12 +186,10 @@ static int migrate(struct mb_policy *policy, struct work *w, struct unit *u)
 
 static int spread(struct mb_policy *policy, struct work *w, struct unit *u)
 {
-	double accesses = 0;
+	const double accesses = mb_policy_all_accesses(w, u);
 	uint64_t len;
 	int rc = 0;
 
-	for (unsigned v = 0; v < w->n_views; v++)
-		accesses += mb_policy_accesses(u, v);
 	len = may_go(policy, w, u, u->target, u->len_bytes, &u->rest);
 	/* No more than makes both equally busy; one granule at least. */
 	if ((double)len * accesses / (double)u->len_bytes > w->spread[u->node]) {

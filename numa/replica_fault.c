@@ -8,7 +8,6 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "replica_internal.h"
@@ -22,7 +21,6 @@
 #define STACK_BYTES (256u << 10)
 #define N_MESSAGES  16u
 #define NICE	    (-15)
-#define NAP_NS	    10000000l /* with that priority it must not spin, however a collapse fails */
 #define FEATURES    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
 
 static int new_uffd(bool user_mode_only)
@@ -153,7 +151,6 @@ static void begin(const char *name)
 
 static void *worker_main(void *arg)
 {
-	const struct timespec nap = {.tv_nsec = NAP_NS};
 	struct mb_replicas *r = arg;
 	unsigned from, to;
 	struct block *b;
@@ -171,10 +168,10 @@ static void *worker_main(void *arg)
 		if (!rc)
 			count_fault(r, b->woken_ns - ns);
 		pthread_mutex_unlock(&b->lock);
-		/* Its writer waits until there is memory. */
+		/* Its writer waits until there is memory. At this priority nobody must spin. */
 		if (rc && !is_over(r)) {
 			queue(r, b, from, to, ns);
-			nanosleep(&nap, NULL);
+			mb_replica_nap();
 		}
 	}
 	return NULL;

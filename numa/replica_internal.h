@@ -109,6 +109,8 @@ int mb_replica_install(
 void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n);
 /* Uses what is in store; patient: tries for 10 s. */
 int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient);
+/* 10 ms, before what has failed is tried again. */
+void mb_replica_nap(void);
 /* In every view. */
 void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n);
 /* The memory of these views' copies, which no view maps: n_copies pages, all views together. */

@@ -33,7 +33,7 @@ static char *view_at(const struct mb_replicas *r, unsigned view, uint64_t first)
 	return (char *)r->config.view_base[view] + first * PAGE;
 }
 
-static void nap(void)
+void mb_replica_nap(void)
 {
 	struct timespec wait = {.tv_nsec = NAP_NS};
 
@@ -156,7 +156,7 @@ static int place(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t 
 			return rc;
 		if (i == TRIES)
 			end_with_hole(r, rc);
-		nap();
+		mb_replica_nap();
 	}
 	return 0;
 }
@@ -196,7 +196,7 @@ int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, ui
 			continue;
 		if (i >= TRIES)
 			return rc;
-		nap();
+		mb_replica_nap();
 	}
 	return 0;
 }
@@ -250,7 +250,7 @@ int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64
 			return rc;
 		if (i >= TRIES)
 			end_with_hole(r, rc);
-		nap();
+		mb_replica_nap();
 	}
 	note(r, view, first, n, HOME_OPEN);
 	return 0;

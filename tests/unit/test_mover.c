@@ -23,8 +23,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "../../numa/batch_size.h"
-
 #define BYTES (8ull << 20)
 #define VIEWS 2u
 #define NONE  (-1)

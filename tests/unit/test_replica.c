@@ -704,21 +704,30 @@ START_TEST(test_writer_comes_first)
 }
 END_TEST
 
+/* These views have copies of a block, and then nobody gets a mapping. NULL: not on this host. */
+static char *make_without_mappings(unsigned views, uint64_t *len)
+{
+	char *taken;
+
+	if (!make(2))
+		return NULL;
+	replicate(0, BLOCK, views);
+	taken = use_up_mappings(len);
+	if (!taken) {
+		finish();
+		skip("vm.max_map_count is too high to be reached");
+	}
+	return taken;
+}
+
 /* Others have taken all: those in store do for a collapse, and nothing more is copied. */
 START_TEST(test_no_mappings_left)
 {
 	uint64_t len;
-	char *taken;
+	char *taken = make_without_mappings(2, &len);
 
-	if (!make(2))
+	if (!taken)
 		return;
-	replicate(0, BLOCK, 2);
-	taken = use_up_mappings(&len);
-	if (!taken) {
-		finish();
-		skip("vm.max_map_count is too high to be reached");
-		return;
-	}
 	*word_at(0, 100 * PAGE) = word(100 * PAGE);
 	*word_at(1, 200 * PAGE) = word(200 * PAGE);
 	ck_assert_uint_gt(ask().n_failures, 0);
@@ -739,17 +748,10 @@ END_TEST
 START_TEST(test_no_mappings_left_of_two)
 {
 	uint64_t len;
-	char *taken;
+	char *taken = make_without_mappings(3, &len);
 
-	if (!make(2))
+	if (!taken)
 		return;
-	replicate(0, BLOCK, 3);
-	taken = use_up_mappings(&len);
-	if (!taken) {
-		finish();
-		skip("vm.max_map_count is too high to be reached");
-		return;
-	}
 	if (_i == 0) {
 		*word_at(0, 100 * PAGE) = word(100 * PAGE);
 	} else if (_i == 1) {

@@ -54,8 +54,8 @@ struct mb_policy_config {
 	double copy_page_ns; /* 8000: a replica: protect in every view, copy, map */
 	/* 50: what a touch of a 4 KiB page takes longer from then on where 2 MiB were mapped at
 	 * once, as where it has a replica or was taken apart: a walk of page tables after a miss of
-	 * the TLB. bench/small-pages: 13 to 30
-	 * ns where page tables stay in a cache, 100 to 180 where they do not */
+	 * the TLB. bench/small-pages: 13 to 28 ns where page tables stay in a cache, 96 to 262
+	 * where they do not */
 	double small_walk_ns;
 
 	/* Who counts as a user. */
