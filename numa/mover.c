@@ -296,7 +296,7 @@ static int guarded_send(struct mb_mover *m, struct part *p, struct batch *b, str
 	if (took_ns > moved->longest_ns)
 		moved->longest_ns = took_ns;
 	if (!rc)
-		mb_batch_size_note(&m->batch, b->n, took_ns);
+		mb_batch_size_note(&m->batch, b->n * b->span, took_ns);
 	return rc;
 }
 
