@@ -20,9 +20,10 @@ PRUNED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info"
 WORKLOADS = {
     "compile": {"once": "true", "job": "for c in /src/*.c; do tcc -c $c -o /tmp/$i.o || exit; done"},
     "verilog": {"once": "iverilog -o /tmp/cores /src/cores.v", "job": "vvp -n /tmp/cores +seed=$i >/tmp/$i.out"},
-    # One process with a thread a job.
+    # One process with a thread a job. The picture is so large that its scene is read all the time, as in the paper: a small
+    # one is done in some seconds of the lab's, and then the next process writes a scene of its own.
     "raytrace": {"once": "true", "jobs": 1,
-                 "job": "povray +I/src/scene.pov +O/tmp/scene.ppm +FP +W320 +H240 +WT$jobs -D -GA >/tmp/out 2>&1"},
+                 "job": "povray +I/src/scene.pov +O/tmp/scene.ppm +FP +W1600 +H1200 +WT$jobs -D -GA >/tmp/out 2>&1"},
     "database": {"once": "sqlite3 /tmp/db </src/fill.sql", "job": "sqlite3 /tmp/db </src/query.sql >/tmp/$i.out"},
     "idle": {"once": "true", "jobs": 0, "job": "true"},
 }
