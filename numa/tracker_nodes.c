@@ -9,7 +9,8 @@
 
 /*
  * Where memory lives. move_pages(2) without nodes tells it of pages that are in the page tables of
- * the mapping that is asked; a page need not be in those of any view just now.
+ * the mapping that is asked; a page need not be in those of any view just now. A view that has a
+ * copy of a page would tell where that is.
  */
 #define PROBES	4u  /* pages of an extent that are asked for */
 #define EXTENTS 64u /* with one system call */
@@ -17,6 +18,12 @@
 static uint64_t probe_offset(const struct mb_extent *e, unsigned i)
 {
 	return e->offset + i % PROBES * (e->len_bytes / PROBES & ~(MB_HEAT_PAGE_BYTES - 1));
+}
+
+static bool has_copy(const struct mb_tracker *t, unsigned view, uint64_t offset)
+{
+	return t->config.copied &&
+	       t->config.copied(t->config.ctx, offset, MB_HEAT_PAGE_BYTES, view) > 0;
 }
 
 /* Fills in what is not known yet. */
@@ -35,6 +42,20 @@ static int ask(char *base, const struct mb_extent *extent, unsigned n, int *node
 		if (node[i] < 0)
 			node[i] = status[i];
 	return 0;
+}
+
+static int ask_view(const struct mb_tracker *t, unsigned view, const struct mb_extent *extent,
+	unsigned n, int *node)
+{
+	int found[EXTENTS * PROBES], rc;
+
+	memset(found, -1, sizeof(found));
+	rc = ask(t->config.view_base[view], extent, n, found);
+	for (unsigned i = 0; i < n * PROBES && !rc; i++)
+		if (node[i] < 0 && found[i] >= 0 &&
+			!has_copy(t, view, probe_offset(&extent[i / PROBES], i)))
+			node[i] = found[i];
+	return rc;
 }
 
 /* Maps in the monitor's own mapping what no view has mapped, if it is in memory: a hole stays one.
@@ -81,7 +102,7 @@ void mb_tracker_find_nodes(const struct mb_tracker *t, struct mb_extent *extent,
 		memset(node, -1, sizeof(node));
 		/* A kernel without NUMA says no. */
 		for (unsigned v = 0; v < t->config.n_views; v++)
-			if (ask(t->config.view_base[v], extent + first, some, node))
+			if (ask_view(t, v, extent + first, some, node))
 				return;
 		if (t->config.own_base) {
 			map_unknown(t, extent + first, some, node);

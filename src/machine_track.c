@@ -35,6 +35,7 @@ int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 		.features = MB_PAGEMAP_ALL,
 		.remap = remap,
 		.faults = faults,
+		.copied = mb_machine_copied,
 		.ctx = machine,
 	};
 	int rc;

@@ -91,6 +91,13 @@ static uint64_t next_page(uint64_t at)
 	return at % ram.step < ram.part ? at : at / ram.step * ram.step + ram.step;
 }
 
+static unsigned copied_views; /* bit k: view k has a copy of all */
+
+static float copied(void *ctx, uint64_t offset, uint64_t len, unsigned v)
+{
+	return (float)(copied_views >> v & 1);
+}
+
 static void make(bool in_huge_pages, unsigned features, uint32_t guest_ppm)
 {
 	struct mb_tracker_config config = {.name = "test",
@@ -102,7 +109,8 @@ static void make(bool in_huge_pages, unsigned features, uint32_t guest_ppm)
 		.cpu_ppm = 10 * guest_ppm,
 		.features = features,
 		.remap = remap,
-		.faults = kvm_faults};
+		.faults = kvm_faults,
+		.copied = copied};
 	struct mb_error err;
 
 	fd = config.ram_fd = mb_ram_file_open(ram.bytes);
@@ -322,6 +330,43 @@ START_TEST(test_who_touches_what)
 	ck_assert_uint_eq(ask().features & ~want, 0);
 	learn(use, 4, 20, 11);
 	ck_assert_uint_eq(ask().in_use_bytes, ram.bytes);
+	finish();
+}
+END_TEST
+
+static bool knows_nodes(void)
+{
+	struct mb_extent *extent;
+	bool knows = false;
+	unsigned n;
+
+	ck_assert_int_eq(mb_tracker_extents(tracker, &extent, &n), 0);
+	for (unsigned i = 0; i < n; i++)
+		knows |= extent[i].node >= 0;
+	free(extent);
+	return knows;
+}
+
+/* Where memory lives, a view tells that has no copy of it. */
+START_TEST(test_node_of_copied)
+{
+	const struct use use[] = {{.readers = 3}};
+
+	ram.bytes = ram.step = ram.part = 8 * MIB;
+	make(true, MB_PAGEMAP_ALL, 500000);
+	start();
+	learn(use, 1, 20, 1);
+	mb_tracker_hold(tracker);
+	for (uint64_t i = 0; i < ram.bytes; i += MB_PAGE_BYTES)
+		for (unsigned v = 0; v < ram.n_views; v++)
+			*(volatile char *)(view[v].base + i);
+	if (knows_nodes())
+		for (copied_views = 1; copied_views < 4; copied_views++)
+			ck_assert(knows_nodes() == (copied_views != 3));
+	else
+		skip("a kernel without NUMA");
+	copied_views = 0;
+	mb_tracker_release(tracker);
 	finish();
 }
 END_TEST
@@ -756,6 +801,7 @@ static Suite *make_suite(void)
 	      *budget = tcase_create("budget");
 
 	tcase_add_loop_test(heat, test_who_touches_what, 0, 8);
+	tcase_add_test(heat, test_node_of_copied);
 	tcase_add_test(heat, test_many_views_much_memory);
 	tcase_add_test(heat, test_idle_stays_huge);
 	tcase_add_test(heat, test_hold);

@@ -45,6 +45,9 @@ struct mb_tracker_config {
 	/* Faults on guest memory so far, by KVM's count. Negative errno: unknown. NULL: nobody
 	 * counts. */
 	int (*faults)(void *ctx, struct mb_vcpu_faults *faults);
+	/* Which share of a range the view reads from a copy of its own (replica.h), 0 to 1. Any
+	 * thread. NULL: nothing has copies. */
+	float (*copied)(void *ctx, uint64_t offset, uint64_t len, unsigned view);
 	void *ctx;
 };
 
