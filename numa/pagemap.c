@@ -230,21 +230,22 @@ int mb_pagemap_zap(struct mb_pagemap *pm, void *at, uint64_t len)
 /*
  * To protect a page that is not there leaves a mark in the page table, which has to be one of small
  * pages from then on, and asking for nothing back takes that path (fs/proc/task_mmu.c). A fault
- * does not replace a table by a huge page. The protection is asynchronous: nobody waits for it.
+ * does not replace a table by a huge page, and maps what is marked protected. The protection is
+ * asynchronous: nobody waits for it.
  */
-int mb_pagemap_split(struct mb_pagemap *pm, void *at)
+int mb_pagemap_split(struct mb_pagemap *pm, void *at, uint64_t len)
 {
 	struct scan_arg arg = {
 		.size = sizeof(arg),
 		.flags = SCAN_PROTECT,
 		.start = (uintptr_t)at,
-		.end = (uintptr_t)at + MB_PAGE_BYTES, /* whatever is there, and that is nothing */
+		.end = (uintptr_t)at + len, /* whatever is there, and that is nothing */
 	};
 	int rc;
 
 	if (!(pm->features & MB_PAGEMAP_WRITES))
 		return -ENOTSUP;
-	rc = mb_pagemap_zap(pm, at, MB_HUGE_BYTES);
+	rc = mb_pagemap_zap(pm, at, len);
 	if (!rc)
 		rc = scan(pm, &arg);
 	return rc < 0 ? rc : 0;

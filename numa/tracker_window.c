@@ -165,17 +165,28 @@ static uint64_t length_ns(const struct mb_tracker *t, const struct window *w)
 	return w->seen.pick.window_ns > least_ns ? w->seen.pick.window_ns : least_ns;
 }
 
+/* Its pages were protected when they were taken out: one window tells touches and writes. */
+static bool tells_both(const struct mb_tracker *t, const struct window *w)
+{
+	return w->seen.zoomed && t->features & MB_PAGEMAP_WRITES;
+}
+
 static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_ns)
 {
+	const bool both = tells_both(t, w);
 	unsigned n_touched = 0;
 	uint64_t begin_ns;
 	int rc = 0;
 
 	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
-		struct finder f = {.mapped = w->seen.view[v].touched};
+		struct mb_heat_seen_view *view = &w->seen.view[v];
+		struct finder f = {.mapped = view->touched, .written = both ? view->written : NULL};
 		uint32_t touched = 0;
 
 		rc = look(t, w, v, &f);
+		/* The first write to a page is a fault of its own. */
+		if (both)
+			mb_tracker_pay(t, mb_heat_count(view->written[0]), 0, 0);
 		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
 			unsigned n = mb_heat_count(w->seen.view[v].touched[b]);
 
@@ -195,8 +206,8 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 	}
 	w->seen.huge &= ~w->seen.zoomed;
 	w->seen.knows_writes = t->features & MB_PAGEMAP_WRITES;
-	if (!n_touched || !w->seen.knows_writes) {
-		/* Nobody was there, so nobody wrote. */
+	if (both || !n_touched || !w->seen.knows_writes) {
+		/* Where nobody was, nobody wrote. */
 		learn(t, w, now_ns);
 		return;
 	}
@@ -380,7 +391,8 @@ static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
 	t->n_zooms++;
 	for (unsigned v = 0; v < t->config.n_views; v++) {
 		uint64_t begin_ns = mb_now_ns();
-		int rc = mb_pagemap_split(t->pm, at(t, v, block * MB_HEAT_BLOCK_BYTES));
+		int rc = mb_pagemap_split(
+			t->pm, at(t, v, block * MB_HEAT_BLOCK_BYTES), MB_HEAT_BLOCK_BYTES);
 
 		dropped(t, begin_ns);
 		if (rc) {
@@ -446,11 +458,10 @@ static unsigned n_huge(const struct mb_tracker *t, const struct window *w)
 
 /* Takes less where the whole would cost too much: fewer blocks, then a part of one in small pages.
  */
-static int fit(struct mb_tracker *t, struct window *w, uint64_t *entries)
+static int fit(struct mb_tracker *t, struct window *w, unsigned room, uint64_t *entries)
 {
 	uint64_t limit_ns = (uint64_t)(second_ns(t) / WINDOW_SHARE);
-	unsigned n = MB_HEAT_BLOCK_PAGES,
-		 room = mb_windows_room(t, w->seen.pick.window_ns >= LONG_WINDOW_NS);
+	unsigned n = MB_HEAT_BLOCK_PAGES;
 	int rc = count_mapped(t, w, entries);
 
 	if (limit_ns < PART_PAGES * t->fault_ns)
@@ -476,6 +487,7 @@ void mb_window_open(
 	struct mb_tracker *t, struct window *w, const struct mb_heat_pick *pick, uint64_t now_ns)
 {
 	struct mb_heat_seen_view *views = w->seen.view;
+	unsigned room = mb_windows_room(t, pick->window_ns >= LONG_WINDOW_NS);
 	uint64_t entries = 0;
 	bool zoom;
 	int rc;
@@ -496,9 +508,15 @@ void mb_window_open(
 	}
 	w->seen.zoomed = pick->n_blocks == 1 && find_zoom(t, pick->first_block);
 	zoom = pick->zoom && !w->seen.zoomed && may_zoom(t);
-	rc = zoom ? 0 : fit(t, w, &entries);
+	rc = zoom ? 0 : fit(t, w, room, &entries);
 	if (rc) {
 		give_up(t, w, "look at page tables", rc, now_ns);
+		return;
+	}
+	/* Picked as one in small pages, and huge since. */
+	if (w->n_out > room) {
+		mb_heat_skip(t->heat, pick, true, now_ns);
+		w->n_out = 0;
 		return;
 	}
 	if (zoom) {
@@ -510,10 +528,9 @@ void mb_window_open(
 
 		for (unsigned v = 0; v < t->config.n_views && entries && !rc; v++) {
 			/* Linux (6.14) may drop a table with all that it held, and then the next
-			 * touch would map a huge page. */
-			if (w->seen.zoomed && w->len == MB_HEAT_BLOCK_BYTES &&
-				t->features & MB_PAGEMAP_WRITES) {
-				rc = mb_pagemap_split(t->pm, at(t, v, w->offset));
+			 * touch would map a huge page: not one that has marks. */
+			if (tells_both(t, w)) {
+				rc = mb_pagemap_split(t->pm, at(t, v, w->offset), w->len);
 				n_calls++;
 			} else {
 				rc = mb_pagemap_zap(t->pm, at(t, v, w->offset), w->len);
@@ -524,9 +541,9 @@ void mb_window_open(
 		/* Each small page is there because of a fault since it was last taken out. Huge
 		 * ones may have been mapped by us. */
 		mb_tracker_pay(t, entries - huge_ones, 0, n_calls);
-		/* The same again when it is protected, and written. */
-		w->reserved_ns =
-			(int64_t)(2 * mb_tracker_cost_ns(t, entries - huge_ones, huge_ones));
+		/* The same again when it is protected, and when it is written. */
+		w->reserved_ns = (int64_t)((tells_both(t, w) ? 1 : 2) *
+					   mb_tracker_cost_ns(t, entries - huge_ones, huge_ones));
 		t->guest.left_ns -= w->reserved_ns;
 	}
 	if (rc) {

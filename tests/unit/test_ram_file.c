@@ -286,19 +286,32 @@ START_TEST(split_and_remap)
 	ck_assert_int_eq(mb_pagemap_open(MB_PAGEMAP_ALL, &pm, NULL), 0);
 	ck_assert_int_eq(mb_pagemap_watch(pm, map.base, BYTES), 0);
 	if (look(pm, &map).huge != BYTES || !(mb_pagemap_features(pm) & MB_PAGEMAP_WRITES)) {
-		ck_assert_int_eq(mb_pagemap_split(pm, map.base),
+		ck_assert_int_eq(mb_pagemap_split(pm, map.base, MB_HUGE_BYTES),
 			mb_pagemap_features(pm) & MB_PAGEMAP_WRITES ? 0 : -ENOTSUP);
 		skip("no huge pages, or no asynchronous write protection");
 		goto out;
 	}
-	ck_assert_int_eq(mb_pagemap_split(pm, map.base), 0);
-	ck_assert_int_eq(mb_pagemap_split(pm, map.base + 1), -EINVAL);
-	ck_assert_int_eq(mb_pagemap_split(pm, map.base + BYTES), -EINVAL);
+	ck_assert_int_eq(mb_pagemap_split(pm, map.base, MB_HUGE_BYTES), 0);
+	ck_assert_int_eq(mb_pagemap_split(pm, map.base + 1, MB_HUGE_BYTES), -EINVAL);
+	ck_assert_int_eq(mb_pagemap_split(pm, map.base + BYTES, MB_HUGE_BYTES), -EINVAL);
 	ck_assert_int_eq(map.base[5 * 4096], 7);
 	map.base[9 * 4096] = 8;
 	seen = look(pm, &map);
 	ck_assert_uint_eq(seen.huge, BYTES - MB_HUGE_BYTES);
 	ck_assert_uint_eq(seen.mapped, BYTES - MB_HUGE_BYTES + 2 * MB_PAGE_BYTES);
+	/* What is not split was written to begin with. */
+	ck_assert_uint_eq(seen.written, BYTES - MB_HUGE_BYTES + MB_PAGE_BYTES);
+	map.base[5 * 4096 + 1] = 7;
+	ck_assert_uint_eq(look(pm, &map).written, BYTES - MB_HUGE_BYTES + 2 * MB_PAGE_BYTES);
+	/* A part of it once more. */
+	ck_assert_int_eq(mb_pagemap_split(pm, map.base + 4 * MB_PAGE_BYTES, 4 * MB_PAGE_BYTES), 0);
+	seen = look(pm, &map);
+	ck_assert_uint_eq(seen.mapped, BYTES - MB_HUGE_BYTES + MB_PAGE_BYTES);
+	ck_assert_int_eq(map.base[5 * 4096], 7);
+	map.base[6 * 4096] = 7;
+	seen = look(pm, &map);
+	ck_assert_uint_eq(seen.mapped, BYTES - MB_HUGE_BYTES + 3 * MB_PAGE_BYTES);
+	ck_assert_uint_eq(seen.written, BYTES - MB_HUGE_BYTES + 2 * MB_PAGE_BYTES);
 	ck_assert_int_eq(mb_ram_file_remap(fd, &map, 0, MB_HUGE_BYTES), 0);
 	ck_assert_int_eq(mb_pagemap_watch(pm, map.base, MB_HUGE_BYTES), 0);
 	ck_assert_int_eq(map.base[9 * 4096], 8);

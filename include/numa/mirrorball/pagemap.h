@@ -65,11 +65,11 @@ void mb_pagemap_watch_again(const struct mb_pagemap *pm, void *at, uint64_t len)
 int mb_pagemap_zap(struct mb_pagemap *pm, void *at, uint64_t len);
 
 /*
- * As mb_pagemap_zap for the huge page at `at`; its pages are then mapped one by one as they are
- * touched, until the 2 MiB are mapped anew (mmap(2)) and watched again. -ENOTSUP without
- * MB_PAGEMAP_WRITES.
+ * As mb_pagemap_zap for a huge page, or for small ones; they are then mapped one by one as they are
+ * touched, as not written until they are, until the 2 MiB are mapped anew (mmap(2)) and watched
+ * again. -ENOTSUP without MB_PAGEMAP_WRITES.
  */
-int mb_pagemap_split(struct mb_pagemap *pm, void *at);
+int mb_pagemap_split(struct mb_pagemap *pm, void *at, uint64_t len);
 
 /* Pages that are mapped now count as not written until a write. Does nothing without
  * MB_PAGEMAP_WRITES. */
