@@ -8,11 +8,16 @@
 
 #define MAX_REGIONS    4096u
 #define MAX_DETAILS    256u
+#define FIRST_WINDOW   1u /* a short one: many can be had, and what is hot shows soon */
+#define PROBED_FROM    2u
+#define PROBES	       3u  /* between two windows of its own */
 #define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
 #define NEW_SHARE_PART 0.3f  /* of one that saw a part of the region only */
 #define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
+#define ALL	       0.99f /* touched in every window: a much shorter one tells more */
 #define USED	       0.3f  /* a view that uses a block, for a zoom */
+#define HOTTER	       1.5f  /* times: such blocks are looked into before this one */
 
 /* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
 #define PERIOD	      8u
@@ -101,7 +106,7 @@ struct region *mb_heat_new_region(uint64_t first, uint64_t n)
 	if (r) {
 		r->first = first;
 		r->n = n;
-		r->window = MB_HEAT_WINDOWS / 2;
+		r->window = FIRST_WINDOW;
 		r->split_wait_ns = r->zoom_wait_ns = BACKOFF_MIN_NS;
 	}
 	return r;
@@ -205,35 +210,110 @@ struct region *mb_heat_find_region(const struct mb_heat_map *map, uint64_t block
 
 /* ---- sampling ---- */
 
-static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
+/* Views that use it much, by one half of it. */
+static unsigned n_users(const struct mb_heat_map *map, const struct known *half)
 {
-	unsigned users = 0;
+	unsigned n = 0;
 
-	if (r->n > 1 || !r->huge || now_ns < r->no_zoom_before_ns ||
-		(!r->detail && map->n_details >= map->max_details))
-		return false;
 	for (unsigned v = 0; v < map->n_views; v++)
-		users += r->half[0].touch[v] > USED;
-	return users > 1;
+		n += half->touch[v] > USED;
+	return n;
 }
 
-static uint64_t next_window_ns(const struct region *r)
+static bool may_zoom(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
 {
-	return r->to_slow == 1 ? MB_HEAT_WINDOW_MAX_NS : mb_heat_window_ns[r->window];
+	return r->huge && now_ns >= r->no_zoom_before_ns &&
+	       (r->detail || map->n_details < map->max_details);
+}
+
+static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
+{
+	return r->n == 1 && may_zoom(map, r, now_ns) && n_users(map, &r->half[0]) > 1;
+}
+
+/* Several views use it, and some of it is written: it may be that others of its pages are not. */
+bool mb_heat_may_be_mixed(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
+{
+	for (unsigned h = 0; h < 2 && may_zoom(map, r, now_ns); h++) {
+		float write = 0;
+
+		for (unsigned v = 0; v < map->n_views; v++)
+			write = fmaxf(write, r->half[h].write[v]);
+		if (write > USED && n_users(map, &r->half[h]) > 1)
+			return true;
+	}
+	return false;
+}
+
+/* Touches a second of the view that has second most: what is there to be had by looking closely. */
+static float shared_rate(const struct mb_heat_map *map, const struct region *r)
+{
+	float most = 0, second = 0;
+
+	for (unsigned v = 0; v < map->n_views; v++) {
+		float rate = mb_heat_rate(r->half[0].touch[v], r->window);
+
+		second = fmaxf(second, fminf(rate, most));
+		most = fmaxf(most, rate);
+	}
+	return second;
+}
+
+/* Few are looked into at a time: the hottest first, others when they have had their turn. */
+static bool is_first_to_zoom(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
+{
+	float rate = shared_rate(map, r);
+
+	for (unsigned i = 0; i < map->n_regions; i++) {
+		const struct region *other = map->region[i];
+
+		if (!other->zoomed && wants_zoom(map, other, now_ns) &&
+			shared_rate(map, other) > HOTTER * rate)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * What was hardly used has long windows, of which few are open at a time: it may be long until the
+ * next one. So there are short ones in between, which only tell whether it is in use now.
+ */
+static bool may_probe(const struct region *r)
+{
+	return r->huge && !r->zoomed && r->to_slow != 1 && r->window >= PROBED_FROM;
+}
+
+static uint64_t next_window_ns(
+	const struct region *r, uint64_t min_ns, uint64_t max_ns, bool *probe)
+{
+	uint64_t own_ns = mb_heat_window_ns[r->window];
+
+	*probe = may_probe(r) && (r->n_probes < PROBES || own_ns < min_ns || own_ns > max_ns);
+	return r->to_slow == 1 ? MB_HEAT_WINDOW_MAX_NS
+	       : *probe	       ? mb_heat_window_ns[FIRST_WINDOW]
+			       : own_ns;
+}
+
+/* To look at it takes no huge page out of the page tables. */
+static bool is_small(const struct region *r)
+{
+	return r->n == 1 && (r->zoomed || (!r->huge && r->half[0].samples > 0));
 }
 
 bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_ns,
 	uint64_t max_window_ns, uint32_t seed, struct mb_heat_pick *pick, uint64_t *due_ns)
 {
 	struct region *r = NULL;
+	bool zoom, probe;
 
 	*due_ns = UINT64_MAX;
 	for (unsigned i = 0; i < map->n_regions; i++) {
 		struct region *other = map->region[i];
 
-		uint64_t window_ns = next_window_ns(other);
+		uint64_t window_ns = next_window_ns(other, min_window_ns, max_window_ns, &probe);
+		bool fits = window_ns >= min_window_ns && window_ns <= max_window_ns;
 
-		if (!other->picked && window_ns >= min_window_ns && window_ns <= max_window_ns &&
+		if (!other->picked && (fits || is_small(other)) &&
 			(!r || other->due_ns < r->due_ns))
 			r = other;
 	}
@@ -242,15 +322,19 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 	*due_ns = r->due_ns;
 	if (r->due_ns > now_ns)
 		return false;
+	zoom = r->to_slow != 1 && wants_zoom(map, r, now_ns) && is_first_to_zoom(map, r, now_ns);
 	*pick = (struct mb_heat_pick){
 		.first_block = r->first,
 		.n_blocks = (unsigned)r->n,
 		.region_first = r->first,
 		.region_blocks = r->n,
-		.window_ns = next_window_ns(r),
-		.zoom = r->to_slow != 1 && wants_zoom(map, r, now_ns),
+		.window_ns = next_window_ns(r, min_window_ns, max_window_ns, &probe),
+		.zoom = zoom,
 		.slow = r->to_slow == 1,
 	};
+	pick->probe = probe && !zoom;
+	if (zoom)
+		pick->window_ns = mb_heat_window_ns[r->window];
 	if (r->n > MB_HEAT_RUN_BLOCKS) {
 		/* A run of one half, then of the other. Both are powers of two. */
 		uint64_t half = r->n / 2, runs = half / MB_HEAT_RUN_BLOCKS;
@@ -330,7 +414,8 @@ static void choose_window(struct mb_heat_map *map, struct region *r)
 	if (known.samples < 1.5f)
 		return;
 	if (most > MB_HEAT_HOT && r->window > 0)
-		mb_heat_change_window(map, r, r->window - 1);
+		mb_heat_change_window(
+			map, r, most < ALL || r->window < 2 ? r->window - 1 : r->window - 2);
 	/* The longest one is for what is touched now and then; it keeps pages out for long. */
 	else if (most < MB_HEAT_COLD &&
 		 r->window + (most > MB_HEAT_NEVER ? 1 : 2) < MB_HEAT_WINDOWS)
@@ -364,6 +449,15 @@ static struct known average(const struct mb_heat_map *map, const struct mb_heat_
 	return x;
 }
 
+static bool was_touched(const struct mb_heat_map *map, const struct mb_heat_seen *seen)
+{
+	for (unsigned v = 0; v < map->n_views; v++)
+		for (unsigned b = 0; b < seen->pick.n_blocks; b++)
+			if (mb_heat_count(seen->view[v].touched[b]))
+				return true;
+	return false;
+}
+
 bool mb_heat_is_slow(const struct region *r, bool zoomed)
 {
 	return mb_heat_window_ns[r->window] * (zoomed ? MB_HEAT_ZOOM_WINDOWS : 1) >=
@@ -395,14 +489,26 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 
 	r->picked = false;
 	r->in_use = true;
-	if (!seen->hole)
-		r->huge = seen->huge || seen->zoomed;
+	/* What nobody has mapped may be either. */
+	if (seen->huge || seen->zoomed)
+		r->huge = true;
+	else if (was_touched(map, seen))
+		r->huge = false;
+	r->zoomed = seen->zoomed;
+	if (pick->probe && !was_touched(map, seen)) {
+		r->n_probes++;
+		r->due_ns = now_ns + PERIOD * mb_heat_window_ns[r->window] / (PROBES + 1);
+		return;
+	}
+	if (pick->probe)
+		mb_heat_change_window(map, r, FIRST_WINDOW);
+	r->n_probes = 0;
 	/* A part of a zoomed block says nothing of the whole, nor does another window. */
 	if ((part && seen->zoomed) || pick->slow) {
 		if (seen->zoomed || !(seen->huge & 1))
 			mb_heat_learn_pages(map, r, seen, now_ns);
 		turn_slow(r, seen);
-		r->due_ns = now_ns + PERIOD_SOON * pick->window_ns;
+		r->due_ns = now_ns + (seen->zoomed ? SOON_MIN_NS : PERIOD_SOON * pick->window_ns);
 		return;
 	}
 	for (unsigned h = 0; h < 2; h++) {
@@ -437,6 +543,8 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		period = PART_NS;
 	if (seen->hole)
 		period = 0; /* at least, as below */
+	if (may_probe(r))
+		period /= PROBES + 1;
 	if (period < PERIOD_MIN_NS)
 		period = PERIOD_MIN_NS;
 	if (seen->zoomed || (old.samples > 0 && mb_heat_difference(&old, &now, map->n_views) >

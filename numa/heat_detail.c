@@ -217,6 +217,7 @@ void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 	if (r->detail && r->detail->even)
 		mb_heat_drop_detail(map, r);
 	r->to_slow = 0;
+	r->zoomed = false;
 	r->no_zoom_before_ns = now_ns + (r->detail ? MB_HEAT_DETAIL_AGAIN_NS : r->zoom_wait_ns);
 	if (!r->detail && r->zoom_wait_ns < MB_HEAT_BACKOFF_MAX_NS)
 		r->zoom_wait_ns *= 2;

@@ -45,10 +45,12 @@ struct region {
 	uint64_t first, n; /* blocks; n is a power of two, first a multiple of it */
 	unsigned window;   /* index into mb_heat_window_ns */
 	unsigned turn;	   /* which half is next, if a run does not cover it */
+	unsigned n_probes; /* since the last window of its own */
 	struct known half[2];
 	struct detail *detail; /* of a single block, or NULL */
 	unsigned to_slow; /* 1: the next look is through the longest window; 0: none is wanted */
 	bool picked, in_use, huge;
+	bool zoomed; /* in small pages for now; still called huge */
 	uint64_t seen_ns, due_ns;
 	uint64_t uneven_before_ns; /* blocks of a run differed, not long ago */
 	uint64_t uneven_block;	   /* where that was */
@@ -113,6 +115,8 @@ void mb_heat_free_region(struct mb_heat_map *map, struct region *r);
 struct region *mb_heat_find_region(const struct mb_heat_map *map, uint64_t block);
 /* Whether its pages are looked at through the longest window anyway. */
 bool mb_heat_is_slow(const struct region *r, bool zoomed);
+/* A part of it is worth a look at its pages, for which it has to be a single block. */
+bool mb_heat_may_be_mixed(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns);
 void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned window);
 
 /* numa/heat_detail.c */

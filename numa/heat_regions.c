@@ -25,6 +25,8 @@ static bool split(struct mb_heat_map *map, unsigned at)
 	other->due_ns = r->due_ns;
 	other->split_wait_ns = r->split_wait_ns;
 	other->no_split_before_ns = r->no_split_before_ns;
+	other->zoom_wait_ns = r->zoom_wait_ns;
+	other->no_zoom_before_ns = r->no_zoom_before_ns;
 	other->half[0] = other->half[1] = r->half[1];
 	r->half[1] = r->half[0];
 	/* Of a run only all of it was seen to be so: which of its halves is, has to be seen. */
@@ -48,6 +50,12 @@ static bool split(struct mb_heat_map *map, unsigned at)
 	return true;
 }
 
+/* Regions run short: they are for what is known, not for what might be found. */
+static bool is_crowded(const struct mb_heat_map *map)
+{
+	return map->n_regions > map->max_regions / 4;
+}
+
 static bool may_join(const struct mb_heat_map *map, const struct region *a, const struct region *b,
 	uint64_t now_ns)
 {
@@ -62,6 +70,9 @@ static bool may_join(const struct mb_heat_map *map, const struct region *a, cons
 		return true;
 	if (a->in_use != b->in_use || a->huge != b->huge || now_ns < a->uneven_before_ns ||
 		now_ns < b->uneven_before_ns)
+		return false;
+	if (!is_crowded(map) &&
+		(mb_heat_may_be_mixed(map, a, now_ns) || mb_heat_may_be_mixed(map, b, now_ns)))
 		return false;
 	ka = mb_heat_known(map, a);
 	kb = mb_heat_known(map, b);
@@ -86,6 +97,10 @@ static void join(struct mb_heat_map *map, unsigned at, uint64_t now_ns)
 	a->due_ns = a->due_ns < b->due_ns ? a->due_ns : b->due_ns;
 	if (a->split_wait_ns < b->split_wait_ns)
 		a->split_wait_ns = b->split_wait_ns;
+	if (a->zoom_wait_ns < b->zoom_wait_ns)
+		a->zoom_wait_ns = b->zoom_wait_ns;
+	if (a->no_zoom_before_ns < b->no_zoom_before_ns)
+		a->no_zoom_before_ns = b->no_zoom_before_ns;
 	/* A closer look showed no difference: not again at once. */
 	a->no_split_before_ns = now_ns + a->split_wait_ns;
 	if (a->split_wait_ns < MB_HEAT_BACKOFF_MAX_NS)
@@ -98,10 +113,15 @@ static void join(struct mb_heat_map *map, unsigned at, uint64_t now_ns)
 
 static bool wants_split(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
 {
+	bool both_known = r->half[0].samples > 1.5f && r->half[1].samples > 1.5f;
+
 	if (r->n == 1 || r->picked || !r->in_use)
 		return false;
-	if (r->half[0].samples > 1.5f && r->half[1].samples > 1.5f &&
-		mb_heat_difference(&r->half[0], &r->half[1], map->n_views) > DIFFERENT)
+	if (both_known && mb_heat_difference(&r->half[0], &r->half[1], map->n_views) > DIFFERENT)
+		return true;
+	/* A small one at once, down to its blocks: a look at it is a look at one of them. */
+	if ((both_known || r->n < MB_HEAT_RUN_BLOCKS) && !is_crowded(map) &&
+		mb_heat_may_be_mixed(map, r, now_ns))
 		return true;
 	if (now_ns >= r->uneven_before_ns)
 		return false;

@@ -256,15 +256,13 @@ static void begin(struct mb_tracker *t, uint64_t now_ns)
 		t->per_huge = 1;
 }
 
-/* False: nothing is due, or too much is out. */
+/* False: nothing is due of what may be out. */
 static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, uint64_t *next_ns)
 {
 	bool short_ones = mb_windows_room(t, false), long_ones = mb_windows_room(t, true);
 	struct mb_heat_pick pick;
 	uint64_t due_ns;
 
-	if (!short_ones && !long_ones)
-		return false;
 	if (!mb_heat_pick(t->heat, now_ns, short_ones ? 0 : LONG_WINDOW_NS,
 		    long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, mb_heat_random(&t->seed), &pick,
 		    &due_ns)) {

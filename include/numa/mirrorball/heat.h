@@ -50,11 +50,12 @@ struct mb_heat_pick {
 	uint64_t window_ns;
 	bool zoom; /* one block, in a huge page, that several views touch: in small pages, please */
 	bool slow; /* one block, for those of its pages that windows of its own tell nothing of */
+	bool probe; /* shorter than its own: whether it is in use now */
 };
 
 /*
  * The region that has waited longest for its turn, of those that ask for windows of
- * [min_window_ns, max_window_ns]; false: none is due at now_ns. *due_ns is then when one will be. A
+ * [min_window_ns, max_window_ns] or are in small pages; false: none is due at now_ns. *due_ns is then when one will be. A
  * picked region is not picked again before it was learnt or skipped. `seed` says where in a large
  * region (any number; tests repeat it).
  */
