@@ -10,6 +10,7 @@
 #define MAX_DETAILS    256u
 #define FIRST_WINDOW   1u /* a short one: many can be had, and what is hot shows soon */
 #define PROBED_FROM    2u
+#define HITS	       2u  /* probes in a row that found it in use: it is */
 #define PROBES	       3u  /* between two windows of its own */
 #define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
@@ -280,7 +281,8 @@ static bool is_first_to_zoom(const struct mb_heat_map *map, const struct region 
  */
 static bool may_probe(const struct region *r)
 {
-	return r->huge && !r->zoomed && r->to_slow != 1 && r->window >= PROBED_FROM;
+	return r->n <= MB_HEAT_RUN_BLOCKS && r->huge && !r->zoomed && r->to_slow != 1 &&
+	       r->window >= PROBED_FROM;
 }
 
 static uint64_t next_window_ns(
@@ -478,6 +480,26 @@ static void turn_slow(struct region *r, const struct mb_heat_seen *seen)
 		r->to_slow--;
 }
 
+/*
+ * What is learnt is only when to look again, and through which window: if a probe that found
+ * something counted and others did not, what is touched now and then would seem hot. Nor does one
+ * that did make the window short, through which such memory is hardly ever seen.
+ */
+static void learn_probe(struct mb_heat_map *map, struct region *r, bool touched, uint64_t now_ns)
+{
+	r->due_ns = now_ns + PERIOD * mb_heat_window_ns[r->window] / (PROBES + 1);
+	if (!touched) {
+		r->n_hits = 0;
+		r->n_probes++;
+		return;
+	}
+	r->due_ns = now_ns + SOON_MIN_NS;
+	if (++r->n_hits < HITS)
+		return;
+	r->n_hits = r->n_probes = 0;
+	mb_heat_change_window(map, r, FIRST_WINDOW);
+}
+
 void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uint64_t now_ns)
 {
 	const struct mb_heat_pick *pick = &seen->pick;
@@ -495,13 +517,10 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	else if (was_touched(map, seen))
 		r->huge = false;
 	r->zoomed = seen->zoomed;
-	if (pick->probe && !was_touched(map, seen)) {
-		r->n_probes++;
-		r->due_ns = now_ns + PERIOD * mb_heat_window_ns[r->window] / (PROBES + 1);
+	if (pick->probe) {
+		learn_probe(map, r, was_touched(map, seen), now_ns);
 		return;
 	}
-	if (pick->probe)
-		mb_heat_change_window(map, r, FIRST_WINDOW);
 	r->n_probes = 0;
 	/* A part of a zoomed block says nothing of the whole, nor does another window. */
 	if ((part && seen->zoomed) || pick->slow) {

@@ -45,7 +45,8 @@ struct region {
 	uint64_t first, n; /* blocks; n is a power of two, first a multiple of it */
 	unsigned window;   /* index into mb_heat_window_ns */
 	unsigned turn;	   /* which half is next, if a run does not cover it */
-	unsigned n_probes; /* since the last window of its own */
+	unsigned n_probes; /* in vain, since the last window of its own */
+	unsigned n_hits;   /* not in vain, the last ones in a row */
 	struct known half[2];
 	struct detail *detail; /* of a single block, or NULL */
 	unsigned to_slow; /* 1: the next look is through the longest window; 0: none is wanted */

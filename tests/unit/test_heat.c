@@ -359,6 +359,34 @@ START_TEST(test_awakens)
 }
 END_TEST
 
+/* What is touched now and then is not hot because a short window caught that. */
+static struct use now_and_then(uint64_t page)
+{
+	return page % MB_HEAT_BLOCK_PAGES ? (struct use){.read = {0}}
+					  : (struct use){.read = {1, 0}};
+}
+
+START_TEST(test_now_and_then)
+{
+	float most = 0, sum = 0;
+
+	make(16, true, now_and_then);
+	run(60);
+	for (unsigned i = 0; i < 200; i++) {
+		float rate;
+
+		run(1);
+		take_extents();
+		rate = extent_of(12 * MB_HEAT_BLOCK_PAGES)->view[0].read;
+		most = fmaxf(most, rate);
+		sum += rate / 200;
+	}
+	ck_assert_msg(sum > 0.3f && sum < 3, "%f on average", (double)sum);
+	ck_assert_msg(most < 12, "%f at most", (double)most);
+	finish();
+}
+END_TEST
+
 /* Where no huge page more may be out, those in small pages have their turn all the same. */
 START_TEST(test_no_room)
 {
@@ -608,6 +636,7 @@ int main(void)
 	tcase_add_test(cases, test_zoom_in_vain);
 	tcase_add_test(cases, test_hottest_first);
 	tcase_add_test(cases, test_awakens);
+	tcase_add_test(cases, test_now_and_then);
 	tcase_add_test(cases, test_no_room);
 	tcase_add_test(cases, test_mixed_alike);
 	tcase_add_loop_test(cases, test_slow, 0, 2);
