@@ -55,9 +55,9 @@ struct mb_heat_pick {
 
 /*
  * The region that has waited longest for its turn, of those that ask for windows of
- * [min_window_ns, max_window_ns] or are in small pages; false: none is due at now_ns. *due_ns is then when one will be. A
- * picked region is not picked again before it was learnt or skipped. `seed` says where in a large
- * region (any number; tests repeat it).
+ * [min_window_ns, max_window_ns] or are in small pages; false: none is due at now_ns. *due_ns is
+ * then when one will be. A picked region is not picked again before it was learnt or skipped.
+ * `seed` says where in a large region (any number; tests repeat it).
  */
 bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_ns,
 	uint64_t max_window_ns, uint32_t seed, struct mb_heat_pick *pick, uint64_t *due_ns);
@@ -100,7 +100,8 @@ uint64_t mb_heat_n_huge(const struct mb_heat_map *map);
 
 /*
  * Touches a second that a page has, as far as windows tell them apart: between 0 and 460 (touched
- * in every window of 10 ms). A page that is read and written in the same window counts as written.
+ * in every window of 10 ms; 230 where 2 MiB are looked at as one). A page that is read and written
+ * in the same window counts as written.
  */
 struct mb_heat {
 	float read, write;
