@@ -31,6 +31,7 @@
 #define SLOW_EVERY_ZOOMED 2u
 #define UNEVEN_NS	  60000000000ull
 #define UNUSED_NS	  4000000000ull
+#define FRESH_NS	  10000000000ull /* what was seen so long ago takes no turn of another's */
 #define BACKOFF_MIN_NS	  10000000000ull
 
 #define AGE_HALF_NS	  30e9f
@@ -223,7 +224,7 @@ static unsigned n_users(const struct mb_heat_map *map, const struct known *half)
 
 static bool may_zoom(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
 {
-	return r->huge && now_ns >= r->no_zoom_before_ns &&
+	return r->in_use && r->huge && !r->zoomed && now_ns >= r->no_zoom_before_ns &&
 	       (r->detail || map->n_details < map->max_details);
 }
 
@@ -268,7 +269,7 @@ static bool is_first_to_zoom(const struct mb_heat_map *map, const struct region 
 	for (unsigned i = 0; i < map->n_regions; i++) {
 		const struct region *other = map->region[i];
 
-		if (!other->zoomed && wants_zoom(map, other, now_ns) &&
+		if (now_ns - other->seen_ns < FRESH_NS && wants_zoom(map, other, now_ns) &&
 			shared_rate(map, other) > HOTTER * rate)
 			return false;
 	}
@@ -303,7 +304,8 @@ static bool is_small(const struct region *r)
 }
 
 bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_ns,
-	uint64_t max_window_ns, uint32_t seed, struct mb_heat_pick *pick, uint64_t *due_ns)
+	uint64_t max_window_ns, bool may_begin_zoom, uint32_t seed, struct mb_heat_pick *pick,
+	uint64_t *due_ns)
 {
 	struct region *r = NULL;
 	bool zoom, probe;
@@ -324,7 +326,8 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 	*due_ns = r->due_ns;
 	if (r->due_ns > now_ns)
 		return false;
-	zoom = r->to_slow != 1 && wants_zoom(map, r, now_ns) && is_first_to_zoom(map, r, now_ns);
+	zoom = may_begin_zoom && r->to_slow != 1 && wants_zoom(map, r, now_ns) &&
+	       is_first_to_zoom(map, r, now_ns);
 	*pick = (struct mb_heat_pick){
 		.first_block = r->first,
 		.n_blocks = (unsigned)r->n,

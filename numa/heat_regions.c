@@ -64,7 +64,7 @@ static bool may_join(const struct mb_heat_map *map, const struct region *a, cons
 	struct known ka, kb;
 
 	if (a->n != b->n || a->first % (2 * a->n) || 2 * a->n > map->max_blocks || a->picked ||
-		b->picked || a->detail || b->detail)
+		b->picked || a->detail || b->detail || a->zoomed || b->zoomed)
 		return false;
 	if (!a->in_use && !b->in_use)
 		return true;

@@ -228,27 +228,30 @@ int mb_pagemap_zap(struct mb_pagemap *pm, void *at, uint64_t len)
 }
 
 /*
- * To protect a page that is not there leaves a mark in the page table, which has to be one of small
- * pages from then on, and asking for nothing back takes that path (fs/proc/task_mmu.c). A fault
- * does not replace a table by a huge page, and maps what is marked protected. The protection is
- * asynchronous: nobody waits for it.
+ * Small pages, with marks in the page table where there is none; a huge page that is mapped gives
+ * way (mm/mprotect.c). Not by the scan: where a fault came first it keeps a huge page, and of a
+ * part of one it runs into a NULL pointer of the kernel's (6.7 to 6.17). It is asynchronous: nobody
+ * waits for it. Where writes are trapped (replica.h) all is protected anyway.
  */
+static int protect_small(const struct mb_pagemap *pm, void *at, uint64_t len)
+{
+	struct uffdio_writeprotect wp = {
+		.range = {.start = (uintptr_t)at, .len = len},
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	return ioctl(pm->uffd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+}
+
+/* A fault does not replace a table by a huge page, and maps what is marked protected. */
 int mb_pagemap_split(struct mb_pagemap *pm, void *at, uint64_t len)
 {
-	struct scan_arg arg = {
-		.size = sizeof(arg),
-		.flags = SCAN_PROTECT,
-		.start = (uintptr_t)at,
-		.end = (uintptr_t)at + len, /* whatever is there, and that is nothing */
-	};
 	int rc;
 
 	if (!(pm->features & MB_PAGEMAP_WRITES))
 		return -ENOTSUP;
 	rc = mb_pagemap_zap(pm, at, len);
-	if (!rc)
-		rc = scan(pm, &arg);
-	return rc < 0 ? rc : 0;
+	return rc ? rc : protect_small(pm, at, len);
 }
 
 int mb_pagemap_clean(struct mb_pagemap *pm, void *at, uint64_t len)
@@ -267,6 +270,8 @@ int mb_pagemap_clean(struct mb_pagemap *pm, void *at, uint64_t len)
 		return 0;
 	if (!is_watched(pm, arg.start, len))
 		return -EINVAL;
+	if ((arg.start | len) % MB_HUGE_BYTES)
+		return protect_small(pm, at, len);
 	rc = scan(pm, &arg);
 	return rc < 0 ? rc : 0;
 }

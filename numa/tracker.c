@@ -264,8 +264,8 @@ static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, u
 	uint64_t due_ns;
 
 	if (!mb_heat_pick(t->heat, now_ns, short_ones ? 0 : LONG_WINDOW_NS,
-		    long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, mb_heat_random(&t->seed), &pick,
-		    &due_ns)) {
+		    long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, mb_zoom_may_begin(t),
+		    mb_heat_random(&t->seed), &pick, &due_ns)) {
 		if (due_ns < *next_ns)
 			*next_ns = due_ns;
 		return false;

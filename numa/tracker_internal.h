@@ -104,6 +104,8 @@ struct mb_tracker {
 /* Opens a window on what was picked, or learns at once where there is nothing to wait for. */
 void mb_window_open(
 	struct mb_tracker *t, struct window *w, const struct mb_heat_pick *pick, uint64_t now_ns);
+/* Whether a huge page may be mapped in small ones for a look. */
+bool mb_zoom_may_begin(const struct mb_tracker *t);
 /* How many huge pages more may be out, in long or in short windows. */
 unsigned mb_windows_room(const struct mb_tracker *t, bool is_long);
 /* Its time is over: looks, and goes on to the next phase or learns. */

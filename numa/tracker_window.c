@@ -175,6 +175,7 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 {
 	const bool both = tells_both(t, w);
 	unsigned n_touched = 0;
+	uint32_t huge_now = 0;
 	uint64_t begin_ns;
 	int rc = 0;
 
@@ -194,6 +195,7 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 			if (n)
 				touched |= 1u << b;
 		}
+		huge_now |= f.huge;
 		w->seen.huge |= w->was_huge[v] | f.huge;
 		if (!rc)
 			map_again(t, w, v, touched);
@@ -202,6 +204,12 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 	}
 	if (rc) {
 		give_up(t, w, "look at page tables", rc, now_ns);
+		return;
+	}
+	/* Mapped anew meanwhile, by whomever: of its pages that tells nothing. */
+	if (both && huge_now) {
+		mb_heat_skip(t->heat, &w->seen.pick, true, now_ns);
+		end(t, w);
 		return;
 	}
 	w->seen.huge &= ~w->seen.zoomed;
@@ -367,7 +375,7 @@ static int64_t second_ns(const struct mb_tracker *t)
 
 /* All views' translations of a huge page go; each small page that is touched is a fault from then
  * on. */
-static bool may_zoom(const struct mb_tracker *t)
+bool mb_zoom_may_begin(const struct mb_tracker *t)
 {
 	int64_t cost = (int64_t)(MB_HEAT_BLOCK_PAGES * t->config.n_views * t->fault_ns);
 
@@ -507,7 +515,7 @@ void mb_window_open(
 		return;
 	}
 	w->seen.zoomed = pick->n_blocks == 1 && find_zoom(t, pick->first_block);
-	zoom = pick->zoom && !w->seen.zoomed && may_zoom(t);
+	zoom = pick->zoom && !w->seen.zoomed;
 	rc = zoom ? 0 : fit(t, w, room, &entries);
 	if (rc) {
 		give_up(t, w, "look at page tables", rc, now_ns);
@@ -526,9 +534,8 @@ void mb_window_open(
 		unsigned n_calls = 0, huge_ones = n_huge(t, w);
 		uint64_t begin_ns = mb_now_ns();
 
-		for (unsigned v = 0; v < t->config.n_views && entries && !rc; v++) {
-			/* Linux (6.14) may drop a table with all that it held, and then the next
-			 * touch would map a huge page: not one that has marks. */
+		for (unsigned v = 0; v < t->config.n_views && !rc && (entries || tells_both(t, w));
+			v++) {
 			if (tells_both(t, w)) {
 				rc = mb_pagemap_split(t->pm, at(t, v, w->offset), w->len);
 				n_calls++;

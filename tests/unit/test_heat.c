@@ -26,6 +26,7 @@ static uint64_t zoomed_block;
 static unsigned zoom_looks; /* that are left in it; as the tracker does it */
 #define ZOOM_LOOKS 6u
 static uint64_t now, n_samples, n_zooms;
+static bool may_zoom = true;
 static uint64_t most_window_ns = UINT64_MAX; /* that is opened */
 static uint32_t seed;
 
@@ -96,7 +97,7 @@ static void run(double seconds)
 			adapted = now;
 		}
 		now += SECOND / 50;
-		if (!mb_heat_pick(map, now, 0, most_window_ns, seed >> 8, &pick, &due))
+		if (!mb_heat_pick(map, now, 0, most_window_ns, may_zoom, seed >> 8, &pick, &due))
 			continue;
 		struct mb_heat_seen seen = {.pick = pick,
 			.n_pages = MB_HEAT_BLOCK_PAGES,
@@ -218,7 +219,7 @@ START_TEST(test_phase)
 			.n_pages = MB_HEAT_BLOCK_PAGES, .knows_writes = true, .view = view};
 
 		now += 5000000;
-		if (!mb_heat_pick(map, now, 0, UINT64_MAX, 0, &pick, &due))
+		if (!mb_heat_pick(map, now, 0, UINT64_MAX, true, 0, &pick, &due))
 			continue;
 		seen.pick = pick;
 		seen.huge = (1u << pick.n_blocks) - 1;
@@ -280,28 +281,44 @@ START_TEST(test_zoom)
 }
 END_TEST
 
-/* Many blocks that both views use now and then, and one that they use all the time. */
+/* Blocks that both views use often, and one that they use all the time. */
 static struct use one_is_hotter(uint64_t page)
 {
-	float rate = page / MB_HEAT_BLOCK_PAGES == 40 ? 900 : 0.02f;
+	float rate = page / MB_HEAT_BLOCK_PAGES == 40 ? 900 : 0.1f;
 
 	return page % 2 ? (struct use){.read = {rate, rate}} : (struct use){.write = {0, rate}};
 }
 
-/* It is looked into before all but those whose turn came when it was not known yet. */
+/* All want to be looked into when the first one may be. */
 START_TEST(test_hottest_first)
 {
-	unsigned n = 0;
+	make(64, true, one_is_hotter);
+	may_zoom = false;
+	run(30);
+	ck_assert_uint_eq(n_zooms, 0);
+	may_zoom = true;
+	while (!n_zooms && now < 60 * SECOND)
+		run(0.1);
+	ck_assert_uint_eq(n_zooms, 1);
+	ck_assert_uint_eq(zoomed_block, 40);
+	finish();
+}
+END_TEST
+
+/* The hottest is not there any more: others get their turn. */
+START_TEST(test_hottest_gone)
+{
+	struct mb_heat_pick pick = {.first_block = 40, .n_blocks = 1};
 
 	make(64, true, one_is_hotter);
-	while (now < 200 * SECOND && zoomed_block != 40) {
-		uint64_t before = n_zooms;
-
-		run(1);
-		n += n_zooms > before;
-	}
-	ck_assert_uint_eq(zoomed_block, 40);
-	ck_assert_msg(n <= 4, "as number %u", n);
+	may_zoom = false;
+	run(30);
+	may_zoom = true;
+	mb_heat_skip(map, &pick, false, now);
+	for (uint64_t end = now + 3 * SECOND; !n_zooms && now < end;)
+		run(0.1);
+	ck_assert_uint_eq(n_zooms, 1);
+	ck_assert_uint_ne(zoomed_block, 40);
 	finish();
 }
 END_TEST
@@ -394,16 +411,16 @@ START_TEST(test_no_room)
 	uint64_t due;
 
 	make(64, true, halves_of_a_block);
-	while (!zoom_looks || zoom_looks == ZOOM_LOOKS)
+	while ((!zoom_looks || zoom_looks == ZOOM_LOOKS) && now < 100 * SECOND)
 		run(1);
 	now += 10 * SECOND;
-	ck_assert(mb_heat_pick(map, now, UINT64_MAX, 0, 1, &pick, &due));
+	ck_assert(mb_heat_pick(map, now, UINT64_MAX, 0, true, 1, &pick, &due));
 	ck_assert_uint_eq(pick.first_block, 5);
-	ck_assert(!mb_heat_pick(map, now, UINT64_MAX, 0, 1, &pick, &due));
+	ck_assert(!mb_heat_pick(map, now, UINT64_MAX, 0, true, 1, &pick, &due));
 	mb_heat_skip(map, &pick, true, now);
 	mb_heat_zoomed(map, 5, now);
 	now += 10 * SECOND;
-	ck_assert(!mb_heat_pick(map, now, UINT64_MAX, 0, 1, &pick, &due));
+	ck_assert(!mb_heat_pick(map, now, UINT64_MAX, 0, true, 1, &pick, &due));
 	zoom_looks = 0;
 	finish();
 }
@@ -569,7 +586,7 @@ START_TEST(test_sparse)
 
 	ck_assert_int_eq(mb_heat_create(&config, &map), 0);
 	now = SECOND;
-	while (mb_heat_pick(map, now, 0, UINT64_MAX, 0, &pick, &due)) {
+	while (mb_heat_pick(map, now, 0, UINT64_MAX, true, 0, &pick, &due)) {
 		mb_heat_skip(map, &pick, false, now);
 		n++;
 	}
@@ -635,6 +652,7 @@ int main(void)
 	tcase_add_test(cases, test_zoom);
 	tcase_add_test(cases, test_zoom_in_vain);
 	tcase_add_test(cases, test_hottest_first);
+	tcase_add_test(cases, test_hottest_gone);
 	tcase_add_test(cases, test_awakens);
 	tcase_add_test(cases, test_now_and_then);
 	tcase_add_test(cases, test_no_room);

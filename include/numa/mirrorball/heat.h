@@ -57,10 +57,12 @@ struct mb_heat_pick {
  * The region that has waited longest for its turn, of those that ask for windows of
  * [min_window_ns, max_window_ns] or are in small pages; false: none is due at now_ns. *due_ns is
  * then when one will be. A picked region is not picked again before it was learnt or skipped.
- * `seed` says where in a large region (any number; tests repeat it).
+ * `may_begin_zoom`: one may be asked for. `seed` says where in a large region (any number; tests
+ * repeat it).
  */
 bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_ns,
-	uint64_t max_window_ns, uint32_t seed, struct mb_heat_pick *pick, uint64_t *due_ns);
+	uint64_t max_window_ns, bool may_begin_zoom, uint32_t seed, struct mb_heat_pick *pick,
+	uint64_t *due_ns);
 /* Nothing came of it; in_use false: there is no memory in the whole region, ask again later. */
 void mb_heat_skip(
 	struct mb_heat_map *map, const struct mb_heat_pick *pick, bool in_use, uint64_t now_ns);
