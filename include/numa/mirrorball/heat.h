@@ -11,8 +11,9 @@
  *
  * Memory is a file in blocks of 2 MiB. A *region* is one block or a power of two of them: it is
  * divided where its parts differ and joined with its buddy where they do not, so their number
- * depends on the differences and not on the memory. A block whose pages differ has a *detail*: a
- * value for each of its 4 KiB pages.
+ * depends on the differences and not on the memory; memory that several views use and somebody
+ * writes is divided to blocks, up to a quarter of max_regions. A block whose pages differ has a
+ * *detail*: a value for each of its 4 KiB pages.
  *
  * One thread at a time.
  */
