@@ -8,7 +8,7 @@
 
 #define MAX_REGIONS    4096u
 #define MAX_DETAILS    256u
-#define FIRST_WINDOW   1u /* a short one: many can be had, and what is hot shows soon */
+#define PROBE_WINDOW   1u
 #define PROBED_FROM    2u
 #define HITS	       2u  /* probes in a row that found it in use: it is */
 #define PROBES	       3u  /* between two windows of its own */
@@ -108,7 +108,7 @@ struct region *mb_heat_new_region(uint64_t first, uint64_t n)
 	if (r) {
 		r->first = first;
 		r->n = n;
-		r->window = FIRST_WINDOW;
+		r->window = MB_HEAT_WINDOWS / 2;
 		r->split_wait_ns = r->zoom_wait_ns = BACKOFF_MIN_NS;
 	}
 	return r;
@@ -293,7 +293,7 @@ static uint64_t next_window_ns(
 
 	*probe = may_probe(r) && (r->n_probes < PROBES || own_ns < min_ns || own_ns > max_ns);
 	return r->to_slow == 1 ? MB_HEAT_WINDOW_MAX_NS
-	       : *probe	       ? mb_heat_window_ns[FIRST_WINDOW]
+	       : *probe	       ? mb_heat_window_ns[PROBE_WINDOW]
 			       : own_ns;
 }
 
@@ -500,7 +500,7 @@ static void learn_probe(struct mb_heat_map *map, struct region *r, bool touched,
 	if (++r->n_hits < HITS)
 		return;
 	r->n_hits = r->n_probes = 0;
-	mb_heat_change_window(map, r, FIRST_WINDOW);
+	mb_heat_change_window(map, r, PROBE_WINDOW);
 }
 
 void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uint64_t now_ns)

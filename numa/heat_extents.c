@@ -12,12 +12,6 @@
 #define SLOW_BELOW 192u
 #define MAX_PAGES  8192u /* extents, from which on a block is one */
 #define MOST	   0.99f /* a chance that counts as certain: 460 a second in the shortest window */
-/*
- * The same for a block, of which the last two or three looks tell: a view that was missing in one
- * of them is not one that hardly touches it beside another that was not (69 a second against 230,
- * which are three quarters of both, and not against 460).
- */
-#define MOST_OF_BLOCK 0.9f
 
 /* A growing array of extents; the last one grows while what comes is like it. */
 struct list {
@@ -192,8 +186,7 @@ int mb_heat_extents(
 			continue;
 		}
 		for (unsigned v = 0; v < map->n_views; v++)
-			e.view[v] = mb_heat_of(fminf(known.touch[v], MOST_OF_BLOCK),
-				fminf(known.write[v], MOST_OF_BLOCK), r->window);
+			e.view[v] = mb_heat_of(known.touch[v], known.write[v], r->window);
 		rc = append(&list, &e);
 	}
 	if (rc) {

@@ -103,8 +103,7 @@ uint64_t mb_heat_n_huge(const struct mb_heat_map *map);
 
 /*
  * Touches a second that a page has, as far as windows tell them apart: between 0 and 460 (touched
- * in every window of 10 ms; 230 where 2 MiB are looked at as one). A page that is read and written
- * in the same window counts as written.
+ * in every window of 10 ms). A page that is read and written in the same window counts as written.
  */
 struct mb_heat {
 	float read, write;
