@@ -781,7 +781,7 @@ START_TEST(test_kvm_faults)
 	make(false, MB_PAGEMAP_ALL, 100000);
 	start();
 	go(&c);
-	nap(1500);
+	nap(4500); /* until windows are as short as they get: then there are most looks */
 	before = guest_ppm(2);
 	__atomic_store_n(&says_faults, true, __ATOMIC_RELAXED);
 	nap(2000);
