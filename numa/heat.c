@@ -8,7 +8,7 @@
 
 #define MAX_REGIONS    4096u
 #define MAX_DETAILS    256u
-#define PROBE_WINDOW   1u
+#define PROBE_WINDOW   1u /* of those whose own is PROBED_FROM or longer */
 #define PROBED_FROM    2u
 #define HITS	       2u  /* probes in a row that found it in use: it is */
 #define PROBES	       3u  /* between two windows of its own */

@@ -14,6 +14,7 @@
  */
 #define PROBES	4u  /* pages of an extent that are asked for */
 #define EXTENTS 64u /* with one system call */
+#define NO_VIEW MB_HEAT_VIEWS
 
 static uint64_t probe_offset(const struct mb_extent *e, unsigned i)
 {
@@ -22,13 +23,15 @@ static uint64_t probe_offset(const struct mb_extent *e, unsigned i)
 
 static bool has_copy(const struct mb_tracker *t, unsigned view, uint64_t offset)
 {
-	return t->config.copied &&
+	return view != NO_VIEW && t->config.copied &&
 	       t->config.copied(t->config.ctx, offset, MB_HEAT_PAGE_BYTES, view) > 0;
 }
 
-/* Fills in what is not known yet. */
-static int ask(char *base, const struct mb_extent *extent, unsigned n, int *node)
+/* Fills in what is not known yet, by a view or, NO_VIEW, the monitor's own mapping. */
+static int ask(const struct mb_tracker *t, unsigned view, const struct mb_extent *extent,
+	unsigned n, int *node)
 {
+	char *base = view == NO_VIEW ? t->config.own_base : t->config.view_base[view];
 	void *page[EXTENTS * PROBES];
 	int status[EXTENTS * PROBES];
 
@@ -39,23 +42,10 @@ static int ask(char *base, const struct mb_extent *extent, unsigned n, int *node
 	if (move_pages(0, n * PROBES, page, NULL, status, 0))
 		return -errno;
 	for (unsigned i = 0; i < n * PROBES; i++)
-		if (node[i] < 0)
+		if (node[i] < 0 && status[i] >= 0 &&
+			!has_copy(t, view, probe_offset(&extent[i / PROBES], i)))
 			node[i] = status[i];
 	return 0;
-}
-
-static int ask_view(const struct mb_tracker *t, unsigned view, const struct mb_extent *extent,
-	unsigned n, int *node)
-{
-	int found[EXTENTS * PROBES], rc;
-
-	memset(found, -1, sizeof(found));
-	rc = ask(t->config.view_base[view], extent, n, found);
-	for (unsigned i = 0; i < n * PROBES && !rc; i++)
-		if (node[i] < 0 && found[i] >= 0 &&
-			!has_copy(t, view, probe_offset(&extent[i / PROBES], i)))
-			node[i] = found[i];
-	return rc;
 }
 
 /* Maps in the monitor's own mapping what no view has mapped, if it is in memory: a hole stays one.
@@ -102,11 +92,11 @@ void mb_tracker_find_nodes(const struct mb_tracker *t, struct mb_extent *extent,
 		memset(node, -1, sizeof(node));
 		/* A kernel without NUMA says no. */
 		for (unsigned v = 0; v < t->config.n_views; v++)
-			if (ask_view(t, v, extent + first, some, node))
+			if (ask(t, v, extent + first, some, node))
 				return;
 		if (t->config.own_base) {
 			map_unknown(t, extent + first, some, node);
-			ask(t->config.own_base, extent + first, some, node);
+			ask(t, NO_VIEW, extent + first, some, node);
 		}
 		for (unsigned i = 0; i < some; i++)
 			decide(&extent[first + i], node + i * PROBES);

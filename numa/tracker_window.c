@@ -189,7 +189,7 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 		if (both)
 			mb_tracker_pay(t, mb_heat_count(view->written[0]), 0, 0);
 		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
-			unsigned n = mb_heat_count(w->seen.view[v].touched[b]);
+			unsigned n = mb_heat_count(view->touched[b]);
 
 			n_touched += n > 0;
 			if (n)
@@ -531,12 +531,12 @@ void mb_window_open(
 		w->seen.zoomed = 1;
 		rc = begin_zoom(t, pick->first_block, now_ns);
 	} else {
+		const bool both = tells_both(t, w);
 		unsigned n_calls = 0, huge_ones = n_huge(t, w);
 		uint64_t begin_ns = mb_now_ns();
 
-		for (unsigned v = 0; v < t->config.n_views && !rc && (entries || tells_both(t, w));
-			v++) {
-			if (tells_both(t, w)) {
+		for (unsigned v = 0; v < t->config.n_views && !rc && (entries || both); v++) {
+			if (both) {
 				rc = mb_pagemap_split(t->pm, at(t, v, w->offset), w->len);
 				n_calls++;
 			} else {
@@ -549,7 +549,7 @@ void mb_window_open(
 		 * ones may have been mapped by us. */
 		mb_tracker_pay(t, entries - huge_ones, 0, n_calls);
 		/* The same again when it is protected, and when it is written. */
-		w->reserved_ns = (int64_t)((tells_both(t, w) ? 1 : 2) *
+		w->reserved_ns = (int64_t)((both ? 1 : 2) *
 					   mb_tracker_cost_ns(t, entries - huge_ones, huge_ones));
 		t->guest.left_ns -= w->reserved_ns;
 	}
