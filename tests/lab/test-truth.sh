@@ -62,7 +62,7 @@ python3 "$tmp/pages.py" "$tmp/model.json"
 expect "pages add up" 0 $?
 
 # Slices of time, one run of them for each walk, add up to the section, and so do their pages.
-"$lab" --nodes 2 --cpus-per-node 1 --truth "$tmp/slices.json,pages,slice=200" --in "$tmp/walks.sh" -- ./walks.sh \
+"$lab" --nodes 2 --cpus-per-node 1 --truth "$tmp/slices.json,pages,slice=50" --in "$tmp/walks.sh" -- ./walks.sh \
 	0 1 2M 60 1 1 2M 60 >"$tmp/out"
 cat >"$tmp/slices.py" <<'END'
 import json, sys
