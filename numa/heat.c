@@ -6,19 +6,20 @@
 
 #include "heat_internal.h"
 
-#define MAX_REGIONS    4096u
-#define MAX_DETAILS    256u
-#define PROBE_WINDOW   1u /* of those whose own is PROBED_FROM or longer */
-#define PROBED_FROM    2u
-#define HITS	       2u  /* probes in a row that found it in use: it is */
-#define PROBES	       3u  /* between two windows of its own */
-#define FIRST_REGIONS  64u /* how many there are to begin with, at least */
+#define MAX_REGIONS	4096u
+#define MAX_DETAILS	256u
+#define PROBE_WINDOW	1u /* of those whose own is PROBED_FROM or longer */
+#define PROBED_FROM	2u
+#define HITS		2u  /* probes in a row that found it in use: it is */
+#define PROBES		3u  /* between two windows of its own */
+#define FIRST_REGIONS	64u /* how many there are to begin with, at least */
 
-#define NEW_SHARE_PART 0.3f  /* of one that saw a part of the region only */
-#define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
-#define ALL	       0.99f /* touched in every window: a much shorter one tells more */
-#define USED	       0.3f  /* a view that uses a block, for a zoom */
-#define HOTTER	       1.5f  /* times: such blocks are looked into before this one */
+#define NEW_SHARE_PART	0.3f  /* of one that saw a part of it only */
+#define NEW_SHARE_HANDS 0.75f /* of one by which it has changed hands */
+#define UNEVEN		0.05f /* variance between blocks that is worth a closer look */
+#define ALL		0.99f /* touched in every window: a much shorter one tells more */
+#define USED		0.3f  /* a view that uses a block, for a zoom */
+#define HOTTER		1.5f  /* times: such blocks are looked into before this one */
 
 /* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
 #define PERIOD	      8u
@@ -377,6 +378,21 @@ static float share_of_block(const struct mb_heat_seen *seen, unsigned block, con
 	return (float)n / (float)seen->n_pages;
 }
 
+/*
+ * The view that was there in nearly each window was not, and one that hardly ever was has come:
+ * that is no chance, and there is no need to see it twice.
+ */
+static bool changed_hands(const struct known *known, const struct known *x, unsigned n_views)
+{
+	bool left = false, came = false;
+
+	for (unsigned v = 0; v < n_views; v++) {
+		left |= known->touch[v] > MB_HEAT_HOT && x->touch[v] < MB_HEAT_COLD;
+		came |= known->touch[v] < MB_HEAT_COLD && x->touch[v] > MB_HEAT_HOT;
+	}
+	return left && came;
+}
+
 static void know_more(
 	struct known *known, float share, const struct known *x, bool writes, unsigned n_views)
 {
@@ -509,6 +525,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	struct region *r = mb_heat_find_region(map, pick->first_block);
 	uint64_t from = pick->first_block - r->first, half = r->n / 2, period;
 	bool whole = pick->n_blocks == r->n, part = seen->n_pages < MB_HEAT_BLOCK_PAGES;
+	bool hands = false;
 	float variance = 0;
 	struct known old = mb_heat_known(map, r), now;
 
@@ -537,6 +554,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		/* The part of the run in this half. */
 		uint64_t begin = h ? (from > half ? from : half) : from;
 		uint64_t end = from + pick->n_blocks;
+		float share;
 		struct known x;
 
 		if (r->n > 1 && !h && end > half)
@@ -544,8 +562,12 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		if (begin >= end || (r->n == 1 && h))
 			continue;
 		x = average(map, seen, (unsigned)(begin - from), (unsigned)(end - from), &variance);
-		know_more(&r->half[h], whole ? MB_HEAT_NEW_SHARE : NEW_SHARE_PART, &x,
-			seen->knows_writes, map->n_views);
+		share = NEW_SHARE_PART;
+		if (end - begin == (r->n > 1 ? half : 1)) {
+			hands = changed_hands(&r->half[h], &x, map->n_views);
+			share = hands ? NEW_SHARE_HANDS : MB_HEAT_NEW_SHARE;
+		}
+		know_more(&r->half[h], share, &x, seen->knows_writes, map->n_views);
 	}
 	if (variance > UNEVEN) {
 		r->uneven_before_ns = now_ns + UNEVEN_NS;
@@ -554,7 +576,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	r->seen_ns = now_ns;
 	if (r->n == 1 && !(seen->huge & 1))
 		mb_heat_learn_pages(map, r, seen, now_ns);
-	else if (r->detail && mb_heat_detail_is_wrong(map, r)) {
+	else if (r->detail && (hands || mb_heat_detail_is_wrong(map, r))) {
 		mb_heat_drop_detail(map, r);
 		r->no_zoom_before_ns = 0;
 	}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "heat_internal.h"
 
@@ -16,12 +17,19 @@
 /* Before pages are said to be alike: in a zoom, which has few, and in small pages. */
 #define EVEN_LOOKS_ZOOMED 3u
 #define EVEN_LOOKS	  6u
-/* Of so many looks the last one counts for its part. Through a long window few come. */
+/* Of so many looks the last one counts for its part. Through a long window few come; in a zoom all
+ * come at once, and it is long until the next one. */
 #define LOOKS	   2u
 #define SLOW_LOOKS 4u
-/* From 0, a value is 255 after so many looks in a row that found the page touched. */
-#define SATURATES      8u
-#define SLOW_SATURATES 16u
+#define ZOOM_LOOKS 8u
+/* From 0, a value is 255 after so many times as many in a row that found the page touched. */
+#define SATURATES 4u
+/* Of 255: a page that a view was seen to use, and one that it was not, by so many looks; more pages
+ * than that which another view uses now are no chance. */
+#define OFTEN	    127u
+#define SELDOM	    26u
+#define HANDS_LOOKS 2u
+#define HANDS_PAGES 16u
 
 void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r)
 {
@@ -78,18 +86,22 @@ bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region 
 	return false;
 }
 
+/* Of looks at pages like these, how many count. */
+static unsigned looks_that_count(const struct region *r, bool slow)
+{
+	return slow ? SLOW_LOOKS : r->huge ? ZOOM_LOOKS : LOOKS;
+}
+
 /*
- * After n looks a value is an average in which the last look counts for a half, the one before it
- * for a quarter, ...: of a chance m it varies by m (1 - m) times the sum of their squares. With
- * SLOW_LOOKS it is a plain average at first, and never less than the last line.
+ * A value is a plain average of the first most_looks looks; then the last one counts for its part,
+ * and each one before it for less. Of a chance m it varies by m (1 - m) times the sum of their
+ * squares.
  */
-static float spread(unsigned looks, bool slow)
+static float spread(unsigned looks, unsigned most_looks)
 {
 	if (!looks)
 		return 0;
-	if (!slow)
-		return (1 + 2 * exp2f(-2 * (float)(looks - 1))) / 3;
-	return fmaxf(1 / (float)looks, 1 / (2 * (float)SLOW_LOOKS - 1));
+	return fmaxf(1 / (float)looks, 1 / (2 * (float)most_looks - 1));
 }
 
 /* What pages that are all alike would show by chance, and what is more than that. */
@@ -102,9 +114,9 @@ struct chance {
 	float expected_always;
 };
 
-static void compare(const uint8_t *value, const uint8_t *looks, bool slow, struct chance *c)
+static void compare(
+	const uint8_t *value, const uint8_t *looks, unsigned most_looks, struct chance *c)
 {
-	const unsigned most_looks = slow ? SLOW_SATURATES : SATURATES;
 	float group[MB_HEAT_BLOCK_PAGES / GROUP] = {0}, squares = 0;
 
 	*c = (struct chance){0};
@@ -114,14 +126,14 @@ static void compare(const uint8_t *value, const uint8_t *looks, bool slow, struc
 		c->mean += x / MB_HEAT_BLOCK_PAGES;
 		group[i / GROUP] += x / GROUP;
 		squares += x * x / MB_HEAT_BLOCK_PAGES;
-		c->spread += spread(looks[i], slow) / MB_HEAT_BLOCK_PAGES;
+		c->spread += spread(looks[i], most_looks) / MB_HEAT_BLOCK_PAGES;
 	}
 	c->varies = squares - c->mean * c->mean;
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES / GROUP; i++)
 		c->between +=
 			(group[i] - c->mean) * (group[i] - c->mean) * GROUP / MB_HEAT_BLOCK_PAGES;
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		unsigned n = looks[i] < most_looks ? looks[i] : most_looks;
+		unsigned n = looks[i] < SATURATES * most_looks ? looks[i] : SATURATES * most_looks;
 
 		c->always += n && value[i] == UINT8_MAX;
 		c->expected_always += n ? powf(c->mean, (float)n) : 0;
@@ -133,12 +145,12 @@ static void compare(const uint8_t *value, const uint8_t *looks, bool slow, struc
  * in their variance, nor in how many were there at each look, as a few hot ones among others are,
  * nor more from page to page than from group to group, as memory that is used in parts does.
  */
-static bool is_chance(const uint8_t *value, const uint8_t *looks, bool slow)
+static bool is_chance(const uint8_t *value, const uint8_t *looks, unsigned most_looks)
 {
 	struct chance c;
 	float expected;
 
-	compare(value, looks, slow, &c);
+	compare(value, looks, most_looks, &c);
 	expected = c.mean * (1 - c.mean) * c.spread;
 	return (float)c.always <= ALWAYS * c.expected_always + ALWAYS_PAGES &&
 	       c.varies <= CHANCE * expected + MB_HEAT_ALIKE * MB_HEAT_ALIKE / 4 &&
@@ -154,13 +166,36 @@ static float mean_looks(const struct pages *d)
 	return (float)sum / MB_HEAT_BLOCK_PAGES;
 }
 
-static bool pages_are_even(const struct mb_heat_map *map, const struct pages *p, bool slow)
+static bool pages_are_even(
+	const struct mb_heat_map *map, const struct pages *p, unsigned most_looks)
 {
 	for (unsigned v = 0; v < map->n_views; v++)
-		if (!is_chance(p->touch[v], p->looks, slow) ||
-			!is_chance(p->write[v], p->looks, slow))
+		if (!is_chance(p->touch[v], p->looks, most_looks) ||
+			!is_chance(p->write[v], p->looks, most_looks))
 			return false;
 	return true;
+}
+
+/* Most of the pages that a view was seen to use were touched by another one only. */
+static bool pages_changed_hands(
+	const struct mb_heat_map *map, const struct pages *p, const struct mb_heat_seen *seen)
+{
+	unsigned n = 0, n_changed = 0;
+
+	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
+		bool stayed = false, left = false, came = false;
+
+		for (unsigned v = 0; v < map->n_views && p->looks[i] >= HANDS_LOOKS; v++) {
+			bool touched = get_bit(seen->view[v].touched[0], i);
+
+			stayed |= touched && p->touch[v][i] > OFTEN;
+			left |= !touched && p->touch[v][i] > OFTEN;
+			came |= touched && p->touch[v][i] < SELDOM;
+		}
+		n += stayed || left;
+		n_changed += !stayed && left && came;
+	}
+	return n_changed > HANDS_PAGES && 2 * n_changed > n;
 }
 
 void mb_heat_learn_pages(
@@ -181,7 +216,9 @@ void mb_heat_learn_pages(
 		map->n_details++;
 	}
 	p = slow ? &d->slow : &d->quick;
-	most_looks = slow ? SLOW_LOOKS : LOOKS;
+	most_looks = looks_that_count(r, slow);
+	if (pages_changed_hands(map, p, seen))
+		*d = (struct detail){0};
 	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
 		for (unsigned v = 0; v < map->n_views; v++) {
 			const struct mb_heat_seen_view *sv = &seen->view[v];
@@ -195,7 +232,8 @@ void mb_heat_learn_pages(
 		if (p->looks[i] < UINT8_MAX)
 			p->looks[i]++;
 	}
-	d->even = pages_are_even(map, &d->quick, false) && pages_are_even(map, &d->slow, true);
+	d->even = pages_are_even(map, &d->quick, looks_that_count(r, false)) &&
+		  pages_are_even(map, &d->slow, looks_that_count(r, true));
 	d->seen_ns = now_ns;
 	d->samples =
 		d->samples * MB_HEAT_SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;

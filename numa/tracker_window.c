@@ -10,7 +10,7 @@
 #include "tracker_internal.h"
 
 #define PART_PAGES    64u /* the least of a block that is worth a window */
-#define ZOOM_LOOKS    6u  /* at each page */
+#define ZOOM_LOOKS    8u  /* at each page */
 #define ZOOM_FAULTS   4u
 #define ZOOM_RETRY_NS 1000000000ull
 #define ZOOM_LASTS_NS 30000000000ull
