@@ -6,20 +6,20 @@
 
 #include "heat_internal.h"
 
-#define MAX_REGIONS	4096u
-#define MAX_DETAILS	256u
-#define PROBE_WINDOW	1u /* of those whose own is PROBED_FROM or longer */
-#define PROBED_FROM	2u
-#define HITS		2u  /* probes in a row that found it in use: it is */
-#define PROBES		3u  /* between two windows of its own */
-#define FIRST_REGIONS	64u /* how many there are to begin with, at least */
+#define MAX_REGIONS    4096u
+#define MAX_DETAILS    256u
+#define PROBE_WINDOW   1u /* of those whose own is PROBED_FROM or longer */
+#define PROBED_FROM    2u
+#define HITS	       2u  /* probes in a row that found it in use: it is */
+#define PROBES	       3u  /* between two windows of its own */
+#define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
-#define NEW_SHARE_PART	0.3f  /* of one that saw a part of it only */
-#define NEW_SHARE_HANDS 0.75f /* of one by which it has changed hands */
-#define UNEVEN		0.05f /* variance between blocks that is worth a closer look */
-#define ALL		0.99f /* touched in every window: a much shorter one tells more */
-#define USED		0.3f  /* a view that uses a block, for a zoom */
-#define HOTTER		1.5f  /* times: such blocks are looked into before this one */
+#define NEW_SHARE_PART 0.3f  /* of one that saw a part of it only */
+#define SURE	       1.5f  /* samples: more than one */
+#define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
+#define ALL	       0.99f /* touched in every window: a much shorter one tells more */
+#define USED	       0.3f  /* a view that uses a block, for a zoom */
+#define HOTTER	       1.5f  /* times: such blocks are looked into before this one */
 
 /* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
 #define PERIOD	      8u
@@ -336,6 +336,7 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 		.region_blocks = r->n,
 		.window_ns = next_window_ns(r, min_window_ns, max_window_ns, &probe),
 		.zoom = zoom,
+		.small = is_small(r),
 		.slow = r->to_slow == 1,
 	};
 	pick->probe = probe && !zoom;
@@ -379,18 +380,22 @@ static float share_of_block(const struct mb_heat_seen *seen, unsigned block, con
 }
 
 /*
- * The view that was there in nearly each window was not, and one that hardly ever was has come:
- * that is no chance, and there is no need to see it twice.
+ * The views that were there in each window are not, and one that hardly ever was has come: that is
+ * no chance. Only through the shortest window is what is known so high.
  */
 static bool changed_hands(const struct known *known, const struct known *x, unsigned n_views)
 {
-	bool left = false, came = false;
+	bool stayed = false, left = false, came = false;
 
 	for (unsigned v = 0; v < n_views; v++) {
-		left |= known->touch[v] > MB_HEAT_HOT && x->touch[v] < MB_HEAT_COLD;
-		came |= known->touch[v] < MB_HEAT_COLD && x->touch[v] > MB_HEAT_HOT;
+		bool was_there = known->touch[v] > MB_HEAT_HOT,
+		     is_there = x->touch[v] > MB_HEAT_HOT;
+
+		stayed |= was_there && is_there;
+		left |= was_there && x->touch[v] < MB_HEAT_COLD;
+		came |= is_there && known->touch[v] < MB_HEAT_COLD;
 	}
-	return left && came;
+	return known->samples > SURE && left && came && !stayed;
 }
 
 static void know_more(
@@ -432,7 +437,7 @@ static void choose_window(struct mb_heat_map *map, struct region *r)
 	struct known known = mb_heat_known(map, r);
 	float most = mb_heat_max_touch(&known, map->n_views);
 
-	if (known.samples < 1.5f)
+	if (known.samples < SURE)
 		return;
 	if (most > MB_HEAT_HOT && r->window > 0)
 		mb_heat_change_window(
@@ -564,8 +569,12 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		x = average(map, seen, (unsigned)(begin - from), (unsigned)(end - from), &variance);
 		share = NEW_SHARE_PART;
 		if (end - begin == (r->n > 1 ? half : 1)) {
-			hands = changed_hands(&r->half[h], &x, map->n_views);
-			share = hands ? NEW_SHARE_HANDS : MB_HEAT_NEW_SHARE;
+			share = MB_HEAT_NEW_SHARE;
+			hands = !part && changed_hands(&r->half[h], &x, map->n_views);
+			/* What was known is of another user: this is the first look at the new
+			 * one. */
+			if (hands)
+				r->half[h].samples = 0;
 		}
 		know_more(&r->half[h], share, &x, seen->knows_writes, map->n_views);
 	}

@@ -14,21 +14,23 @@
 #define ALWAYS	     3.0f
 #define ALWAYS_PAGES 8.0f
 #define GROUP	     32u /* pages */
-/* Before pages are said to be alike: in a zoom, which has few, and in small pages. */
+/* Before pages are said to be alike: in a zoom, and in small pages. */
 #define EVEN_LOOKS_ZOOMED 3u
 #define EVEN_LOOKS	  6u
-/* Of so many looks the last one counts for its part. Through a long window few come; in a zoom all
- * come at once, and it is long until the next one. */
-#define LOOKS	   2u
+/* Of so many looks the last one counts for its part. Through a long window few come; in a zoom they
+ * come one after the other, and of the one before it so many count. */
+#define LOOKS	   4u
 #define SLOW_LOOKS 4u
 #define ZOOM_LOOKS 8u
-/* From 0, a value is 255 after so many times as many in a row that found the page touched. */
-#define SATURATES 4u
+#define LOOKS_KEPT 2u
+/* A value of 255 says that the page was touched in each of so many looks: */
+#define SATURATES      4u  /* times as many as count, */
+#define MOST_SATURATES 20u /* at most */
 /* Of 255: a page that a view was seen to use, and one that it was not, by so many looks; more pages
  * than that which another view uses now are no chance. */
-#define OFTEN	    127u
+#define OFTEN	    230u
 #define SELDOM	    26u
-#define HANDS_LOOKS 2u
+#define HANDS_LOOKS 3u
 #define HANDS_PAGES 16u
 
 void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r)
@@ -117,6 +119,8 @@ struct chance {
 static void compare(
 	const uint8_t *value, const uint8_t *looks, unsigned most_looks, struct chance *c)
 {
+	unsigned most =
+		SATURATES * most_looks < MOST_SATURATES ? SATURATES * most_looks : MOST_SATURATES;
 	float group[MB_HEAT_BLOCK_PAGES / GROUP] = {0}, squares = 0;
 
 	*c = (struct chance){0};
@@ -133,7 +137,7 @@ static void compare(
 		c->between +=
 			(group[i] - c->mean) * (group[i] - c->mean) * GROUP / MB_HEAT_BLOCK_PAGES;
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		unsigned n = looks[i] < SATURATES * most_looks ? looks[i] : SATURATES * most_looks;
+		unsigned n = looks[i] < most ? looks[i] : most;
 
 		c->always += n && value[i] == UINT8_MAX;
 		c->expected_always += n ? powf(c->mean, (float)n) : 0;
@@ -198,6 +202,13 @@ static bool pages_changed_hands(
 	return n_changed > HANDS_PAGES && 2 * n_changed > n;
 }
 
+/* What was seen of these pages. */
+static void forget(struct detail *d, const struct mb_heat_seen *seen)
+{
+	memset(d->quick.looks + seen->first_page, 0, seen->n_pages);
+	memset(d->slow.looks + seen->first_page, 0, seen->n_pages);
+}
+
 void mb_heat_learn_pages(
 	struct mb_heat_map *map, struct region *r, const struct mb_heat_seen *seen, uint64_t now_ns)
 {
@@ -218,7 +229,7 @@ void mb_heat_learn_pages(
 	p = slow ? &d->slow : &d->quick;
 	most_looks = looks_that_count(r, slow);
 	if (pages_changed_hands(map, p, seen))
-		*d = (struct detail){0};
+		forget(d, seen);
 	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
 		for (unsigned v = 0; v < map->n_views; v++) {
 			const struct mb_heat_seen_view *sv = &seen->view[v];
@@ -254,6 +265,12 @@ void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 
 	if (r->detail && r->detail->even)
 		mb_heat_drop_detail(map, r);
+	for (unsigned i = 0; r->detail && i < MB_HEAT_BLOCK_PAGES; i++) {
+		uint8_t *looks[] = {&r->detail->quick.looks[i], &r->detail->slow.looks[i]};
+
+		for (unsigned k = 0; k < 2; k++)
+			*looks[k] = *looks[k] < LOOKS_KEPT ? *looks[k] : LOOKS_KEPT;
+	}
 	r->to_slow = 0;
 	r->zoomed = false;
 	r->no_zoom_before_ns = now_ns + (r->detail ? MB_HEAT_DETAIL_AGAIN_NS : r->zoom_wait_ns);

@@ -8,7 +8,7 @@
 
 #define DETAIL_LASTS                                                                               \
 	8 /* times as long as what is known of a block; who uses which part changes less */
-/* Of 255: what was not touched in the last two looks is told better by the long window. */
+/* Of 255: what was touched in fewer looks than that is told better by the long window. */
 #define SLOW_BELOW 192u
 #define MAX_PAGES  8192u /* extents, from which on a block is one */
 #define MOST	   0.99f /* a chance that counts as certain: 460 a second in the shortest window */

@@ -6,7 +6,7 @@
 
 /* What decides, and where. Chances are of a page in a window. */
 #define MB_HEAT_CHANGED		0.5f /* so far from what was known is news */
-#define MB_HEAT_NEW_SHARE	0.5f /* of a new sample in what is known: two of them change a mind */
+#define MB_HEAT_NEW_SHARE	0.5f /* of a new sample in what is known */
 #define MB_HEAT_HOT		0.8f /* above: a shorter window tells more */
 #define MB_HEAT_NEVER		0.01f
 #define MB_HEAT_COLD		0.2f	       /* below: a longer window tells more */

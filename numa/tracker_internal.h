@@ -23,6 +23,7 @@ struct window {
 	uint64_t due_ns;
 	uint64_t offset, len;		  /* in the file */
 	unsigned n_out;			  /* huge pages that it keeps out of page tables */
+	bool both;			  /* one phase tells touches and writes */
 	int64_t reserved_ns;		  /* of the budget, for what it may still cost */
 	uint32_t was_huge[MB_HEAT_VIEWS]; /* bit a block: mapped as a huge page before */
 	struct mb_heat_seen seen;

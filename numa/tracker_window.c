@@ -165,15 +165,8 @@ static uint64_t length_ns(const struct mb_tracker *t, const struct window *w)
 	return w->seen.pick.window_ns > least_ns ? w->seen.pick.window_ns : least_ns;
 }
 
-/* Its pages were protected when they were taken out: one window tells touches and writes. */
-static bool tells_both(const struct mb_tracker *t, const struct window *w)
-{
-	return w->seen.zoomed && t->features & MB_PAGEMAP_WRITES;
-}
-
 static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_ns)
 {
-	const bool both = tells_both(t, w);
 	unsigned n_touched = 0;
 	uint32_t huge_now = 0;
 	uint64_t begin_ns;
@@ -181,12 +174,13 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 
 	for (unsigned v = 0; v < t->config.n_views && !rc; v++) {
 		struct mb_heat_seen_view *view = &w->seen.view[v];
-		struct finder f = {.mapped = view->touched, .written = both ? view->written : NULL};
+		struct finder f = {
+			.mapped = view->touched, .written = w->both ? view->written : NULL};
 		uint32_t touched = 0;
 
 		rc = look(t, w, v, &f);
 		/* The first write to a page is a fault of its own. */
-		if (both)
+		if (w->both)
 			mb_tracker_pay(t, mb_heat_count(view->written[0]), 0, 0);
 		for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
 			unsigned n = mb_heat_count(view->touched[b]);
@@ -207,14 +201,14 @@ static void close_touches(struct mb_tracker *t, struct window *w, uint64_t now_n
 		return;
 	}
 	/* Mapped anew meanwhile, by whomever: of its pages that tells nothing. */
-	if (both && huge_now) {
+	if (w->both && huge_now) {
 		mb_heat_skip(t->heat, &w->seen.pick, true, now_ns);
 		end(t, w);
 		return;
 	}
 	w->seen.huge &= ~w->seen.zoomed;
 	w->seen.knows_writes = t->features & MB_PAGEMAP_WRITES;
-	if (both || !n_touched || !w->seen.knows_writes) {
+	if (w->both || !n_touched || !w->seen.knows_writes) {
 		/* Where nobody was, nobody wrote. */
 		learn(t, w, now_ns);
 		return;
@@ -491,6 +485,16 @@ static int fit(struct mb_tracker *t, struct window *w, unsigned room, uint64_t *
 	return rc;
 }
 
+/*
+ * Small pages are protected when they are taken out, so that one window tells touches and writes.
+ * Not where nothing is mapped: the marks would keep a huge page out.
+ */
+static bool tells_both(const struct mb_tracker *t, const struct window *w, uint64_t entries)
+{
+	return t->features & MB_PAGEMAP_WRITES &&
+	       (w->seen.zoomed || (w->seen.pick.small && !w->n_out && entries));
+}
+
 void mb_window_open(
 	struct mb_tracker *t, struct window *w, const struct mb_heat_pick *pick, uint64_t now_ns)
 {
@@ -528,15 +532,15 @@ void mb_window_open(
 		return;
 	}
 	if (zoom) {
-		w->seen.zoomed = 1;
+		w->seen.zoomed = w->both = true;
 		rc = begin_zoom(t, pick->first_block, now_ns);
 	} else {
-		const bool both = tells_both(t, w);
 		unsigned n_calls = 0, huge_ones = n_huge(t, w);
 		uint64_t begin_ns = mb_now_ns();
 
-		for (unsigned v = 0; v < t->config.n_views && !rc && (entries || both); v++) {
-			if (both) {
+		w->both = tells_both(t, w, entries);
+		for (unsigned v = 0; v < t->config.n_views && !rc && (entries || w->both); v++) {
+			if (w->both) {
 				rc = mb_pagemap_split(t->pm, at(t, v, w->offset), w->len);
 				n_calls++;
 			} else {
@@ -549,7 +553,7 @@ void mb_window_open(
 		 * ones may have been mapped by us. */
 		mb_tracker_pay(t, entries - huge_ones, 0, n_calls);
 		/* The same again when it is protected, and when it is written. */
-		w->reserved_ns = (int64_t)((both ? 1 : 2) *
+		w->reserved_ns = (int64_t)((w->both ? 1 : 2) *
 					   mb_tracker_cost_ns(t, entries - huge_ones, huge_ones));
 		t->guest.left_ns -= w->reserved_ns;
 	}

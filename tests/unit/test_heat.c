@@ -237,6 +237,42 @@ START_TEST(test_phase)
 }
 END_TEST
 
+/* What a window of the first block sees; probes see nothing. */
+static void learn_block(const bool touched[3])
+{
+	struct mb_heat_seen seen = {
+		.n_pages = MB_HEAT_BLOCK_PAGES, .knows_writes = true, .huge = 1, .view = view};
+	uint64_t due;
+
+	do {
+		memset(view, 0, sizeof(view));
+		while (!mb_heat_pick(map, now, 0, UINT64_MAX, false, 0, &seen.pick, &due))
+			now += 5000000;
+		for (unsigned v = 0; v < 3 && !seen.pick.probe; v++)
+			if (touched[v])
+				memset(view[v].touched[0], 0xff, sizeof(view[v].touched[0]));
+		mb_heat_learn(map, &seen, now);
+	} while (seen.pick.probe);
+}
+
+/* Of two users one was not there in a window, and another view was: they have not changed, nor has
+ * a user that was seen once. */
+START_TEST(test_no_phase)
+{
+	struct mb_heat_config config = {.n_blocks = 1, .n_views = 3};
+
+	ck_assert_int_eq(mb_heat_create(&config, &map), 0);
+	now = SECOND;
+	for (unsigned i = 0; i < (_i ? 1 : 20); i++)
+		learn_block((const bool[]){true, !_i, false});
+	learn_block((const bool[]){false, !_i, true});
+	take_extents();
+	ck_assert(extents[0].view[0].read > 1);
+	ck_assert(extents[0].view[2].read > 1);
+	finish();
+}
+END_TEST
+
 /* One block of many is hot. */
 static struct use needle(uint64_t page)
 {
@@ -499,7 +535,6 @@ START_TEST(test_slow)
 		one += i >= 300 && i < 480 && sum[0] == 0 && sum[1] > 0;
 		none += i >= 480 && sum[0] == 0 && sum[1] == 0;
 	}
-
 	ck_assert_uint_le(hot, 440 * 5 / 100);
 	ck_assert_uint_ge(both, 260 * 90 / 100);
 	ck_assert_uint_ge(one, 180 * 90 / 100);
@@ -681,6 +716,7 @@ int main(void)
 
 	tcase_add_loop_test(cases, test_quarters, 0, 2);
 	tcase_add_test(cases, test_phase);
+	tcase_add_loop_test(cases, test_no_phase, 0, 2);
 	tcase_add_loop_test(cases, test_needle, 0, 2);
 	tcase_add_test(cases, test_zoom);
 	tcase_add_test(cases, test_zoom_hands);

@@ -50,6 +50,7 @@ struct mb_heat_pick {
 	uint64_t region_first, region_blocks;
 	uint64_t window_ns;
 	bool zoom; /* one block, in a huge page, that several views touch: in small pages, please */
+	bool small; /* one block, in small pages when it was last looked at */
 	bool slow; /* one block, for those of its pages that windows of its own tell nothing of */
 	bool probe; /* shorter than its own: whether it is in use now */
 };

@@ -12,8 +12,8 @@
 /*
  * Who touches what: a thread that samples guest memory while the guest runs (design, section 4.1).
  * It takes pages out of the page tables of every view, waits for a window of 10 ms to 1 s, and
- * looks which view has them again; then it asks in the same way who writes (in a look into a huge
- * page: at once). What it costs the guest, the CPU that it uses, and how often it makes KVM drop
+ * looks which view has them again; then it asks in the same way who writes (of small pages: at
+ * once). What it costs the guest, the CPU that it uses, and how often it makes KVM drop
  * translations are bounded over ten seconds, and do not depend on the size of the guest.
  *
  * It never touches what is in memory: a page that is taken out of page tables stays where it is,
