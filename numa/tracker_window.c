@@ -119,7 +119,9 @@ static void learn(struct mb_tracker *t, struct window *w, uint64_t now_ns)
 static void give_up(
 	struct mb_tracker *t, struct window *w, const char *what, int rc, uint64_t now_ns)
 {
-	mb_tracker_complain(t, what, rc);
+	/* A part is being mapped anew (replica.h): next time. */
+	if (rc != -ENOENT)
+		mb_tracker_complain(t, what, rc);
 	mb_heat_skip(t->heat, &w->seen.pick, true, now_ns);
 	end(t, w);
 }

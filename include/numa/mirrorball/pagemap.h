@@ -67,12 +67,13 @@ int mb_pagemap_zap(struct mb_pagemap *pm, void *at, uint64_t len);
 /*
  * As mb_pagemap_zap for a huge page, or for small ones; they are then mapped one by one as they are
  * touched, as not written until they are, until the 2 MiB are mapped anew (mmap(2)) and watched
- * again. -ENOTSUP without MB_PAGEMAP_WRITES.
+ * again. -ENOTSUP without MB_PAGEMAP_WRITES; -ENOENT: a part of it is mapped anew and not watched
+ * again yet.
  */
 int mb_pagemap_split(struct mb_pagemap *pm, void *at, uint64_t len);
 
 /* Pages that are mapped now count as not written until a write. Does nothing without
- * MB_PAGEMAP_WRITES. */
+ * MB_PAGEMAP_WRITES. -ENOENT as above. */
 int mb_pagemap_clean(struct mb_pagemap *pm, void *at, uint64_t len);
 
 /* Pages side by side that are alike. */
