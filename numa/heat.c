@@ -14,7 +14,7 @@
 #define PROBES	       3u  /* between two windows of its own */
 #define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
-#define NEW_SHARE_PART 0.3f  /* of one that saw a part of it only */
+#define NEW_SHARE_PART 0.3f  /* of one that saw a part of the half only */
 #define SURE	       1.5f  /* samples: more than one */
 #define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
 #define ALL	       0.99f /* touched in every window: a much shorter one tells more */

@@ -207,6 +207,8 @@ static void forget(struct detail *d, const struct mb_heat_seen *seen)
 {
 	memset(d->quick.looks + seen->first_page, 0, seen->n_pages);
 	memset(d->slow.looks + seen->first_page, 0, seen->n_pages);
+	if (seen->n_pages == MB_HEAT_BLOCK_PAGES)
+		d->samples = 0;
 }
 
 void mb_heat_learn_pages(
