@@ -15,6 +15,7 @@
 #define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
 #define NEW_SHARE_PART 0.3f  /* of one that saw a part of the half only */
+#define NEW_SHARE_NEXT 0.75f /* of one that saw another user */
 #define SURE	       1.5f  /* samples: more than one */
 #define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
 #define ALL	       0.99f /* touched in every window: a much shorter one tells more */
@@ -381,7 +382,8 @@ static float share_of_block(const struct mb_heat_seen *seen, unsigned block, con
 
 /*
  * The views that were there in each window are not, and one that hardly ever was has come: that is
- * no chance. Only through the shortest window is what is known so high.
+ * hardly chance, unless the host did not run the former's vCPUs. Only through the shortest window
+ * is what is known so high.
  */
 static bool changed_hands(const struct known *known, const struct known *x, unsigned n_views)
 {
@@ -559,7 +561,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		/* The part of the run in this half. */
 		uint64_t begin = h ? (from > half ? from : half) : from;
 		uint64_t end = from + pick->n_blocks;
-		float share;
+		bool all_of_it, other;
 		struct known x;
 
 		if (r->n > 1 && !h && end > half)
@@ -567,16 +569,17 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		if (begin >= end || (r->n == 1 && h))
 			continue;
 		x = average(map, seen, (unsigned)(begin - from), (unsigned)(end - from), &variance);
-		share = NEW_SHARE_PART;
-		if (end - begin == (r->n > 1 ? half : 1)) {
-			share = MB_HEAT_NEW_SHARE;
-			hands = !part && changed_hands(&r->half[h], &x, map->n_views);
-			/* What was known is of another user: this is the first look at the new
-			 * one. */
-			if (hands)
-				r->half[h].samples = 0;
-		}
-		know_more(&r->half[h], share, &x, seen->knows_writes, map->n_views);
+		all_of_it = end - begin == (r->n > 1 ? half : 1);
+		other = all_of_it && !part && changed_hands(&r->half[h], &x, map->n_views);
+		know_more(&r->half[h],
+			other	    ? NEW_SHARE_NEXT
+			: all_of_it ? MB_HEAT_NEW_SHARE
+				    : NEW_SHARE_PART,
+			&x, seen->knows_writes, map->n_views);
+		/* Of the new user it is the first. */
+		if (other)
+			r->half[h].samples = 1;
+		hands |= other;
 	}
 	if (variance > UNEVEN) {
 		r->uneven_before_ns = now_ns + UNEVEN_NS;
