@@ -380,24 +380,30 @@ static float share_of_block(const struct mb_heat_seen *seen, unsigned block, con
 	return (float)n / (float)seen->n_pages;
 }
 
+/* A view that hardly ever was there is. */
+static bool came(const struct known *known, const struct known *x, unsigned n_views)
+{
+	for (unsigned v = 0; v < n_views; v++)
+		if (known->touch[v] < MB_HEAT_COLD && x->touch[v] > MB_HEAT_HOT)
+			return true;
+	return false;
+}
+
 /*
- * The views that were there in each window are not, and one that hardly ever was has come: that is
- * hardly chance, unless the host did not run the former's vCPUs. Only through the shortest window
- * is what is known so high.
+ * And the views that were there in each window are not: that is hardly chance, unless the host did
+ * not run their vCPUs. Only through the shortest window is what is known so high.
  */
 static bool changed_hands(const struct known *known, const struct known *x, unsigned n_views)
 {
-	bool stayed = false, left = false, came = false;
+	bool stayed = false, left = false;
 
 	for (unsigned v = 0; v < n_views; v++) {
-		bool was_there = known->touch[v] > MB_HEAT_HOT,
-		     is_there = x->touch[v] > MB_HEAT_HOT;
+		bool was_there = known->touch[v] > MB_HEAT_HOT;
 
-		stayed |= was_there && is_there;
+		stayed |= was_there && x->touch[v] > MB_HEAT_HOT;
 		left |= was_there && x->touch[v] < MB_HEAT_COLD;
-		came |= is_there && known->touch[v] < MB_HEAT_COLD;
 	}
-	return known->samples > SURE && left && came && !stayed;
+	return known->samples > SURE && left && !stayed && came(known, x, n_views);
 }
 
 static void know_more(
@@ -532,7 +538,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	struct region *r = mb_heat_find_region(map, pick->first_block);
 	uint64_t from = pick->first_block - r->first, half = r->n / 2, period;
 	bool whole = pick->n_blocks == r->n, part = seen->n_pages < MB_HEAT_BLOCK_PAGES;
-	bool hands = false;
+	bool hands = false, odd = false;
 	float variance = 0;
 	struct known old = mb_heat_known(map, r), now;
 
@@ -561,8 +567,8 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		/* The part of the run in this half. */
 		uint64_t begin = h ? (from > half ? from : half) : from;
 		uint64_t end = from + pick->n_blocks;
+		struct known *known = &r->half[h], x;
 		bool all_of_it, other;
-		struct known x;
 
 		if (r->n > 1 && !h && end > half)
 			end = half;
@@ -570,20 +576,25 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 			continue;
 		x = average(map, seen, (unsigned)(begin - from), (unsigned)(end - from), &variance);
 		all_of_it = end - begin == (r->n > 1 ? half : 1);
-		other = all_of_it && !part && changed_hands(&r->half[h], &x, map->n_views);
-		know_more(&r->half[h],
+		other = all_of_it && !part && changed_hands(known, &x, map->n_views);
+		/* One block of several is seen, since no more may be out: so it is told by itself.
+		 */
+		odd |= pick->n_blocks == 1 && r->n > 1 && known->samples > SURE &&
+		       came(known, &x, map->n_views);
+		know_more(known,
 			other	    ? NEW_SHARE_NEXT
 			: all_of_it ? MB_HEAT_NEW_SHARE
 				    : NEW_SHARE_PART,
 			&x, seen->knows_writes, map->n_views);
 		/* Of the new user it is the first. */
 		if (other)
-			r->half[h].samples = 1;
+			known->samples = 1;
 		hands |= other;
 	}
-	if (variance > UNEVEN) {
+	if (variance > UNEVEN || odd) {
 		r->uneven_before_ns = now_ns + UNEVEN_NS;
 		r->uneven_block = pick->first_block;
+		r->is_odd = odd;
 	}
 	r->seen_ns = now_ns;
 	if (r->n == 1 && !(seen->huge & 1))

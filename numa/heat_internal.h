@@ -55,6 +55,7 @@ struct region {
 	uint64_t seen_ns, due_ns;
 	uint64_t uneven_before_ns; /* blocks of a run differed, not long ago */
 	uint64_t uneven_block;	   /* where that was */
+	bool is_odd;		   /* that block, by itself, is not like the others */
 	uint64_t no_split_before_ns, split_wait_ns;
 	uint64_t no_zoom_before_ns, zoom_wait_ns;
 	uint64_t no_detail_before_ns;

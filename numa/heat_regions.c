@@ -30,11 +30,12 @@ static bool split(struct mb_heat_map *map, unsigned at)
 	other->half[0] = other->half[1] = r->half[1];
 	r->half[1] = r->half[0];
 	/* Of a run only all of it was seen to be so: which of its halves is, has to be seen. */
-	if (r->n < MB_HEAT_RUN_BLOCKS) {
+	if (r->n < MB_HEAT_RUN_BLOCKS && !r->is_odd) {
 		r->uneven_before_ns = 0;
 	} else if (r->uneven_block >= other->first) {
 		other->uneven_before_ns = r->uneven_before_ns;
 		other->uneven_block = r->uneven_block;
+		other->is_odd = r->is_odd;
 		r->uneven_before_ns = 0;
 	}
 	/* What is known is of the halves; of their halves it is a guess, until each was looked at

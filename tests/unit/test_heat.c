@@ -28,6 +28,7 @@ static unsigned zoom_looks; /* that are left in it; as the tracker does it */
 static uint64_t now, n_samples, n_zooms;
 static bool may_zoom = true;
 static uint64_t most_window_ns = UINT64_MAX; /* that is opened */
+static bool one_at_a_time;		     /* a look sees one block, since no more may be out */
 static uint32_t seed;
 
 static float chance(void)
@@ -99,6 +100,10 @@ static void run(double seconds)
 		now += SECOND / 50;
 		if (!mb_heat_pick(map, now, 0, most_window_ns, may_zoom, seed >> 8, &pick, &due))
 			continue;
+		if (one_at_a_time) {
+			pick.first_block += (unsigned)(chance() * (float)pick.n_blocks);
+			pick.n_blocks = 1;
+		}
 		struct mb_heat_seen seen = {.pick = pick,
 			.n_pages = MB_HEAT_BLOCK_PAGES,
 			.knows_writes = true,
@@ -269,6 +274,31 @@ START_TEST(test_no_phase)
 	take_extents();
 	ck_assert(extents[0].view[2].read > 1);
 	ck_assert(extents[0].view[0].read > 0.9f * extents[0].view[2].read);
+	finish();
+}
+END_TEST
+
+/* What is one view's but for a block that another one uses now and then. */
+static struct use odd_one(uint64_t page)
+{
+	uint64_t block = page / MB_HEAT_BLOCK_PAGES;
+
+	if (block / 8 != 2)
+		return (struct use){.read = {0}};
+	return (struct use){.read = {block == 16 && now > 10 * SECOND ? 0.08f : 0, 900}};
+}
+
+/* They were joined before it did, and a look sees one of them. */
+START_TEST(test_odd_one)
+{
+	make(64, true, odd_one);
+	one_at_a_time = true;
+	run(60);
+	one_at_a_time = false;
+	take_extents();
+	ck_assert(extent_of(16 * MB_HEAT_BLOCK_PAGES)->view[0].read > 1);
+	for (unsigned b = 17; b < 24; b++)
+		ck_assert_msg(extent_of(b * MB_HEAT_BLOCK_PAGES)->view[0].read < 1, "block %u", b);
 	finish();
 }
 END_TEST
@@ -717,6 +747,7 @@ int main(void)
 	tcase_add_loop_test(cases, test_quarters, 0, 2);
 	tcase_add_test(cases, test_phase);
 	tcase_add_loop_test(cases, test_no_phase, 0, 2);
+	tcase_add_test(cases, test_odd_one);
 	tcase_add_loop_test(cases, test_needle, 0, 2);
 	tcase_add_test(cases, test_zoom);
 	tcase_add_test(cases, test_zoom_hands);
