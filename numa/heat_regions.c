@@ -126,7 +126,8 @@ static bool wants_split(const struct mb_heat_map *map, const struct region *r, u
 		return true;
 	if (now_ns >= r->uneven_before_ns)
 		return false;
-	return r->n > MB_HEAT_RUN_BLOCKS || now_ns >= r->no_split_before_ns;
+	/* What tried in vain were guesses; an odd block was seen. */
+	return r->n > MB_HEAT_RUN_BLOCKS || r->is_odd || now_ns >= r->no_split_before_ns;
 }
 
 void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
