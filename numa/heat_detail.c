@@ -261,17 +261,23 @@ bool mb_heat_detail_is_even(const struct region *r)
 	return d->even && fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;
 }
 
+/* What is seen from now on soon counts for more. */
+static void keep_some(struct pages *p)
+{
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		if (p->looks[i] > LOOKS_KEPT)
+			p->looks[i] = LOOKS_KEPT;
+}
+
 void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 {
 	struct region *r = mb_heat_find_region(map, block);
 
 	if (r->detail && r->detail->even)
 		mb_heat_drop_detail(map, r);
-	for (unsigned i = 0; r->detail && i < MB_HEAT_BLOCK_PAGES; i++) {
-		uint8_t *looks[] = {&r->detail->quick.looks[i], &r->detail->slow.looks[i]};
-
-		for (unsigned k = 0; k < 2; k++)
-			*looks[k] = *looks[k] < LOOKS_KEPT ? *looks[k] : LOOKS_KEPT;
+	if (r->detail) {
+		keep_some(&r->detail->quick);
+		keep_some(&r->detail->slow);
 	}
 	r->to_slow = 0;
 	r->zoomed = false;
