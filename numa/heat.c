@@ -31,6 +31,7 @@
 /* Looks at a block whose pages differ, of which one is through the longest window. */
 #define SLOW_EVERY	  4u
 #define SLOW_EVERY_ZOOMED 2u
+#define DETAILED_NS	  1000000000ull
 #define UNEVEN_NS	  60000000000ull
 #define UNUSED_NS	  4000000000ull
 #define FRESH_NS	  10000000000ull /* what was seen so long ago takes no turn of another's */
@@ -171,6 +172,11 @@ void mb_heat_destroy(struct mb_heat_map *map)
 	free(map);
 }
 
+bool mb_heat_wants_adapt(const struct mb_heat_map *map)
+{
+	return map->has_odd;
+}
+
 unsigned mb_heat_n_regions(const struct mb_heat_map *map)
 {
 	return map->n_regions;
@@ -232,7 +238,10 @@ static bool may_zoom(const struct mb_heat_map *map, const struct region *r, uint
 
 static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
 {
-	return r->n == 1 && may_zoom(map, r, now_ns) && n_users(map, &r->half[0]) > 1;
+	return r->n == 1 && may_zoom(map, r, now_ns) &&
+	       (n_users(map, &r->half[0]) > 1 ||
+		       (r->detail && mb_heat_max_touch(&r->half[0], map->n_views) > MB_HEAT_COLD &&
+			       r->detail->n_users > 1));
 }
 
 /* Several views use it, and some of it is written: it may be that others of its pages are not. */
@@ -284,8 +293,8 @@ static bool is_first_to_zoom(const struct mb_heat_map *map, const struct region 
  */
 static bool may_probe(const struct region *r)
 {
-	return r->n <= MB_HEAT_RUN_BLOCKS && r->huge && !r->zoomed && r->to_slow != 1 &&
-	       r->window >= PROBED_FROM;
+	return r->n <= MB_HEAT_RUN_BLOCKS && r->huge && !r->zoomed && !r->detail &&
+	       r->to_slow != 1 && r->window >= PROBED_FROM;
 }
 
 static uint64_t next_window_ns(
@@ -424,6 +433,8 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 {
 	for (unsigned h = 0; h < 2; h++)
 		mb_heat_know_through(&r->half[h], map->n_views, r->window, window);
+	if (r->detail)
+		r->detail->whole_looks = 0;
 	/* A zoom's windows are its own. */
 	if (r->detail && !r->huge) {
 		for (unsigned v = 0; v < map->n_views; v++) {
@@ -431,9 +442,11 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 				uint8_t *p[] = {&r->detail->quick.touch[v][i],
 					&r->detail->quick.write[v][i]};
 
+				/* What was seen at all stays so. */
 				for (unsigned k = 0; k < 2; k++)
-					*p[k] = (uint8_t)(255 * through_window((float)*p[k] / 255,
-									r->window, window));
+					*p[k] = (uint8_t)ceilf(
+						255 * through_window((float)*p[k] / 255, r->window,
+							      window));
 			}
 		}
 	}
@@ -538,6 +551,8 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	struct region *r = mb_heat_find_region(map, pick->first_block);
 	uint64_t from = pick->first_block - r->first, half = r->n / 2, period;
 	bool whole = pick->n_blocks == r->n, part = seen->n_pages < MB_HEAT_BLOCK_PAGES;
+	/* Of several users each may be alone there for a moment. */
+	bool by_turns = r->detail && seen->huge & 1 && mb_heat_detail_knows(map, r, seen);
 	bool hands = false, odd = false;
 	float variance = 0;
 	struct known old = mb_heat_known(map, r), now;
@@ -563,7 +578,8 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		r->due_ns = now_ns + (seen->zoomed ? SOON_MIN_NS : PERIOD_SOON * pick->window_ns);
 		return;
 	}
-	for (unsigned h = 0; h < 2; h++) {
+	/* Windows inside a block are longer than its own: they tell its pages apart. */
+	for (unsigned h = 0; h < 2 && !(seen->zoomed && old.samples > SURE); h++) {
 		/* The part of the run in this half. */
 		uint64_t begin = h ? (from > half ? from : half) : from;
 		uint64_t end = from + pick->n_blocks;
@@ -576,13 +592,14 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 			continue;
 		x = average(map, seen, (unsigned)(begin - from), (unsigned)(end - from), &variance);
 		all_of_it = end - begin == (r->n > 1 ? half : 1);
-		other = all_of_it && !part && changed_hands(known, &x, map->n_views);
+		other = all_of_it && !part && !by_turns && changed_hands(known, &x, map->n_views);
 		/* One block of several is seen, since no more may be out: so it is told by itself.
 		 */
 		odd |= pick->n_blocks == 1 && r->n > 1 && known->samples > SURE &&
 		       came(known, &x, map->n_views);
 		know_more(known,
 			other	    ? NEW_SHARE_NEXT
+			: by_turns  ? mb_heat_detail_share(r)
 			: all_of_it ? MB_HEAT_NEW_SHARE
 				    : NEW_SHARE_PART,
 			&x, seen->knows_writes, map->n_views);
@@ -595,17 +612,18 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		r->uneven_before_ns = now_ns + UNEVEN_NS;
 		r->uneven_block = pick->first_block;
 		r->is_odd = odd;
+		map->has_odd |= odd;
 	}
 	r->seen_ns = now_ns;
 	if (r->n == 1 && !(seen->huge & 1))
 		mb_heat_learn_pages(map, r, seen, now_ns);
-	else if (r->detail && (hands || mb_heat_detail_is_wrong(map, r))) {
+	else if (r->detail && (hands || mb_heat_detail_is_wrong(map, r, seen, now_ns))) {
 		mb_heat_drop_detail(map, r);
 		r->no_zoom_before_ns = 0;
 	}
 	turn_slow(r, seen);
 	now = mb_heat_known(map, r);
-	period = PERIOD * pick->window_ns;
+	period = (r->detail && is_small(r) ? PERIOD_SOON : PERIOD) * pick->window_ns;
 	if (!whole && period > PART_NS)
 		period = PART_NS;
 	if (seen->hole)
@@ -618,6 +636,9 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 							MB_HEAT_CHANGED * MB_HEAT_NEW_SHARE))
 		period = PERIOD_SOON * pick->window_ns > SOON_MIN_NS ? PERIOD_SOON * pick->window_ns
 								     : SOON_MIN_NS;
+	/* The others tell whether its pages are used as they were. */
+	if (r->detail && r->huge && !seen->zoomed)
+		period = DETAILED_NS;
 	r->due_ns = now_ns + period;
 	choose_window(map, r);
 }

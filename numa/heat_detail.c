@@ -19,19 +19,30 @@
 #define EVEN_LOOKS	  6u
 /* Of so many looks the last one counts for its part. Through a long window few come; in a zoom they
  * come one after the other, and of the one before it so many count. */
-#define LOOKS	   4u
-#define SLOW_LOOKS 4u
-#define ZOOM_LOOKS 8u
-#define LOOKS_KEPT 2u
+#define LOOKS	   8u
+#define SLOW_LOOKS 8u
+#define ZOOM_LOOKS 48u
+#define LOOKS_KEPT 36u
 /* A value of 255 says that the page was touched in each of so many looks: */
 #define SATURATES      4u  /* times as many as count, */
 #define MOST_SATURATES 20u /* at most */
-/* Of 255: a page that a view was seen to use, and one that it was not, by so many looks; more pages
- * than that which another view uses now are no chance. */
+/* Of 255: a page that a view was seen to use (and what is left, one that it was not), by so many
+ * looks; more pages than that which another view uses now are no chance. */
 #define OFTEN	    230u
-#define SELDOM	    26u
+#define OFTEN_AGAIN 150u
 #define HANDS_LOOKS 3u
 #define HANDS_PAGES 16u
+/* Of 255, and of so many looks: */
+#define NEVER_WRITTEN 32u
+#define WRITE_LOOKS   8u
+/* A view that was there often, and was not seen for so long and in so many looks, is gone. */
+#define GONE_NS	   10000000000ull
+#define GONE_LOOKS 8u
+/* Of what the one that uses most of a block touches: less is no user that has its turns. */
+#define MINOR	    0.25f
+#define MINOR_LOOKS 3u /* in a row, in which there are only such */
+/* Of so many looks at the whole of a block whose pages differ is how much a view uses it. */
+#define WHOLE_LOOKS 20u
 
 void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r)
 {
@@ -42,13 +53,30 @@ void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r)
 	r->to_slow = 0;
 }
 
-/* A value of a page: chances of 0..1 as 0..255. */
-static uint8_t nearer(uint8_t value, bool bit, unsigned looks, unsigned most_looks)
+/*
+ * A value of a page: chances of 0..1 as 0..255. Rounded by chance, or what is seen seldom would
+ * never count.
+ */
+static uint8_t nearer(struct mb_heat_map *map, uint8_t value, bool bit, unsigned n)
 {
-	unsigned n = looks < most_looks ? looks + 1 : most_looks, x = bit ? 255 : 0;
+	unsigned x = bit ? UINT8_MAX : 0;
 
-	/* Rounded towards the bit. */
-	return (uint8_t)((value * (n - 1) + x + (bit ? n - 1 : 0)) / n);
+	if (value == x)
+		return value;
+	return (uint8_t)((value * (n - 1) + x + mb_heat_mix(mb_heat_random(&map->seed)) % n) / n);
+}
+
+/* So many looks count, this one among them. */
+static unsigned n_looks(unsigned looks, unsigned most_looks)
+{
+	return looks < most_looks ? looks + 1 : most_looks;
+}
+
+/* A page that is written now and hardly ever was is soon known to be: copies of it would not last.
+ */
+static unsigned n_looks_at_write(uint8_t value, bool bit, unsigned n)
+{
+	return bit && value < NEVER_WRITTEN && n > WRITE_LOOKS ? WRITE_LOOKS : n;
 }
 
 static bool get_bit(const uint64_t *bits, unsigned i)
@@ -70,28 +98,133 @@ static bool pages_differ(const struct mb_heat_map *map, const struct mb_heat_see
 	return false;
 }
 
-/*
- * The detail is of old, and others use the block now. Only whether they do can be compared: how
- * often, was seen through another window.
- */
-bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r)
+/* How much of the block the view is known to touch, on average: 0..1. */
+static float known_touch(const struct detail *d, unsigned view)
 {
-	for (unsigned v = 0; v < map->n_views; v++) {
-		float touch = r->half[0].touch[v];
-		uint8_t most = mb_heat_most(r->detail->quick.touch[v]);
+	unsigned sum = 0;
 
-		if ((!most && !mb_heat_most(r->detail->slow.touch[v]) && touch > MB_HEAT_CHANGED) ||
-			(most > 127 && touch < MB_HEAT_NEVER &&
-				mb_heat_max_touch(&r->half[0], map->n_views) > MB_HEAT_COLD))
-			return true;
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		uint8_t quick = d->quick.touch[view][i], slow = d->slow.touch[view][i];
+
+		sum += quick > slow ? quick : slow;
 	}
-	return false;
+	return (float)sum / (UINT8_MAX * MB_HEAT_BLOCK_PAGES);
+}
+
+/* Where somebody was, others were not. */
+static void note_views(const struct mb_heat_map *map, struct detail *d,
+	const struct mb_heat_seen *seen, uint64_t now_ns)
+{
+	bool was_there[MB_HEAT_VIEWS], any = false;
+
+	for (unsigned v = 0; v < map->n_views; v++)
+		any |= was_there[v] = mb_heat_count(seen->view[v].touched[0]);
+	for (unsigned v = 0; v < map->n_views && any; v++) {
+		if (was_there[v]) {
+			d->view_ns[v] = now_ns;
+			d->away[v] = 0;
+		} else if (seen->n_pages == MB_HEAT_BLOCK_PAGES && d->away[v] < UINT8_MAX) {
+			d->away[v]++;
+		}
+	}
+}
+
+/* Touches that the view should have had in its windows, by what is known of pages; a window of a
+ * zoom is so many times as long as one of the whole. */
+static float expected_touches(const struct region *r, unsigned view, unsigned n_windows)
+{
+	const struct detail *d = r->detail;
+	float quick = 0, slow = 0;
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		quick += mb_heat_rate((float)d->quick.touch[view][i] / UINT8_MAX, r->window);
+		slow += mb_heat_rate(
+			(float)d->slow.touch[view][i] / UINT8_MAX, MB_HEAT_WINDOWS - 1);
+	}
+	return fmaxf(quick / (r->huge ? MB_HEAT_ZOOM_WINDOWS : 1), slow) *
+	       (float)mb_heat_window_ns[r->window] / 1e9f * (float)n_windows;
+}
+
+/* A view that touched pages of it was in none of the last looks, in which it should have been. */
+static bool is_gone(const struct region *r, unsigned view, uint64_t now_ns)
+{
+	const struct detail *d = r->detail;
+
+	return now_ns - d->view_ns[view] > GONE_NS && d->away[view] > GONE_LOOKS &&
+	       expected_touches(r, view, d->away[view]) > GONE_LOOKS;
+}
+
+static bool is_known_to_write(const struct detail *d, unsigned view)
+{
+	return mb_heat_most(d->quick.write[view]) || mb_heat_most(d->slow.write[view]);
+}
+
+/* Views that hardly use it by the detail, and no others. */
+static bool only_minors(
+	const struct mb_heat_map *map, const struct detail *d, const struct mb_heat_seen *seen)
+{
+	float touch[MB_HEAT_VIEWS], most = 0;
+	bool anybody = false;
+
+	for (unsigned v = 0; v < map->n_views; v++)
+		most = fmaxf(most, touch[v] = known_touch(d, v));
+	for (unsigned v = 0; v < map->n_views; v++) {
+		bool is_there = mb_heat_count(seen->view[v].touched[0]);
+
+		anybody |= is_there;
+		if (is_there && touch[v] >= MINOR * most)
+			return false;
+	}
+	return anybody;
+}
+
+bool mb_heat_detail_knows(
+	const struct mb_heat_map *map, const struct region *r, const struct mb_heat_seen *seen)
+{
+	const struct detail *d = r->detail;
+
+	for (unsigned v = 0; v < map->n_views; v++)
+		if ((mb_heat_count(seen->view[v].touched[0]) && known_touch(d, v) <= 0) ||
+			(mb_heat_count(seen->view[v].written[0]) && !is_known_to_write(d, v)))
+			return false;
+	return !only_minors(map, d, seen);
+}
+
+/* The share of the next look at the whole in what is known of that: an average of all of them, and
+ * in the end of the last ones. */
+float mb_heat_detail_share(struct region *r)
+{
+	struct detail *d = r->detail;
+
+	if (d->whole_looks < WHOLE_LOOKS)
+		d->whole_looks++;
+	return fminf(1 / (float)d->whole_looks, MB_HEAT_NEW_SHARE);
+}
+
+/*
+ * The detail is of old: a view that never did uses or writes the block now, or one that did has not
+ * been there for long. How often they do cannot be compared, since that was seen through another
+ * window; nor does it say anything that they come and go by turns.
+ */
+bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r,
+	const struct mb_heat_seen *seen, uint64_t now_ns)
+{
+	struct detail *d = r->detail;
+
+	note_views(map, d, seen, now_ns);
+	for (unsigned v = 0; v < map->n_views; v++)
+		if ((r->half[0].touch[v] > MB_HEAT_CHANGED && known_touch(d, v) <= 0) ||
+			(r->half[0].write[v] > MB_HEAT_CHANGED && !is_known_to_write(d, v)) ||
+			is_gone(r, v, now_ns))
+			return true;
+	d->minors = only_minors(map, d, seen) ? d->minors + 1 : 0;
+	return d->minors >= MINOR_LOOKS;
 }
 
 /* Of looks at pages like these, how many count. */
 static unsigned looks_that_count(const struct region *r, bool slow)
 {
-	return slow ? SLOW_LOOKS : r->huge ? ZOOM_LOOKS : LOOKS;
+	return r->huge ? ZOOM_LOOKS : slow ? SLOW_LOOKS : LOOKS;
 }
 
 /*
@@ -180,26 +313,35 @@ static bool pages_are_even(
 	return true;
 }
 
-/* Most of the pages that a view was seen to use were touched by another one only. */
-static bool pages_changed_hands(
-	const struct mb_heat_map *map, const struct pages *p, const struct mb_heat_seen *seen)
+/*
+ * Most of the pages that a view was seen to use were touched by another one only, and were so in
+ * the look before: once, it may be its turn. That look is in what is known of them by now.
+ */
+static bool pages_changed_hands(const struct mb_heat_map *map, struct detail *d,
+	const struct pages *p, const struct mb_heat_seen *seen)
 {
+	bool changed, again = d->suspect && d->suspect_page == seen->first_page;
+	uint8_t often = again ? OFTEN_AGAIN : OFTEN, seldom = UINT8_MAX - often;
 	unsigned n = 0, n_changed = 0;
 
 	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
+		bool enough = p->looks[i] && d->quick.looks[i] + d->slow.looks[i] >= HANDS_LOOKS;
 		bool stayed = false, left = false, came = false;
 
-		for (unsigned v = 0; v < map->n_views && p->looks[i] >= HANDS_LOOKS; v++) {
+		for (unsigned v = 0; v < map->n_views && enough; v++) {
 			bool touched = get_bit(seen->view[v].touched[0], i);
 
-			stayed |= touched && p->touch[v][i] > OFTEN;
-			left |= !touched && p->touch[v][i] > OFTEN;
-			came |= touched && p->touch[v][i] < SELDOM;
+			stayed |= touched && p->touch[v][i] > often;
+			left |= !touched && p->touch[v][i] > often;
+			came |= touched && p->touch[v][i] < seldom;
 		}
 		n += stayed || left;
 		n_changed += !stayed && left && came;
 	}
-	return n_changed > HANDS_PAGES && 2 * n_changed > n;
+	changed = n_changed > HANDS_PAGES && 2 * n_changed > n;
+	d->suspect = changed && !again;
+	d->suspect_page = seen->first_page;
+	return changed && again;
 }
 
 /* What was seen of these pages. */
@@ -227,26 +369,35 @@ void mb_heat_learn_pages(
 		if (!d)
 			return;
 		map->n_details++;
+		for (unsigned v = 0; v < map->n_views; v++)
+			d->view_ns[v] = now_ns;
 	}
+	note_views(map, d, seen, now_ns);
 	p = slow ? &d->slow : &d->quick;
 	most_looks = looks_that_count(r, slow);
-	if (pages_changed_hands(map, p, seen))
+	if (pages_changed_hands(map, d, p, seen))
 		forget(d, seen);
 	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
-		for (unsigned v = 0; v < map->n_views; v++) {
-			const struct mb_heat_seen_view *sv = &seen->view[v];
+		unsigned n = n_looks(p->looks[i], most_looks);
 
-			p->touch[v][i] = nearer(p->touch[v][i], get_bit(sv->touched[0], i),
-				p->looks[i], most_looks);
+		for (unsigned v = 0; v < map->n_views; v++) {
+			bool touched = get_bit(seen->view[v].touched[0], i);
+			bool written = get_bit(seen->view[v].written[0], i);
+			uint8_t *touch = &p->touch[v][i], *write = &p->write[v][i];
+
+			*touch = nearer(map, *touch, touched, n);
 			if (seen->knows_writes)
-				p->write[v][i] = nearer(p->write[v][i], get_bit(sv->written[0], i),
-					p->looks[i], most_looks);
+				*write = nearer(
+					map, *write, written, n_looks_at_write(*write, written, n));
 		}
 		if (p->looks[i] < UINT8_MAX)
 			p->looks[i]++;
 	}
 	d->even = pages_are_even(map, &d->quick, looks_that_count(r, false)) &&
 		  pages_are_even(map, &d->slow, looks_that_count(r, true));
+	d->n_users = 0;
+	for (unsigned v = 0; v < map->n_views; v++)
+		d->n_users += known_touch(d, v) > MB_HEAT_NEVER;
 	d->seen_ns = now_ns;
 	d->samples =
 		d->samples * MB_HEAT_SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;

@@ -9,9 +9,12 @@
 #define DETAIL_LASTS                                                                               \
 	8 /* times as long as what is known of a block; who uses which part changes less */
 /* Of 255: what was touched in fewer looks than that is told better by the long window. */
-#define SLOW_BELOW 192u
-#define MAX_PAGES  8192u /* extents, from which on a block is one */
-#define MOST	   0.99f /* a chance that counts as certain: 460 a second in the shortest window */
+#define SLOW_BELOW	  192u
+#define SLOW_BELOW_ZOOMED 128u	/* its windows are long already */
+#define FAR_APART	  16.0f /* times: a few short looks are off by less */
+#define SATURATED	  192u /* of 255: so often a page is touched that windows do not tell how often */
+#define MAX_PAGES	  8192u /* extents, from which on a block is one */
+#define MOST		  0.99f /* a chance that counts as certain: 460 a second in the shortest window */
 
 /* A growing array of extents; the last one grows while what comes is like it. */
 struct list {
@@ -20,9 +23,15 @@ struct list {
 	unsigned n_views;
 };
 
+/* Touches in a window that come of such a chance. */
+static float touches_of(float p)
+{
+	return -log1pf(-fminf(p, MOST));
+}
+
 float mb_heat_rate(float p, unsigned window)
 {
-	return p <= 0 ? 0 : -log1pf(-fminf(p, MOST)) / ((float)mb_heat_window_ns[window] / 1e9f);
+	return p <= 0 ? 0 : touches_of(p) / ((float)mb_heat_window_ns[window] / 1e9f);
 }
 
 struct mb_heat mb_heat_of(float touch, float write, unsigned window)
@@ -82,48 +91,93 @@ static uint32_t age_ms(uint64_t seen_ns, uint64_t now_ns)
 	return ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
 }
 
-/* Of a page that was not looked at yet, what its block does is known. */
-static float page_chance(float seen, float block, uint8_t looks)
+/* What pages of a detail have: chances, of which so many looks do not say that they are certain. */
+static float chance_of(uint8_t value, uint8_t looks)
 {
-	return looks ? seen : block;
+	return (float)value / UINT8_MAX * ((float)looks + 0.5f) / ((float)looks + 1);
 }
 
 /*
- * What 1 in a detail stands for. A huge page was looked into for a moment: that told its pages
- * apart, and how hot the hottest of them is, is seen of the whole since then.
+ * Touches a second that one in a window of a zoom stands for, of each view. A huge page was looked
+ * into for a moment: that told its pages apart, and if it cannot tell how hot the hottest of them
+ * is, that is seen of the whole since then. But the detail compares the views with each other, too,
+ * and of the whole there are a few short looks: unless they are far apart, views are taken to be as
+ * hot.
  */
-static float whole(const uint8_t *value, float known, bool huge)
+static void find_scales(
+	const struct region *r, const struct known *known, unsigned n_views, float *scale)
 {
-	uint8_t most = huge ? mb_heat_most(value) : 0;
+	const struct pages *p = &r->detail->quick;
+	const uint64_t zoom_ns = MB_HEAT_ZOOM_WINDOWS * mb_heat_window_ns[r->window];
+	const float zoom_scale = 1e9f / fminf((float)zoom_ns, (float)MB_HEAT_WINDOW_MAX_NS);
+	float most_scale = 0;
 
-	return most ? known * 255 / (float)most : 1;
+	for (unsigned v = 0; v < n_views; v++) {
+		float most = 0;
+
+		scale[v] = zoom_scale;
+		if (mb_heat_most(p->touch[v]) <= SATURATED)
+			continue;
+		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+			if (p->looks[i])
+				most = fmaxf(most, chance_of(p->touch[v][i], p->looks[i]));
+		if (most > 0)
+			scale[v] = fmaxf(zoom_scale,
+				mb_heat_rate(known->touch[v], r->window) / touches_of(most));
+		most_scale = fmaxf(most_scale, scale[v]);
+	}
+	for (unsigned v = 0; v < n_views; v++)
+		if (mb_heat_most(p->touch[v]) > SATURATED && scale[v] * FAR_APART > most_scale)
+			scale[v] = most_scale;
 }
 
 /* The long window tells more of it. */
-static bool is_slow(const struct detail *d, unsigned page, unsigned n_views)
+static bool is_slow(const struct region *r, unsigned page, unsigned n_views)
 {
+	const struct detail *d = r->detail;
 	uint8_t most = 0;
 
 	for (unsigned v = 0; v < n_views; v++)
 		most = d->quick.touch[v][page] > most ? d->quick.touch[v][page] : most;
-	return d->slow.looks[page] && (!d->quick.looks[page] || most < SLOW_BELOW);
+	return d->slow.looks[page] &&
+	       (!d->quick.looks[page] || most < (r->huge ? SLOW_BELOW_ZOOMED : SLOW_BELOW));
 }
 
-/* What a detail says of a page and a view: through the window of the block, or the longest one. */
-static struct mb_heat quick_heat(const struct region *r, const struct known *known, unsigned page,
-	unsigned v, float touch, float write)
+/* What a detail says of a page and a view: through the window of the block, that of a zoom, or the
+ * longest one. */
+static struct mb_heat quick_heat(
+	const struct region *r, const struct known *known, unsigned page, unsigned v)
 {
 	const struct pages *p = &r->detail->quick;
+	uint8_t looks = p->looks[page];
 
-	return mb_heat_of(
-		page_chance((float)p->touch[v][page] * touch, known->touch[v], p->looks[page]),
-		page_chance((float)p->write[v][page] * write, known->write[v], p->looks[page]),
+	if (!looks)
+		return mb_heat_of(known->touch[v], known->write[v], r->window);
+	return mb_heat_of(chance_of(p->touch[v][page], looks), chance_of(p->write[v][page], looks),
 		r->window);
+}
+
+static struct mb_heat zoomed_heat(
+	const struct region *r, const struct known *known, unsigned page, unsigned v, float scale)
+{
+	const struct pages *p = &r->detail->quick;
+	uint8_t looks = p->looks[page];
+	float touches, writes;
+
+	if (!looks)
+		return mb_heat_of(known->touch[v], known->write[v], r->window);
+	touches = scale * touches_of(chance_of(p->touch[v][page], looks));
+	writes = scale * touches_of(chance_of(p->write[v][page], looks));
+	touches = fminf(touches, mb_heat_rate(1, 0));
+	writes = fminf(writes, touches);
+	return (struct mb_heat){.read = touches - writes, .write = writes};
 }
 
 static struct mb_heat slow_heat(const struct pages *p, unsigned page, unsigned v)
 {
-	return mb_heat_of((float)p->touch[v][page] / 255, (float)p->write[v][page] / 255,
+	uint8_t looks = p->looks[page];
+
+	return mb_heat_of(chance_of(p->touch[v][page], looks), chance_of(p->write[v][page], looks),
 		MB_HEAT_WINDOWS - 1);
 }
 
@@ -132,13 +186,10 @@ static int append_pages(
 {
 	const struct detail *d = r->detail;
 	float confidence = mb_heat_confidence(d->samples, (now_ns - d->seen_ns) / DETAIL_LASTS);
-	float touch[MB_HEAT_VIEWS], write[MB_HEAT_VIEWS];
+	float scale[MB_HEAT_VIEWS];
 	int rc = 0;
 
-	for (unsigned v = 0; v < list->n_views; v++) {
-		touch[v] = whole(d->quick.touch[v], known->touch[v], r->huge) / 255;
-		write[v] = whole(d->quick.write[v], known->write[v], r->huge) / 255;
-	}
+	find_scales(r, known, list->n_views, scale);
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && !rc; i++) {
 		struct mb_extent e = {
 			.offset = r->first * MB_HEAT_BLOCK_BYTES + i * MB_HEAT_PAGE_BYTES,
@@ -149,10 +200,12 @@ static int append_pages(
 			.node = -1,
 		};
 
+		bool slow = is_slow(r, i, list->n_views);
+
 		for (unsigned v = 0; v < list->n_views; v++)
-			e.view[v] = is_slow(d, i, list->n_views)
-					    ? slow_heat(&d->slow, i, v)
-					    : quick_heat(r, known, i, v, touch[v], write[v]);
+			e.view[v] = slow      ? slow_heat(&d->slow, i, v)
+				    : r->huge ? zoomed_heat(r, known, i, v, scale[v])
+					      : quick_heat(r, known, i, v);
 		rc = append(list, &e);
 	}
 	return rc;

@@ -36,9 +36,19 @@ struct pages {
  */
 struct detail {
 	struct pages quick, slow;
-	bool even; /* by what was seen so far its pages may all be alike */
+	bool even;	  /* by what was seen so far its pages may all be alike */
+	unsigned n_users; /* views that use some of them */
 	uint64_t seen_ns;
 	float samples;
+	/* Of looks at pages: by the last one others may use these now. */
+	bool suspect;
+	unsigned suspect_page;
+	/* Of looks at the whole: since its window was changed; and the last ones, in which only
+	 * views were there that hardly use it. */
+	unsigned whole_looks, minors;
+	/* When each view was last there, and looks since in which others were. */
+	uint64_t view_ns[MB_HEAT_VIEWS];
+	uint8_t away[MB_HEAT_VIEWS];
 };
 
 struct region {
@@ -63,6 +73,8 @@ struct region {
 
 struct mb_heat_map {
 	unsigned n_views, n_regions, max_regions, n_details, max_details;
+	uint32_t seed;
+	bool has_odd;		/* a region whose odd block was seen since the last adaptation */
 	uint64_t max_blocks;	/* of a region */
 	struct region **region; /* in order, without gaps; room for max_regions */
 };
@@ -125,8 +137,14 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r);
 void mb_heat_learn_pages(struct mb_heat_map *map, struct region *r, const struct mb_heat_seen *seen,
 	uint64_t now_ns);
+/* By the detail, all who were there do use it, and who wrote does write it. */
+bool mb_heat_detail_knows(
+	const struct mb_heat_map *map, const struct region *r, const struct mb_heat_seen *seen);
+/* Of what is seen of the whole next, in what is known of it. */
+float mb_heat_detail_share(struct region *r);
 /* The detail is of old, and others use the block now. */
-bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r);
+bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r,
+	const struct mb_heat_seen *seen, uint64_t now_ns);
 /* All pages are alike after all: it is not worth its place. */
 bool mb_heat_detail_is_even(const struct region *r);
 

@@ -132,6 +132,7 @@ static bool wants_split(const struct mb_heat_map *map, const struct region *r, u
 
 void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
 {
+	map->has_odd = false;
 	for (unsigned i = 0; i < map->n_regions; i++) {
 		struct region *r = map->region[i];
 

@@ -290,7 +290,7 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 	mb_zooms_end(t, false, now_ns);
 	/* What a window is open on is neither divided nor joined: so after some were closed, and
 	 * not in step with those that come once a second. */
-	if (now_ns - t->adapted_ns >= ADAPT_NS) {
+	if (now_ns - t->adapted_ns >= ADAPT_NS || mb_heat_wants_adapt(t->heat)) {
 		mb_heat_adapt(t->heat, now_ns);
 		t->adapted_ns = now_ns;
 	}

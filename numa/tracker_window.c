@@ -10,10 +10,10 @@
 #include "tracker_internal.h"
 
 #define PART_PAGES    64u /* the least of a block that is worth a window */
-#define ZOOM_LOOKS    8u  /* at each page */
+#define ZOOM_LOOKS    24u /* at each page */
 #define ZOOM_FAULTS   4u
 #define ZOOM_RETRY_NS 1000000000ull
-#define ZOOM_LASTS_NS 30000000000ull
+#define ZOOM_LASTS_NS 60000000000ull
 /* What one window may cost, as a share of what may be spent in a second; and a zoom in seconds. */
 #define WINDOW_SHARE 5
 #define ZOOM_SECONDS 5

@@ -91,8 +91,10 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 /* A zoom into this block ends: another one has to wait, longer each time that it finds nothing. */
 void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns);
 
-/* Divides and joins regions where what was learnt asks for it; once a second is enough. */
+/* Divides and joins regions where what was learnt asks for it; once a second is enough, and at
+ * once when mb_heat_wants_adapt says so: a block of a region has another user. */
 void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns);
+bool mb_heat_wants_adapt(const struct mb_heat_map *map);
 
 unsigned mb_heat_n_regions(const struct mb_heat_map *map);
 /* Blocks of regions that were looked at. */

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "heat_guest.h"
+#include "run.h"
+
+/* What the heat map knows of the pages inside a block, most of it in huge pages. */
+
+static uint64_t moved_at_ns;
+
+static float less_hot;
+
+/* Of a guest of one block; one view has a page that is less hot. */
+static struct use halves_of_block_0(uint64_t page)
+{
+	struct use use = halves_of_a_block(page + 5 * MB_HEAT_BLOCK_PAGES);
+
+	use.read[1] = page == 300 ? less_hot : 0;
+	return use;
+}
+
+START_TEST(test_zoom)
+{
+	make(64, true, halves_of_a_block);
+	run(40);
+	ck_assert_uint_ge(n_zooms, 1);
+	ck_assert_uint_le(n_zooms, 6);
+	take_extents();
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[0].write > 50);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[1].read < 1);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[1].read > 50);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[0].write < 1);
+	finish();
+}
+END_TEST
+
+static bool swapped;
+
+static struct use halves_swapped(uint64_t page)
+{
+	return halves_of_a_block(swapped && page % MB_HEAT_BLOCK_PAGES < 400
+					 ? page - page % MB_HEAT_BLOCK_PAGES +
+						   (page % MB_HEAT_BLOCK_PAGES + 200) % 400
+					 : page);
+}
+
+/* They change hands while they are looked into: what was seen before does not count. */
+START_TEST(test_zoom_hands)
+{
+	unsigned before;
+
+	swapped = false;
+	make(64, true, halves_swapped);
+	while (zoomed_block != 5 || !zoom_looks || zoom_looks > ZOOM_LOOKS / 2) {
+		ck_assert_uint_lt(now, 60 * SECOND);
+		run(0.02);
+	}
+	swapped = true;
+	/* One of them is through the longest window. */
+	for (before = zoom_looks; zoom_looks > before - 2;)
+		run(0.02);
+	take_extents();
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[1].read > 50);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[0].write < 1);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[0].write > 50);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 450)->view[1].read > 50);
+	finish();
+}
+END_TEST
+
+static uint64_t gone_ns;
+
+/* The same, but they come and go by turns, until one of them comes no more. */
+static struct use halves_by_turns(uint64_t page)
+{
+	struct use use = halves_of_a_block(page);
+
+	if (now > gone_ns || now / (700 * MS) % 2)
+		use.write[0] = 0;
+	else
+		use.read[1] = 0;
+	return use;
+}
+
+/* What is known of its pages outlasts the turns, but not the user. */
+START_TEST(test_turns)
+{
+	gone_ns = UINT64_MAX;
+	make(64, true, halves_by_turns);
+	run(60);
+	ck_assert_uint_ge(n_zooms, 1);
+	may_zoom = false;
+	for (unsigned i = 0; i < 20; i++) {
+		run(1);
+		take_extents();
+		ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[0].write > 0.2f);
+		ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[1].read < 0.1f);
+		ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[1].read > 0.2f);
+		ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[0].write < 0.1f);
+	}
+	gone_ns = now;
+	run(20);
+	may_zoom = true;
+	take_extents();
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[0].write < 0.1f);
+	finish();
+}
+END_TEST
+
+/*
+ * As radix sort: passes in which the owner reads a page, and then somebody writes it: the other
+ * view three times in four, or one in eight. Pages side by side have the same writer.
+ */
+#define PASS_MS 1250
+
+static bool is_shared_page(unsigned page)
+{
+	return page / 16 % 2;
+}
+
+static struct use passes(uint64_t page)
+{
+	unsigned group = page % MB_HEAT_BLOCK_PAGES / 4, owner = page % MB_HEAT_BLOCK_PAGES >= 256;
+	uint64_t pass = now / (PASS_MS * MS);
+	uint32_t random = (uint32_t)(pass * 2654435761u + group * 40503u) * 2246822519u;
+	struct use use = {.read = {0}};
+
+	if (page / MB_HEAT_BLOCK_PAGES != 5)
+		return use;
+	if (now % (PASS_MS * MS) < PASS_MS * MS / 2)
+		use.read[owner] = 900;
+	else
+		use.write[random >> 24 < (is_shared_page((unsigned)page) ? 192 : 32) ? !owner
+										     : owner] = 900;
+	return use;
+}
+
+/* The shared ones are told from the others, as well as some dozens of looks can. */
+START_TEST(test_passes)
+{
+	unsigned right = 0, said = 0, shared = 0;
+
+	make(64, true, passes);
+	run(300);
+	take_extents();
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		const struct mb_heat *h = extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view;
+		float sum[VIEWS] = {h[0].read + h[0].write, h[1].read + h[1].write};
+		bool says = fminf(sum[0], sum[1]) > 0.3f * fmaxf(sum[0], sum[1]);
+
+		said += says;
+		shared += is_shared_page(i);
+		right += says && is_shared_page(i);
+	}
+	ck_assert_uint_ge(right, said * 95 / 100);
+	ck_assert_uint_ge(right, shared * 70 / 100);
+	finish();
+}
+END_TEST
+
+/* Each has its half for 25 s of 40, and nobody is there in between. */
+static struct use halves_with_pauses(uint64_t page)
+{
+	return now % (40 * SECOND) > 25 * SECOND ? (struct use){.read = {0}}
+						 : halves_of_a_block(page);
+}
+
+/* Nobody has come instead: what is known of the pages stays. */
+START_TEST(test_pauses)
+{
+	make(64, true, halves_with_pauses);
+	for (unsigned i = 0; i < 6; i++) {
+		run(40);
+		take_extents();
+		ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[1].read < 0.1f);
+		ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 300)->view[0].write < 0.1f);
+	}
+	ck_assert_uint_le(n_zooms, 7);
+	finish();
+}
+END_TEST
+
+/* Read by both in parts; then one of them writes what it reads. */
+static struct use written_later(uint64_t page)
+{
+	bool first = page % MB_HEAT_BLOCK_PAGES < 300, second = page % MB_HEAT_BLOCK_PAGES >= 100;
+	struct use use = {.read = {first ? 900 : 0, second ? 900 : 0}};
+
+	if (page / MB_HEAT_BLOCK_PAGES != 5)
+		return (struct use){.read = {0}};
+	if (first && now > moved_at_ns)
+		use.write[0] = 900;
+	return use;
+}
+
+/* What was found when nobody wrote says nothing any more. */
+START_TEST(test_written_later)
+{
+	moved_at_ns = UINT64_MAX;
+	make(64, true, written_later);
+	run(60);
+	take_extents();
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 200)->view[0].read > 50);
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 200)->view[0].write < 0.1f);
+	moved_at_ns = now;
+	run(3);
+	take_extents();
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 200)->view[0].write > 50);
+	finish();
+}
+END_TEST
+
+/* Pages that a few looks in many see written are not said to be read only. */
+static struct use written_seldom(uint64_t page)
+{
+	struct use use = halves_of_a_block(page);
+
+	if (page / MB_HEAT_BLOCK_PAGES == 5 && page % 2 && now > moved_at_ns)
+		use.write[1] = 0.3f;
+	return use;
+}
+
+START_TEST(test_written_seldom)
+{
+	unsigned n = 0;
+
+	moved_at_ns = UINT64_MAX;
+	make(64, true, written_seldom);
+	run(100);
+	moved_at_ns = now;
+	while (n_zooms < 3 || zoom_looks)
+		run(1);
+	take_extents();
+	for (unsigned i = 201; i < MB_HEAT_BLOCK_PAGES; i += 2) {
+		const struct mb_heat *h = &extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view[1];
+
+		n += h->write > 0.02f * h->read;
+	}
+	/* In eight windows of 100 ms and eight of a second. */
+	ck_assert_uint_ge(n, 156 / 8);
+	finish();
+}
+END_TEST
+
+/* One view has most of the pages and the other a few, until that has them all. */
+static struct use minor_takes_over(uint64_t page)
+{
+	bool minors = page % MB_HEAT_BLOCK_PAGES >= 500;
+
+	if (page / MB_HEAT_BLOCK_PAGES != 5)
+		return (struct use){.read = {0}};
+	if (now > moved_at_ns)
+		return (struct use){.read = {0, 900}};
+	return minors ? (struct use){.read = {0, 900}} : (struct use){.write = {900, 0}};
+}
+
+START_TEST(test_minor_takes_over)
+{
+	const struct mb_heat *h;
+
+	moved_at_ns = UINT64_MAX;
+	make(64, true, minor_takes_over);
+	run(60);
+	ck_assert_uint_ge(n_zooms, 1);
+	moved_at_ns = now;
+	run(5);
+	take_extents();
+	h = extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view;
+	ck_assert(h[1].read > 50 && h[0].write < 0.2f * h[1].read);
+	finish();
+}
+END_TEST
+
+/* A detail that was learnt in small pages, of one view: in a huge page there is nothing to find. */
+static struct use one_half(uint64_t page)
+{
+	struct use use = halves_of_a_block(page);
+
+	use.read[1] = 0;
+	return use;
+}
+
+START_TEST(test_no_zoom)
+{
+	make(64, false, one_half);
+	run(30);
+	in_huge_pages = true;
+	run(200);
+	ck_assert_uint_eq(n_zooms, 0);
+	finish();
+}
+END_TEST
+
+/* Looks at the whole of a block whose pages are known, a second. Views that are nearly as hot are
+ * taken to be; and no rate is above what windows tell apart. */
+START_TEST(test_detailed)
+{
+	uint64_t before;
+	float hot, other;
+
+	less_hot = _i ? 250 : 8;
+	make(1, true, halves_of_block_0);
+	run(30);
+	ck_assert_uint_ge(n_zooms, 1);
+	may_zoom = false;
+	before = n_samples;
+	run(20);
+	may_zoom = true;
+	ck_assert_uint_ge(n_samples - before, 15);
+	ck_assert_uint_le(n_samples - before, 21);
+	take_extents();
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		for (unsigned v = 0; v < VIEWS; v++) {
+			const struct mb_heat *h = &extent_of(i)->view[v];
+
+			ck_assert(h->read >= 0 && h->write >= 0 && h->read + h->write < 461);
+		}
+	hot = extent_of(100)->view[0].write;
+	other = extent_of(300)->view[1].read;
+	ck_assert(hot > 300);
+	ck_assert_msg(_i ? other > 0.8f * hot : other > 0 && other < 0.3f * hot, "%f %f",
+		(double)hot, (double)other);
+	finish();
+}
+END_TEST
+
+/* One view reads a part of the block; the other one reads every second page of it, in one of eleven
+ * windows of a zoom. */
+static struct use rarely(uint64_t page)
+{
+	if (page / MB_HEAT_BLOCK_PAGES != 5)
+		return (struct use){.read = {0}};
+	return (struct use){
+		.read = {page % MB_HEAT_BLOCK_PAGES < 400 ? 900 : 0, page % 2 ? 0.9f : 0}};
+}
+
+/* Each page counts for little; on average they are as they are. */
+START_TEST(test_rounding)
+{
+	float sum = 0;
+
+	make(64, true, rarely);
+	run(400);
+	take_extents();
+	for (unsigned i = 1; i < 400; i += 2)
+		sum += extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view[1].read / 0.9f;
+	ck_assert_msg(sum / 200 > 0.7f && sum / 200 < 1.3f, "%f", (double)sum / 200);
+	finish();
+}
+END_TEST
+
+/* A look at a block in small pages: one half of it is touched, by one view. */
+static void learn_half(unsigned by)
+{
+	struct mb_heat_seen seen = {
+		.n_pages = MB_HEAT_BLOCK_PAGES, .knows_writes = true, .view = view};
+	uint64_t due;
+
+	memset(view, 0, sizeof(view));
+	while (!mb_heat_pick(map, now, 0, UINT64_MAX, false, 0, &seen.pick, &due))
+		now += 5 * MS;
+	memset(view[by].touched[0], 0xff, sizeof(view[by].touched[0]) / 2);
+	mb_heat_learn(map, &seen, now);
+}
+
+/* Who is seen there once has a turn of it; who is twice, and alone, has taken over. */
+START_TEST(test_page_turns)
+{
+	make(1, false, NULL);
+	for (unsigned i = 0; i < 20; i++)
+		learn_half(0);
+	learn_half(1);
+	take_extents();
+	ck_assert(extent_of(100)->view[0].read > extent_of(100)->view[1].read);
+	learn_half(0);
+	learn_half(1);
+	learn_half(1);
+	take_extents();
+	ck_assert(extent_of(100)->view[0].read == 0 && extent_of(100)->view[1].read > 0);
+	finish();
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("heat_pages");
+	TCase *cases = tcase_create("heat_pages");
+
+	tcase_add_test(cases, test_zoom);
+	tcase_add_test(cases, test_zoom_hands);
+	tcase_add_test(cases, test_turns);
+	tcase_add_test(cases, test_passes);
+	tcase_add_test(cases, test_pauses);
+	tcase_add_test(cases, test_written_later);
+	tcase_add_test(cases, test_written_seldom);
+	tcase_add_test(cases, test_minor_takes_over);
+	tcase_add_test(cases, test_no_zoom);
+	tcase_add_loop_test(cases, test_detailed, 0, 2);
+	tcase_add_test(cases, test_rounding);
+	tcase_add_test(cases, test_page_turns);
+	tcase_set_timeout(cases, 60);
+	suite_add_tcase(suite, cases);
+	return run_suite(suite);
+}
