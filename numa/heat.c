@@ -14,13 +14,14 @@
 #define PROBES	       3u  /* between two windows of its own */
 #define FIRST_REGIONS  64u /* how many there are to begin with, at least */
 
-#define NEW_SHARE_PART 0.3f  /* of one that saw a part of the half only */
-#define NEW_SHARE_NEXT 0.75f /* of one that saw another user */
-#define SURE	       1.5f  /* samples: more than one */
-#define UNEVEN	       0.05f /* variance between blocks that is worth a closer look */
-#define ALL	       0.99f /* touched in every window: a much shorter one tells more */
-#define USED	       0.3f  /* a view that uses a block, for a zoom */
-#define HOTTER	       1.5f  /* times: such blocks are looked into before this one */
+#define NEW_SHARE_PART 0.3f   /* of one that saw a part of the half only */
+#define NEW_SHARE_NEXT 0.75f  /* of one that saw another user */
+#define FORGETS_WRITES 0.125f /* of the share */
+#define SURE	       1.5f   /* samples: more than one */
+#define UNEVEN	       0.05f  /* variance between blocks that is worth a closer look */
+#define ALL	       0.99f  /* touched in every window: a much shorter one tells more */
+#define USED	       0.3f   /* a view that uses a block, for a zoom */
+#define HOTTER	       1.5f   /* times: such blocks are looked into before this one */
 
 /* Periods between looks, in windows; and how long a try that found nothing is not repeated. */
 #define PERIOD	      8u
@@ -344,6 +345,7 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 		.n_blocks = (unsigned)r->n,
 		.region_first = r->first,
 		.region_blocks = r->n,
+		.turn = r->turn++,
 		.window_ns = next_window_ns(r, min_window_ns, max_window_ns, &probe),
 		.zoom = zoom,
 		.small = is_small(r),
@@ -357,7 +359,8 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 		uint64_t half = r->n / 2, runs = half / MB_HEAT_RUN_BLOCKS;
 
 		pick->n_blocks = half < MB_HEAT_RUN_BLOCKS ? (unsigned)half : MB_HEAT_RUN_BLOCKS;
-		pick->first_block += (r->turn++ & 1) * half;
+		pick->first_block += (pick->turn & 1) * half;
+		pick->turn /= 2;
 		pick->first_block += runs ? mb_heat_mix(seed) % runs * MB_HEAT_RUN_BLOCKS : 0;
 	}
 	r->picked = true;
@@ -422,9 +425,12 @@ static void know_more(
 		share = 1;
 	for (unsigned v = 0; v < n_views; v++) {
 		known->touch[v] += share * (x->touch[v] - known->touch[v]);
-		/* What cannot be told from a read is not said to be one. */
+		/* What cannot be told from a read is not said to be one. And of what is written
+		 * now and then, many looks see reads only. */
 		if (writes)
-			known->write[v] += share * (x->write[v] - known->write[v]);
+			known->write[v] += share * (x->write[v] - known->write[v]) *
+					   (x->write[v] < known->write[v] ? FORGETS_WRITES : 1);
+		known->write[v] = fminf(known->write[v], known->touch[v]);
 	}
 	known->samples = known->samples * MB_HEAT_SAMPLES_DECAY + 1;
 }

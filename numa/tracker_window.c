@@ -465,7 +465,7 @@ static unsigned n_huge(const struct mb_tracker *t, const struct window *w)
 static int fit(struct mb_tracker *t, struct window *w, unsigned room, uint64_t *entries)
 {
 	uint64_t limit_ns = (uint64_t)(second_ns(t) / WINDOW_SHARE);
-	unsigned n = MB_HEAT_BLOCK_PAGES;
+	unsigned n = MB_HEAT_BLOCK_PAGES, turn = w->seen.pick.turn;
 	int rc = count_mapped(t, w, entries);
 
 	if (limit_ns < PART_PAGES * t->fault_ns)
@@ -473,9 +473,9 @@ static int fit(struct mb_tracker *t, struct window *w, unsigned room, uint64_t *
 	while (!rc && w->seen.pick.n_blocks > 1 &&
 		(w->n_out > room ||
 			mb_tracker_cost_ns(t, *entries - n_huge(t, w), n_huge(t, w)) > limit_ns)) {
-		/* One half or the other: in the long run all of it. */
-		if (mb_heat_mix(t->seed) & w->seen.pick.n_blocks)
-			w->seen.pick.first_block += w->seen.pick.n_blocks / 2;
+		/* One half, then the other. */
+		w->seen.pick.first_block += turn % 2 * (w->seen.pick.n_blocks / 2);
+		turn /= 2;
 		set_range(w, w->seen.pick.n_blocks / 2, 0, MB_HEAT_BLOCK_PAGES);
 		rc = count_mapped(t, w, entries);
 	}

@@ -94,8 +94,9 @@ void run(double seconds)
 		if (!mb_heat_pick(map, now, 0, most_window_ns, may_zoom, seed >> 8, &pick, &due))
 			continue;
 		if (one_at_a_time) {
-			pick.first_block += (unsigned)(chance() * (float)pick.n_blocks);
-			pick.n_blocks = 1;
+			/* As the tracker divides what may not be out together. */
+			for (; pick.n_blocks > 1; pick.n_blocks /= 2, pick.turn /= 2)
+				pick.first_block += pick.turn % 2 * (pick.n_blocks / 2);
 		}
 		struct mb_heat_seen seen = {.pick = pick,
 			.n_pages = MB_HEAT_BLOCK_PAGES,

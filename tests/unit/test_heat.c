@@ -125,6 +125,37 @@ START_TEST(test_no_phase)
 }
 END_TEST
 
+/* Both views read a block, and write it in one of ten of the shortest windows. */
+static struct use churned(uint64_t page)
+{
+	return page / MB_HEAT_BLOCK_PAGES == 5
+		       ? (struct use){.read = {0.1f, 0.1f}, .write = {0.02f, 0.02f}}
+		       : (struct use){.read = {0}};
+}
+
+/* It is not said to be read only whenever a few looks in a row saw no write. */
+START_TEST(test_churned)
+{
+	unsigned read_only = 0;
+
+	may_zoom = false;
+	make(64, true, churned);
+	run(30);
+	for (unsigned i = 0; i < 200; i++) {
+		const struct mb_heat *h;
+
+		run(0.5);
+		take_extents();
+		h = extent_of(5 * MB_HEAT_BLOCK_PAGES)->view;
+		read_only += h[0].write + h[1].write <
+			     0.02f * (h[0].read + h[0].write + h[1].read + h[1].write);
+	}
+	may_zoom = true;
+	ck_assert_uint_le(read_only, 4);
+	finish();
+}
+END_TEST
+
 /* What is one view's but for a block that another one uses now and then. */
 static struct use odd_one(uint64_t page)
 {
@@ -536,6 +567,7 @@ int main(void)
 	tcase_add_loop_test(cases, test_quarters, 0, 2);
 	tcase_add_test(cases, test_phase);
 	tcase_add_loop_test(cases, test_no_phase, 0, 2);
+	tcase_add_test(cases, test_churned);
 	tcase_add_test(cases, test_odd_one);
 	tcase_add_loop_test(cases, test_needle, 0, 2);
 	tcase_add_test(cases, test_zoom_in_vain);

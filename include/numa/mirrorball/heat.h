@@ -48,6 +48,7 @@ struct mb_heat_pick {
 	uint64_t first_block;
 	unsigned n_blocks; /* 1..MB_HEAT_RUN_BLOCKS, all of one region */
 	uint64_t region_first, region_blocks;
+	unsigned turn; /* counts on: where less than all of it is looked at, which part, by turns */
 	uint64_t window_ns;
 	bool zoom; /* one block, in a huge page, that several views touch: in small pages, please */
 	bool small; /* one block, in small pages when it was last looked at */
