@@ -439,8 +439,10 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 {
 	for (unsigned h = 0; h < 2; h++)
 		mb_heat_know_through(&r->half[h], map->n_views, r->window, window);
-	if (r->detail)
+	if (r->detail) {
 		r->detail->whole_looks = 0;
+		memset(r->detail->away, 0, sizeof(r->detail->away));
+	}
 	/* A zoom's windows are its own. */
 	if (r->detail && !r->huge) {
 		for (unsigned v = 0; v < map->n_views; v++) {
@@ -618,7 +620,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 		r->uneven_before_ns = now_ns + UNEVEN_NS;
 		r->uneven_block = pick->first_block;
 		r->is_odd = odd;
-		map->has_odd |= odd;
+		map->has_odd |= odd && map->n_regions < map->max_regions;
 	}
 	r->seen_ns = now_ns;
 	if (r->n == 1 && !(seen->huge & 1))
@@ -626,6 +628,10 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 	else if (r->detail && (hands || mb_heat_detail_is_wrong(map, r, seen, now_ns))) {
 		mb_heat_drop_detail(map, r);
 		r->no_zoom_before_ns = 0;
+	} else if (r->detail && mb_heat_detail_is_left(map, r, now_ns)) {
+		/* It may come again. */
+		mb_heat_drop_detail(map, r);
+		r->no_zoom_before_ns = now_ns + MB_HEAT_DETAIL_AGAIN_NS;
 	}
 	turn_slow(r, seen);
 	now = mb_heat_known(map, r);

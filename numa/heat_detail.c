@@ -21,17 +21,17 @@
  * come one after the other, and of the one before it so many count. */
 #define LOOKS	   8u
 #define SLOW_LOOKS 8u
-#define ZOOM_LOOKS 48u
-#define LOOKS_KEPT 36u
+#define ZOOM_LOOKS 36u
+#define LOOKS_KEPT 24u
 /* A value of 255 says that the page was touched in each of so many looks: */
-#define SATURATES      4u  /* times as many as count, */
-#define MOST_SATURATES 20u /* at most */
-/* Of 255: a page that a view was seen to use (and what is left, one that it was not), by so many
- * looks; more pages than that which another view uses now are no chance. */
-#define OFTEN	    230u
-#define OFTEN_AGAIN 150u
-#define HANDS_LOOKS 3u
-#define HANDS_PAGES 16u
+#define SATURATES 20u
+/* Before it is said that pages have changed hands: looks at each, the sum of squares of what is
+ * known (a page that one of two views has counts for a half), and how much the last looks
+ * contradict: a single one does not, since it may be a turn. */
+#define HANDS_LOOKS  3u
+#define HANDS_LEAST  4.0f
+#define AGREES_SHARE 0.5f
+#define CONTRADICTS  (-0.3f)
 /* Of 255, and of so many looks: */
 #define NEVER_WRITTEN 32u
 #define WRITE_LOOKS   8u
@@ -145,13 +145,16 @@ static float expected_touches(const struct region *r, unsigned view, unsigned n_
 	       (float)mb_heat_window_ns[r->window] / 1e9f * (float)n_windows;
 }
 
-/* A view that touched pages of it was in none of the last looks, in which it should have been. */
-static bool is_gone(const struct region *r, unsigned view, uint64_t now_ns)
+bool mb_heat_detail_is_left(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
 {
 	const struct detail *d = r->detail;
 
-	return now_ns - d->view_ns[view] > GONE_NS && d->away[view] > GONE_LOOKS &&
-	       expected_touches(r, view, d->away[view]) > GONE_LOOKS;
+	for (unsigned v = 0; v < map->n_views; v++)
+		if (now_ns - d->view_ns[v] > GONE_NS && d->away[v] > GONE_LOOKS &&
+			(mb_heat_most(d->quick.touch[v]) || mb_heat_most(d->slow.touch[v])) &&
+			expected_touches(r, v, d->away[v]) > GONE_LOOKS)
+			return true;
+	return false;
 }
 
 static bool is_known_to_write(const struct detail *d, unsigned view)
@@ -202,9 +205,9 @@ float mb_heat_detail_share(struct region *r)
 }
 
 /*
- * The detail is of old: a view that never did uses or writes the block now, or one that did has not
- * been there for long. How often they do cannot be compared, since that was seen through another
- * window; nor does it say anything that they come and go by turns.
+ * A view that never did uses or writes the block now, or there are only such that hardly did. How
+ * often they do cannot be compared, since that was seen through another window; nor does it say
+ * anything that they come and go by turns.
  */
 bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r,
 	const struct mb_heat_seen *seen, uint64_t now_ns)
@@ -214,8 +217,7 @@ bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region 
 	note_views(map, d, seen, now_ns);
 	for (unsigned v = 0; v < map->n_views; v++)
 		if ((r->half[0].touch[v] > MB_HEAT_CHANGED && known_touch(d, v) <= 0) ||
-			(r->half[0].write[v] > MB_HEAT_CHANGED && !is_known_to_write(d, v)) ||
-			is_gone(r, v, now_ns))
+			(r->half[0].write[v] > MB_HEAT_CHANGED && !is_known_to_write(d, v)))
 			return true;
 	d->minors = only_minors(map, d, seen) ? d->minors + 1 : 0;
 	return d->minors >= MINOR_LOOKS;
@@ -252,8 +254,6 @@ struct chance {
 static void compare(
 	const uint8_t *value, const uint8_t *looks, unsigned most_looks, struct chance *c)
 {
-	unsigned most =
-		SATURATES * most_looks < MOST_SATURATES ? SATURATES * most_looks : MOST_SATURATES;
 	float group[MB_HEAT_BLOCK_PAGES / GROUP] = {0}, squares = 0;
 
 	*c = (struct chance){0};
@@ -270,7 +270,7 @@ static void compare(
 		c->between +=
 			(group[i] - c->mean) * (group[i] - c->mean) * GROUP / MB_HEAT_BLOCK_PAGES;
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		unsigned n = looks[i] < most ? looks[i] : most;
+		unsigned n = looks[i] < SATURATES ? looks[i] : SATURATES;
 
 		c->always += n && value[i] == UINT8_MAX;
 		c->expected_always += n ? powf(c->mean, (float)n) : 0;
@@ -314,34 +314,43 @@ static bool pages_are_even(
 }
 
 /*
- * Most of the pages that a view was seen to use were touched by another one only, and were so in
- * the look before: once, it may be its turn. That look is in what is known of them by now.
+ * How well a look agrees with what is known of which page is whose: the sum over pages and views of
+ * what each has above the average of the views, in the look times in what is known, to that of what
+ * is known times itself. So it is 1 on average, whatever turns there are, 0 if it says nothing, and
+ * -1 where pages have exchanged their users. NAN: too little is known.
  */
+static float agreement(const struct mb_heat_map *map, const struct detail *d, const struct pages *p,
+	const struct mb_heat_seen *seen)
+{
+	float n_views = (float)map->n_views, sum = 0, most = 0;
+
+	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
+		float look[MB_HEAT_VIEWS], known[MB_HEAT_VIEWS], looks = 0, knowns = 0;
+
+		if (!p->looks[i] || d->quick.looks[i] + d->slow.looks[i] < HANDS_LOOKS)
+			continue;
+		for (unsigned v = 0; v < map->n_views; v++) {
+			looks += look[v] = get_bit(seen->view[v].touched[0], i);
+			knowns += known[v] = (float)p->touch[v][i] / UINT8_MAX;
+		}
+		for (unsigned v = 0; v < map->n_views; v++) {
+			sum += (look[v] - looks / n_views) * (known[v] - knowns / n_views);
+			most += (known[v] - knowns / n_views) * (known[v] - knowns / n_views);
+		}
+	}
+	return most < HANDS_LEAST ? NAN : sum / most;
+}
+
+/* By the last looks, pages have other users now. */
 static bool pages_changed_hands(const struct mb_heat_map *map, struct detail *d,
 	const struct pages *p, const struct mb_heat_seen *seen)
 {
-	bool changed, again = d->suspect && d->suspect_page == seen->first_page;
-	uint8_t often = again ? OFTEN_AGAIN : OFTEN, seldom = UINT8_MAX - often;
-	unsigned n = 0, n_changed = 0;
+	float agrees = agreement(map, d, p, seen);
 
-	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {
-		bool enough = p->looks[i] && d->quick.looks[i] + d->slow.looks[i] >= HANDS_LOOKS;
-		bool stayed = false, left = false, came = false;
-
-		for (unsigned v = 0; v < map->n_views && enough; v++) {
-			bool touched = get_bit(seen->view[v].touched[0], i);
-
-			stayed |= touched && p->touch[v][i] > often;
-			left |= !touched && p->touch[v][i] > often;
-			came |= touched && p->touch[v][i] < seldom;
-		}
-		n += stayed || left;
-		n_changed += !stayed && left && came;
-	}
-	changed = n_changed > HANDS_PAGES && 2 * n_changed > n;
-	d->suspect = changed && !again;
-	d->suspect_page = seen->first_page;
-	return changed && again;
+	if (isnan(agrees))
+		return false;
+	d->agrees += AGREES_SHARE * (fmaxf(fminf(agrees, 1), -1) - d->agrees);
+	return d->agrees < CONTRADICTS;
 }
 
 /* What was seen of these pages. */
@@ -349,6 +358,7 @@ static void forget(struct detail *d, const struct mb_heat_seen *seen)
 {
 	memset(d->quick.looks + seen->first_page, 0, seen->n_pages);
 	memset(d->slow.looks + seen->first_page, 0, seen->n_pages);
+	d->agrees = 1;
 	if (seen->n_pages == MB_HEAT_BLOCK_PAGES)
 		d->samples = 0;
 }
@@ -369,10 +379,12 @@ void mb_heat_learn_pages(
 		if (!d)
 			return;
 		map->n_details++;
+		d->agrees = 1;
 		for (unsigned v = 0; v < map->n_views; v++)
 			d->view_ns[v] = now_ns;
 	}
 	note_views(map, d, seen, now_ns);
+	d->minors = 0;
 	p = slow ? &d->slow : &d->quick;
 	most_looks = looks_that_count(r, slow);
 	if (pages_changed_hands(map, d, p, seen))

@@ -26,12 +26,12 @@ struct list {
 /* Touches in a window that come of such a chance. */
 static float touches_of(float p)
 {
-	return -log1pf(-fminf(p, MOST));
+	return p <= 0 ? 0 : -log1pf(-fminf(p, MOST));
 }
 
 float mb_heat_rate(float p, unsigned window)
 {
-	return p <= 0 ? 0 : touches_of(p) / ((float)mb_heat_window_ns[window] / 1e9f);
+	return touches_of(p) / ((float)mb_heat_window_ns[window] / 1e9f);
 }
 
 struct mb_heat mb_heat_of(float touch, float write, unsigned window)
@@ -110,24 +110,26 @@ static void find_scales(
 	const struct pages *p = &r->detail->quick;
 	const uint64_t zoom_ns = MB_HEAT_ZOOM_WINDOWS * mb_heat_window_ns[r->window];
 	const float zoom_scale = 1e9f / fminf((float)zoom_ns, (float)MB_HEAT_WINDOW_MAX_NS);
+	bool saturated[MB_HEAT_VIEWS];
 	float most_scale = 0;
 
 	for (unsigned v = 0; v < n_views; v++) {
 		float most = 0;
 
-		scale[v] = zoom_scale;
-		if (mb_heat_most(p->touch[v]) <= SATURATED)
-			continue;
+		saturated[v] = false;
 		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-			if (p->looks[i])
+			if (p->looks[i] && p->touch[v][i] > SATURATED) {
 				most = fmaxf(most, chance_of(p->touch[v][i], p->looks[i]));
-		if (most > 0)
+				saturated[v] = true;
+			}
+		scale[v] = zoom_scale;
+		if (saturated[v])
 			scale[v] = fmaxf(zoom_scale,
 				mb_heat_rate(known->touch[v], r->window) / touches_of(most));
 		most_scale = fmaxf(most_scale, scale[v]);
 	}
 	for (unsigned v = 0; v < n_views; v++)
-		if (mb_heat_most(p->touch[v]) > SATURATED && scale[v] * FAR_APART > most_scale)
+		if (saturated[v] && scale[v] * FAR_APART > most_scale)
 			scale[v] = most_scale;
 }
 
@@ -177,8 +179,10 @@ static struct mb_heat slow_heat(const struct pages *p, unsigned page, unsigned v
 {
 	uint8_t looks = p->looks[page];
 
-	return mb_heat_of(chance_of(p->touch[v][page], looks), chance_of(p->write[v][page], looks),
-		MB_HEAT_WINDOWS - 1);
+	float touch = chance_of(p->touch[v][page], looks);
+
+	return mb_heat_of(
+		touch, fminf(chance_of(p->write[v][page], looks), touch), MB_HEAT_WINDOWS - 1);
 }
 
 static int append_pages(
@@ -233,8 +237,10 @@ int mb_heat_extents(
 
 		if (!r->in_use)
 			continue;
-		/* So many differences are noise, and more than anybody can look at. */
-		if (r->detail && !r->detail->even && list.n < MAX_PAGES) {
+		/* So many differences are noise, and more than anybody can look at; and pages of a
+		 * huge one that is not used now are cold. */
+		if (r->detail && !r->detail->even && list.n < MAX_PAGES &&
+			!(r->huge && mb_heat_max_touch(&known, map->n_views) < MB_HEAT_NEVER)) {
 			rc = append_pages(&list, r, &known, now_ns);
 			continue;
 		}

@@ -9,8 +9,9 @@
 #define MB_HEAT_NEW_SHARE	0.5f /* of a new sample in what is known */
 #define MB_HEAT_HOT		0.8f /* above: a shorter window tells more */
 #define MB_HEAT_NEVER		0.01f
-#define MB_HEAT_COLD		0.2f	       /* below: a longer window tells more */
-#define MB_HEAT_ALIKE		0.2f	       /* buddies that may be one */
+#define MB_HEAT_COLD		0.2f /* below: a longer window tells more */
+#define MB_HEAT_ALIKE		0.2f /* buddies that may be one */
+#define MB_HEAT_DETAIL_LASTS_NS 600000000000ull
 #define MB_HEAT_DETAIL_AGAIN_NS 60000000000ull /* what was found may have changed */
 #define MB_HEAT_BACKOFF_MAX_NS	600000000000ull
 #define MB_HEAT_SAMPLES_DECAY	0.8f
@@ -40,9 +41,7 @@ struct detail {
 	unsigned n_users; /* views that use some of them */
 	uint64_t seen_ns;
 	float samples;
-	/* Of looks at pages: by the last one others may use these now. */
-	bool suspect;
-	unsigned suspect_page;
+	float agrees; /* the last looks at pages with what is known of them: 1, to -1 */
 	/* Of looks at the whole: since its window was changed; and the last ones, in which only
 	 * views were there that hardly use it. */
 	unsigned whole_looks, minors;
@@ -142,9 +141,11 @@ bool mb_heat_detail_knows(
 	const struct mb_heat_map *map, const struct region *r, const struct mb_heat_seen *seen);
 /* Of what is seen of the whole next, in what is known of it. */
 float mb_heat_detail_share(struct region *r);
-/* The detail is of old, and others use the block now. */
+/* The detail is of old, and others use the block now. Takes note of who was there. */
 bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region *r,
 	const struct mb_heat_seen *seen, uint64_t now_ns);
+/* One of its users has not been there for long, while others were. */
+bool mb_heat_detail_is_left(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns);
 /* All pages are alike after all: it is not worth its place. */
 bool mb_heat_detail_is_even(const struct region *r);
 

@@ -140,6 +140,10 @@ void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
 			mb_heat_drop_detail(map, r);
 			r->no_detail_before_ns = now_ns + MB_HEAT_DETAIL_AGAIN_NS;
 		}
+		/* Nobody asked for another look at its pages: others want the place. */
+		if (r->detail && !r->picked && r->huge &&
+			now_ns - r->detail->seen_ns > MB_HEAT_DETAIL_LASTS_NS)
+			mb_heat_drop_detail(map, r);
 		/* Down to the run that was uneven: it would be found again by chance only. */
 		while (wants_split(map, r, now_ns) && split(map, i))
 			if (now_ns < map->region[i + 1]->uneven_before_ns)

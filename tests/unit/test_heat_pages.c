@@ -59,8 +59,8 @@ START_TEST(test_zoom_hands)
 		run(0.02);
 	}
 	swapped = true;
-	/* One of them is through the longest window. */
-	for (before = zoom_looks; zoom_looks > before - 2;)
+	/* Three tell, and every second one is through the longest window. */
+	for (before = zoom_looks; zoom_looks > before - 4;)
 		run(0.02);
 	take_extents();
 	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[1].read > 50);
@@ -183,6 +183,67 @@ START_TEST(test_pauses)
 }
 END_TEST
 
+/* As halves that are swapped, of pages of which no window is sure. */
+static struct use halves_of_rare(uint64_t page)
+{
+	struct use use = halves_swapped(page);
+
+	use.write[0] = fminf(use.write[0], 3);
+	use.read[1] = fminf(use.read[1], 3);
+	return use;
+}
+
+/* The next zoom tells. */
+START_TEST(test_rare_hands)
+{
+	unsigned n_wrong = 0;
+
+	swapped = false;
+	make(64, true, halves_of_rare);
+	run(200);
+	swapped = true;
+	for (uint64_t before = n_zooms; n_zooms == before || zoom_looks;)
+		run(0.1);
+	take_extents();
+	for (unsigned i = 0; i < 400; i++) {
+		const struct mb_heat *h = extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view;
+
+		n_wrong += h[0].write > h[1].read == i < 200;
+	}
+	ck_assert_uint_le(n_wrong, 20);
+	finish();
+}
+END_TEST
+
+/* The second one is there for 3 s of 17. */
+static struct use visits(uint64_t page)
+{
+	struct use use = halves_of_a_block(page);
+
+	if (now % (17 * SECOND) > 3 * SECOND || now > gone_ns)
+		use.read[1] = 0;
+	if (now > gone_ns)
+		use.write[0] = 0;
+	return use;
+}
+
+/* It is not looked into again and again; when all are gone, nothing is left of it. */
+START_TEST(test_visits)
+{
+	gone_ns = UINT64_MAX;
+	make(64, true, visits);
+	run(300);
+	ck_assert_uint_ge(n_zooms, 1);
+	ck_assert_uint_le(n_zooms, 7);
+	gone_ns = now;
+	run(60);
+	take_extents();
+	ck_assert(extent_of(5 * MB_HEAT_BLOCK_PAGES + 100)->view[0].write < 0.1f);
+	ck_assert_uint_ge(extent_of(5 * MB_HEAT_BLOCK_PAGES)->len_bytes, MB_HEAT_BLOCK_BYTES);
+	finish();
+}
+END_TEST
+
 /* Read by both in parts; then one of them writes what it reads. */
 static struct use written_later(uint64_t page)
 {
@@ -239,7 +300,7 @@ START_TEST(test_written_seldom)
 
 		n += h->write > 0.02f * h->read;
 	}
-	/* In eight windows of 100 ms and eight of a second. */
+	/* In twelve windows of 100 ms and twelve of a second. */
 	ck_assert_uint_ge(n, 156 / 8);
 	finish();
 }
@@ -394,6 +455,8 @@ int main(void)
 	tcase_add_test(cases, test_turns);
 	tcase_add_test(cases, test_passes);
 	tcase_add_test(cases, test_pauses);
+	tcase_add_test(cases, test_rare_hands);
+	tcase_add_test(cases, test_visits);
 	tcase_add_test(cases, test_written_later);
 	tcase_add_test(cases, test_written_seldom);
 	tcase_add_test(cases, test_minor_takes_over);
