@@ -208,7 +208,7 @@ START_TEST(test_rare_hands)
 	for (unsigned i = 0; i < 400; i++) {
 		const struct mb_heat *h = extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view;
 
-		n_wrong += h[0].write > h[1].read == i < 200;
+		n_wrong += (h[0].write > h[1].read) == (i < 200);
 	}
 	ck_assert_uint_le(n_wrong, 20);
 	finish();
