@@ -12,9 +12,12 @@
 #define SLOW_BELOW	  192u
 #define SLOW_BELOW_ZOOMED 128u	/* its windows are long already */
 #define FAR_APART	  16.0f /* times: a few short looks are off by less */
-#define SATURATED	  192u /* of 255: so often a page is touched that windows do not tell how often */
-#define MAX_PAGES	  8192u /* extents, from which on a block is one */
-#define MOST		  0.99f /* a chance that counts as certain: 460 a second in the shortest window */
+/* Of 255: as often the hottest page is touched if windows of a zoom tell how often, and if they do
+ * not. */
+#define TELLS	  96.0f
+#define SATURATED 192.0f
+#define MAX_PAGES 8192u /* extents, from which on a block is one */
+#define MOST	  0.99f /* a chance that counts as certain: 460 a second in the shortest window */
 
 /* A growing array of extents; the last one grows while what comes is like it. */
 struct list {
@@ -110,27 +113,29 @@ static void find_scales(
 	const struct pages *p = &r->detail->quick;
 	const uint64_t zoom_ns = MB_HEAT_ZOOM_WINDOWS * mb_heat_window_ns[r->window];
 	const float zoom_scale = 1e9f / fminf((float)zoom_ns, (float)MB_HEAT_WINDOW_MAX_NS);
-	bool saturated[MB_HEAT_VIEWS];
-	float most_scale = 0;
+	float saturated[MB_HEAT_VIEWS], most_scale = 0;
 
 	for (unsigned v = 0; v < n_views; v++) {
-		float most = 0;
+		uint8_t most = 0, looks = 0;
 
-		saturated[v] = false;
 		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-			if (p->looks[i] && p->touch[v][i] > SATURATED) {
-				most = fmaxf(most, chance_of(p->touch[v][i], p->looks[i]));
-				saturated[v] = true;
+			if (p->looks[i] && p->touch[v][i] > most) {
+				most = p->touch[v][i];
+				looks = p->looks[i];
 			}
+		saturated[v] = fmaxf(((float)most - TELLS) / (SATURATED - TELLS), 0);
 		scale[v] = zoom_scale;
-		if (saturated[v])
-			scale[v] = fmaxf(zoom_scale,
-				mb_heat_rate(known->touch[v], r->window) / touches_of(most));
-		most_scale = fmaxf(most_scale, scale[v]);
+		if (saturated[v] > 0)
+			scale[v] = fmaxf(zoom_scale, mb_heat_rate(known->touch[v], r->window) /
+							     touches_of(chance_of(most, looks)));
+		if (saturated[v] >= 1)
+			most_scale = fmaxf(most_scale, scale[v]);
 	}
-	for (unsigned v = 0; v < n_views; v++)
-		if (saturated[v] && scale[v] * FAR_APART > most_scale)
-			scale[v] = most_scale;
+	for (unsigned v = 0; v < n_views; v++) {
+		if (scale[v] * FAR_APART > most_scale)
+			scale[v] = fmaxf(scale[v], most_scale);
+		scale[v] = zoom_scale * powf(scale[v] / zoom_scale, fminf(saturated[v], 1));
+	}
 }
 
 /* The long window tells more of it. */
