@@ -17,8 +17,8 @@
 /* Before pages are said to be alike: in a zoom, and in small pages. */
 #define EVEN_LOOKS_ZOOMED 3u
 #define EVEN_LOOKS	  6u
-/* Of so many looks the last one counts for its part. Through a long window few come; in a zoom they
- * come one after the other, and of the one before it so many count. */
+/* Of so many looks the last one counts for its part. A zoom has twelve through each window, and the
+ * ones before it count for so many: so that is three zooms. */
 #define LOOKS	   8u
 #define SLOW_LOOKS 8u
 #define ZOOM_LOOKS 36u
@@ -424,7 +424,7 @@ bool mb_heat_detail_is_even(const struct region *r)
 	return d->even && fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;
 }
 
-/* What is seen from now on soon counts for more. */
+/* Of what was seen in zooms before, what is seen from now on takes the place. */
 static void keep_some(struct pages *p)
 {
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
