@@ -345,13 +345,14 @@ bool mb_heat_pick(struct mb_heat_map *map, uint64_t now_ns, uint64_t min_window_
 		.n_blocks = (unsigned)r->n,
 		.region_first = r->first,
 		.region_blocks = r->n,
-		.turn = r->turn++,
 		.window_ns = next_window_ns(r, min_window_ns, max_window_ns, &probe),
 		.zoom = zoom,
 		.small = is_small(r),
 		.slow = r->to_slow == 1,
 	};
 	pick->probe = probe && !zoom;
+	/* Of each their own: probes come in between at a fixed number. */
+	pick->turn = r->turn[pick->probe]++;
 	if (zoom)
 		pick->window_ns = mb_heat_window_ns[r->window];
 	if (r->n > MB_HEAT_RUN_BLOCKS) {

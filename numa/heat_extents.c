@@ -183,7 +183,6 @@ static struct mb_heat zoomed_heat(
 static struct mb_heat slow_heat(const struct pages *p, unsigned page, unsigned v)
 {
 	uint8_t looks = p->looks[page];
-
 	float touch = chance_of(p->touch[v][page], looks);
 
 	return mb_heat_of(

@@ -53,7 +53,7 @@ struct detail {
 struct region {
 	uint64_t first, n; /* blocks; n is a power of two, first a multiple of it */
 	unsigned window;   /* index into mb_heat_window_ns */
-	unsigned turn;	   /* of its picks */
+	unsigned turn[2];  /* of its picks, and of those for a probe */
 	unsigned n_probes; /* in vain, since the last window of its own */
 	unsigned n_hits;   /* not in vain, the last ones in a row */
 	struct known half[2];

@@ -181,6 +181,39 @@ START_TEST(test_odd_one)
 }
 END_TEST
 
+static struct use seldom(uint64_t page)
+{
+	return (struct use){.read = {page / MB_HEAT_BLOCK_PAGES / 4 == 10 ? 0.001f : 0, 0}};
+}
+
+/* Where a region is looked at in parts, its own windows come to all of them, probes in between. */
+START_TEST(test_parts_by_turns)
+{
+	unsigned n[2][4] = {{0}};
+
+	make(256, true, seldom);
+	for (unsigned i = 0; i < 4000; i++) {
+		struct mb_heat_seen seen = {
+			.n_pages = MB_HEAT_BLOCK_PAGES, .knows_writes = true, .view = view};
+		uint64_t due;
+
+		now += 20 * MS;
+		if (!mb_heat_pick(map, now, 0, UINT64_MAX, true, 0, &seen.pick, &due))
+			continue;
+		if (seen.pick.first_block == 40 && seen.pick.n_blocks == 4)
+			n[seen.pick.probe][seen.pick.turn % 4]++;
+		memset(view, 0, sizeof(view));
+		seen.huge = (1u << seen.pick.n_blocks) - 1;
+		for (unsigned b = 0; b < seen.pick.n_blocks; b++)
+			see_block(&seen, b);
+		mb_heat_learn(map, &seen, now);
+	}
+	for (unsigned i = 0; i < 4; i++)
+		ck_assert_msg(n[0][i] && n[1][i], "part %u: %u and %u", i, n[0][i], n[1][i]);
+	finish();
+}
+END_TEST
+
 /* One block of many is hot. */
 static struct use needle(uint64_t page)
 {
@@ -569,6 +602,7 @@ int main(void)
 	tcase_add_loop_test(cases, test_no_phase, 0, 2);
 	tcase_add_test(cases, test_churned);
 	tcase_add_test(cases, test_odd_one);
+	tcase_add_test(cases, test_parts_by_turns);
 	tcase_add_loop_test(cases, test_needle, 0, 2);
 	tcase_add_test(cases, test_zoom_in_vain);
 	tcase_add_test(cases, test_hottest_first);
