@@ -32,7 +32,7 @@
 /* Looks at a block whose pages differ, of which one is through the longest window. */
 #define SLOW_EVERY	  4u
 #define SLOW_EVERY_ZOOMED 2u
-#define DETAILED_NS	  1000000000ull
+#define DETAILED_NS	  1000000000ull /* of the whole of a huge page whose pages are known */
 #define UNEVEN_NS	  60000000000ull
 #define UNUSED_NS	  4000000000ull
 #define FRESH_NS	  10000000000ull /* what was seen so long ago takes no turn of another's */
@@ -242,7 +242,7 @@ static bool wants_zoom(const struct mb_heat_map *map, const struct region *r, ui
 	return r->n == 1 && may_zoom(map, r, now_ns) &&
 	       (n_users(map, &r->half[0]) > 1 ||
 		       (r->detail && mb_heat_max_touch(&r->half[0], map->n_views) > MB_HEAT_COLD &&
-			       r->detail->n_users > 1));
+			       mb_heat_detail_users(map, r->detail) > 1));
 }
 
 /* Several views use it, and some of it is written: it may be that others of its pages are not. */
@@ -458,6 +458,7 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 							      window));
 			}
 		}
+		mb_heat_detail_sum(map, r->detail);
 	}
 	r->window = window;
 }
@@ -649,7 +650,7 @@ void mb_heat_learn(struct mb_heat_map *map, const struct mb_heat_seen *seen, uin
 							MB_HEAT_CHANGED * MB_HEAT_NEW_SHARE))
 		period = PERIOD_SOON * pick->window_ns > SOON_MIN_NS ? PERIOD_SOON * pick->window_ns
 								     : SOON_MIN_NS;
-	/* The others tell whether its pages are used as they were. */
+	/* It tells only whether its pages are used as they were. */
 	if (r->detail && r->huge && !seen->zoomed)
 		period = DETAILED_NS;
 	r->due_ns = now_ns + period;

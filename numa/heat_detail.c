@@ -98,17 +98,27 @@ static bool pages_differ(const struct mb_heat_map *map, const struct mb_heat_see
 	return false;
 }
 
-/* How much of the block the view is known to touch, on average: 0..1. */
-static float known_touch(const struct detail *d, unsigned view)
+void mb_heat_detail_sum(const struct mb_heat_map *map, struct detail *d)
 {
-	unsigned sum = 0;
+	for (unsigned v = 0; v < map->n_views; v++) {
+		unsigned sum = 0;
 
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		uint8_t quick = d->quick.touch[view][i], slow = d->slow.touch[view][i];
+		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+			uint8_t quick = d->quick.touch[v][i], slow = d->slow.touch[v][i];
 
-		sum += quick > slow ? quick : slow;
+			sum += quick > slow ? quick : slow;
+		}
+		d->touch[v] = (float)sum / (UINT8_MAX * MB_HEAT_BLOCK_PAGES);
 	}
-	return (float)sum / (UINT8_MAX * MB_HEAT_BLOCK_PAGES);
+}
+
+unsigned mb_heat_detail_users(const struct mb_heat_map *map, const struct detail *d)
+{
+	unsigned n = 0;
+
+	for (unsigned v = 0; v < map->n_views; v++)
+		n += d->touch[v] > MB_HEAT_NEVER;
+	return n;
 }
 
 /* Where somebody was, others were not. */
@@ -166,16 +176,16 @@ static bool is_known_to_write(const struct detail *d, unsigned view)
 static bool only_minors(
 	const struct mb_heat_map *map, const struct detail *d, const struct mb_heat_seen *seen)
 {
-	float touch[MB_HEAT_VIEWS], most = 0;
+	float most = 0;
 	bool anybody = false;
 
 	for (unsigned v = 0; v < map->n_views; v++)
-		most = fmaxf(most, touch[v] = known_touch(d, v));
+		most = fmaxf(most, d->touch[v]);
 	for (unsigned v = 0; v < map->n_views; v++) {
 		bool is_there = mb_heat_count(seen->view[v].touched[0]);
 
 		anybody |= is_there;
-		if (is_there && touch[v] >= MINOR * most)
+		if (is_there && d->touch[v] >= MINOR * most)
 			return false;
 	}
 	return anybody;
@@ -187,7 +197,7 @@ bool mb_heat_detail_knows(
 	const struct detail *d = r->detail;
 
 	for (unsigned v = 0; v < map->n_views; v++)
-		if ((mb_heat_count(seen->view[v].touched[0]) && known_touch(d, v) <= 0) ||
+		if ((mb_heat_count(seen->view[v].touched[0]) && d->touch[v] <= 0) ||
 			(mb_heat_count(seen->view[v].written[0]) && !is_known_to_write(d, v)))
 			return false;
 	return !only_minors(map, d, seen);
@@ -216,7 +226,7 @@ bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region 
 
 	note_views(map, d, seen, now_ns);
 	for (unsigned v = 0; v < map->n_views; v++)
-		if ((r->half[0].touch[v] > MB_HEAT_CHANGED && known_touch(d, v) <= 0) ||
+		if ((r->half[0].touch[v] > MB_HEAT_CHANGED && d->touch[v] <= 0) ||
 			(r->half[0].write[v] > MB_HEAT_CHANGED && !is_known_to_write(d, v)))
 			return true;
 	d->minors = only_minors(map, d, seen) ? d->minors + 1 : 0;
@@ -407,9 +417,7 @@ void mb_heat_learn_pages(
 	}
 	d->even = pages_are_even(map, &d->quick, looks_that_count(r, false)) &&
 		  pages_are_even(map, &d->slow, looks_that_count(r, true));
-	d->n_users = 0;
-	for (unsigned v = 0; v < map->n_views; v++)
-		d->n_users += known_touch(d, v) > MB_HEAT_NEVER;
+	mb_heat_detail_sum(map, d);
 	d->seen_ns = now_ns;
 	d->samples =
 		d->samples * MB_HEAT_SAMPLES_DECAY + (float)seen->n_pages / MB_HEAT_BLOCK_PAGES;

@@ -9,9 +9,8 @@
 #define MB_HEAT_NEW_SHARE	0.5f /* of a new sample in what is known */
 #define MB_HEAT_HOT		0.8f /* above: a shorter window tells more */
 #define MB_HEAT_NEVER		0.01f
-#define MB_HEAT_COLD		0.2f /* below: a longer window tells more */
-#define MB_HEAT_ALIKE		0.2f /* buddies that may be one */
-#define MB_HEAT_DETAIL_LASTS_NS 600000000000ull
+#define MB_HEAT_COLD		0.2f	       /* below: a longer window tells more */
+#define MB_HEAT_ALIKE		0.2f	       /* buddies that may be one */
 #define MB_HEAT_DETAIL_AGAIN_NS 60000000000ull /* what was found may have changed */
 #define MB_HEAT_BACKOFF_MAX_NS	600000000000ull
 #define MB_HEAT_SAMPLES_DECAY	0.8f
@@ -37,8 +36,8 @@ struct pages {
  */
 struct detail {
 	struct pages quick, slow;
-	bool even;	  /* by what was seen so far its pages may all be alike */
-	unsigned n_users; /* views that use some of them */
+	bool even;		    /* by what was seen so far its pages may all be alike */
+	float touch[MB_HEAT_VIEWS]; /* how much of them each view is known to touch: 0..1 */
 	uint64_t seen_ns;
 	float samples;
 	float agrees; /* the last looks at pages with what is known of them: 1, to -1 */
@@ -136,6 +135,10 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 void mb_heat_drop_detail(struct mb_heat_map *map, struct region *r);
 void mb_heat_learn_pages(struct mb_heat_map *map, struct region *r, const struct mb_heat_seen *seen,
 	uint64_t now_ns);
+/* After values of its pages have changed. */
+void mb_heat_detail_sum(const struct mb_heat_map *map, struct detail *d);
+/* Views that use some of its pages. */
+unsigned mb_heat_detail_users(const struct mb_heat_map *map, const struct detail *d);
 /* By the detail, all who were there do use it, and who wrote does write it. */
 bool mb_heat_detail_knows(
 	const struct mb_heat_map *map, const struct region *r, const struct mb_heat_seen *seen);

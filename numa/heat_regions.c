@@ -4,9 +4,10 @@
 
 #include "heat_internal.h"
 
-#define DIFFERENT     0.35f /* halves that are to be apart */
-#define ALIKE_CROWDED 0.4f  /* when regions run short */
-#define GUESS	      0.5f  /* worth so much of a sample */
+#define DIFFERENT      0.35f	       /* halves that are to be apart */
+#define ALIKE_CROWDED  0.4f	       /* when regions run short */
+#define GUESS	       0.5f	       /* worth so much of a sample */
+#define DETAIL_IDLE_NS 600000000000ull /* nobody asked for another look at its pages */
 
 static bool split(struct mb_heat_map *map, unsigned at)
 {
@@ -140,9 +141,9 @@ void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
 			mb_heat_drop_detail(map, r);
 			r->no_detail_before_ns = now_ns + MB_HEAT_DETAIL_AGAIN_NS;
 		}
-		/* Nobody asked for another look at its pages: others want the place. */
+		/* Others want the place. */
 		if (r->detail && !r->picked && r->huge &&
-			now_ns - r->detail->seen_ns > MB_HEAT_DETAIL_LASTS_NS)
+			now_ns - r->detail->seen_ns > DETAIL_IDLE_NS)
 			mb_heat_drop_detail(map, r);
 		/* Down to the run that was uneven: it would be found again by chance only. */
 		while (wants_split(map, r, now_ns) && split(map, i))
