@@ -14,9 +14,12 @@
 #define ALWAYS	     3.0f
 #define ALWAYS_PAGES 8.0f
 #define GROUP	     32u /* pages */
+/* Of a page: it is not like the others if it would be like this by less than that chance. */
+#define ODD	  1e-4f
+#define ODD_PAGES 32u /* at most; else they are told one by one */
 /* Before pages are said to be alike: in a zoom, and in small pages. */
 #define EVEN_LOOKS_ZOOMED 3u
-#define EVEN_LOOKS	  6u
+#define EVEN_LOOKS	  16u
 /* Of so many looks the last one counts for its part. A zoom has twelve through each window, and the
  * ones before it count for so many: so that is three zooms. */
 #define LOOKS	   8u
@@ -77,11 +80,6 @@ static unsigned n_looks(unsigned looks, unsigned most_looks)
 static unsigned n_looks_at_write(uint8_t value, bool bit, unsigned n)
 {
 	return bit && value < NEVER_WRITTEN && n > WRITE_LOOKS ? WRITE_LOOKS : n;
-}
-
-static bool get_bit(const uint64_t *bits, unsigned i)
-{
-	return bits[i / 64] >> i % 64 & 1;
 }
 
 /* Pages of the block that was seen differ: some were used in another way than others. */
@@ -261,27 +259,36 @@ struct chance {
 	float expected_always;
 };
 
-static void compare(
-	const uint8_t *value, const uint8_t *looks, unsigned most_looks, struct chance *c)
+static void compare(const uint8_t *value, const struct pages *p, const uint64_t *odd,
+	unsigned most_looks, struct chance *c)
 {
 	float group[MB_HEAT_BLOCK_PAGES / GROUP] = {0}, squares = 0;
+	float n_pages = (float)(MB_HEAT_BLOCK_PAGES - mb_heat_count(odd));
 
 	*c = (struct chance){0};
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
 		float x = (float)value[i] / 255;
 
-		c->mean += x / MB_HEAT_BLOCK_PAGES;
-		group[i / GROUP] += x / GROUP;
-		squares += x * x / MB_HEAT_BLOCK_PAGES;
-		c->spread += spread(looks[i], most_looks) / MB_HEAT_BLOCK_PAGES;
+		if (mb_heat_bit(odd, i))
+			continue;
+		c->mean += x / n_pages;
+		group[i / GROUP] += x;
+		squares += x * x / n_pages;
+		c->spread += spread(p->looks[i], most_looks) / n_pages;
 	}
 	c->varies = squares - c->mean * c->mean;
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES / GROUP; i++)
-		c->between +=
-			(group[i] - c->mean) * (group[i] - c->mean) * GROUP / MB_HEAT_BLOCK_PAGES;
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		unsigned n = looks[i] < SATURATES ? looks[i] : SATURATES;
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES / GROUP; i++) {
+		/* A group is 32 pages: half a word. */
+		float n = (float)__builtin_popcount(~(unsigned)(odd[i / 2] >> i % 2 * GROUP));
+		float differs = n > 0 ? group[i] / n - c->mean : 0;
 
+		c->between += differs * differs * n / n_pages;
+	}
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		unsigned n = p->looks[i] < SATURATES ? p->looks[i] : SATURATES;
+
+		if (mb_heat_bit(odd, i))
+			continue;
 		c->always += n && value[i] == UINT8_MAX;
 		c->expected_always += n ? powf(c->mean, (float)n) : 0;
 	}
@@ -292,12 +299,13 @@ static void compare(
  * in their variance, nor in how many were there at each look, as a few hot ones among others are,
  * nor more from page to page than from group to group, as memory that is used in parts does.
  */
-static bool is_chance(const uint8_t *value, const uint8_t *looks, unsigned most_looks)
+static bool is_chance(
+	const uint8_t *value, const struct pages *p, const uint64_t *odd, unsigned most_looks)
 {
 	struct chance c;
 	float expected;
 
-	compare(value, looks, most_looks, &c);
+	compare(value, p, odd, most_looks, &c);
 	expected = c.mean * (1 - c.mean) * c.spread;
 	return (float)c.always <= ALWAYS * c.expected_always + ALWAYS_PAGES &&
 	       c.varies <= CHANCE * expected + MB_HEAT_ALIKE * MB_HEAT_ALIKE / 4 &&
@@ -313,14 +321,61 @@ static float mean_looks(const struct pages *d)
 	return (float)sum / MB_HEAT_BLOCK_PAGES;
 }
 
-static bool pages_are_even(
-	const struct mb_heat_map *map, const struct pages *p, unsigned most_looks)
+/* So many looks in a row that all show what has this chance are none. */
+static float looks_of_chance(float p)
+{
+	return p >= 1 ? INFINITY : logf(ODD) / logf(fmaxf(p, ODD));
+}
+
+/*
+ * Single pages that are not like the others, which are alike: a view that uses those was never seen
+ * there, or it always was.
+ */
+static void find_odd(const struct mb_heat_map *map, const struct pages *p, uint64_t *odd)
+{
+	for (unsigned v = 0; v < map->n_views; v++) {
+		float mean = 0, never, always;
+
+		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+			mean += (float)p->touch[v][i] / UINT8_MAX / MB_HEAT_BLOCK_PAGES;
+		never = looks_of_chance(1 - mean);
+		always = looks_of_chance(mean);
+		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+			uint8_t value = p->touch[v][i];
+			/* More are forgotten. */
+			float n = fminf(p->looks[i], SATURATES);
+
+			if ((value == 0 && n > never) || (value == UINT8_MAX && n > always))
+				odd[i / 64] |= 1ull << i % 64;
+		}
+	}
+}
+
+static bool pages_are_even(const struct mb_heat_map *map, const struct pages *p,
+	const uint64_t *odd, unsigned most_looks)
 {
 	for (unsigned v = 0; v < map->n_views; v++)
-		if (!is_chance(p->touch[v], p->looks, most_looks) ||
-			!is_chance(p->write[v], p->looks, most_looks))
+		if (!is_chance(p->touch[v], p, odd, most_looks) ||
+			!is_chance(p->write[v], p, odd, most_looks))
 			return false;
 	return true;
+}
+
+/* Whether pages are alike, and which few are not like the others. */
+static void find_even(const struct mb_heat_map *map, struct region *r)
+{
+	struct detail *d = r->detail;
+
+	memset(d->odd, 0, sizeof(d->odd));
+	find_odd(map, &d->quick, d->odd);
+	find_odd(map, &d->slow, d->odd);
+	d->n_odd = mb_heat_count(d->odd);
+	if (d->n_odd > ODD_PAGES) {
+		memset(d->odd, 0, sizeof(d->odd));
+		d->n_odd = 0;
+	}
+	d->even = pages_are_even(map, &d->quick, d->odd, looks_that_count(r, false)) &&
+		  pages_are_even(map, &d->slow, d->odd, looks_that_count(r, true));
 }
 
 /*
@@ -340,7 +395,7 @@ static float agreement(const struct mb_heat_map *map, const struct detail *d, co
 		if (!p->looks[i] || d->quick.looks[i] + d->slow.looks[i] < HANDS_LOOKS)
 			continue;
 		for (unsigned v = 0; v < map->n_views; v++) {
-			looks += look[v] = get_bit(seen->view[v].touched[0], i);
+			looks += look[v] = mb_heat_bit(seen->view[v].touched[0], i);
 			knowns += known[v] = (float)p->touch[v][i] / UINT8_MAX;
 		}
 		for (unsigned v = 0; v < map->n_views; v++) {
@@ -403,8 +458,8 @@ void mb_heat_learn_pages(
 		unsigned n = n_looks(p->looks[i], most_looks);
 
 		for (unsigned v = 0; v < map->n_views; v++) {
-			bool touched = get_bit(seen->view[v].touched[0], i);
-			bool written = get_bit(seen->view[v].written[0], i);
+			bool touched = mb_heat_bit(seen->view[v].touched[0], i);
+			bool written = mb_heat_bit(seen->view[v].written[0], i);
 			uint8_t *touch = &p->touch[v][i], *write = &p->write[v][i];
 
 			*touch = nearer(map, *touch, touched, n);
@@ -415,8 +470,7 @@ void mb_heat_learn_pages(
 		if (p->looks[i] < UINT8_MAX)
 			p->looks[i]++;
 	}
-	d->even = pages_are_even(map, &d->quick, looks_that_count(r, false)) &&
-		  pages_are_even(map, &d->slow, looks_that_count(r, true));
+	find_even(map, r);
 	mb_heat_detail_sum(map, d);
 	d->seen_ns = now_ns;
 	d->samples =
@@ -429,7 +483,8 @@ bool mb_heat_detail_is_even(const struct region *r)
 	const struct detail *d = r->detail;
 	float least_looks = r->huge ? EVEN_LOOKS_ZOOMED : EVEN_LOOKS;
 
-	return d->even && fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;
+	return mb_heat_are_alike(d) &&
+	       fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;
 }
 
 /* Of what was seen in zooms before, what is seen from now on takes the place. */
@@ -444,7 +499,7 @@ void mb_heat_zoomed(struct mb_heat_map *map, uint64_t block, uint64_t now_ns)
 {
 	struct region *r = mb_heat_find_region(map, block);
 
-	if (r->detail && r->detail->even)
+	if (r->detail && mb_heat_are_alike(r->detail))
 		mb_heat_drop_detail(map, r);
 	if (r->detail) {
 		keep_some(&r->detail->quick);

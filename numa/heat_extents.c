@@ -9,9 +9,11 @@
 #define DETAIL_LASTS                                                                               \
 	8 /* times as long as what is known of a block; who uses which part changes less */
 /* Of 255: what was touched in fewer looks than that is told better by the long window. */
-#define SLOW_BELOW	  192u
-#define SLOW_BELOW_ZOOMED 128u	/* its windows are long already */
-#define FAR_APART	  16.0f /* times: a few short looks are off by less */
+#define SLOW_BELOW	     192u
+#define SLOW_BELOW_ZOOMED    128u /* its windows are long already */
+#define SLOW_BELOW_SATURATED 96u  /* it says of nearly all looks that it was touched */
+#define SLOW_TELLS	     240u
+#define FAR_APART	     16.0f /* times: a few short looks are off by less */
 /* Of 255: as often the hottest page is touched if windows of a zoom tell how often, and if they do
  * not. */
 #define TELLS	  96.0f
@@ -138,16 +140,27 @@ static void find_scales(
 	}
 }
 
-/* The long window tells more of it. */
-static bool is_slow(const struct region *r, unsigned page, unsigned n_views)
+static uint8_t most_of(const struct pages *p, unsigned page, unsigned n_views)
 {
-	const struct detail *d = r->detail;
 	uint8_t most = 0;
 
 	for (unsigned v = 0; v < n_views; v++)
-		most = d->quick.touch[v][page] > most ? d->quick.touch[v][page] : most;
-	return d->slow.looks[page] &&
-	       (!d->quick.looks[page] || most < (r->huge ? SLOW_BELOW_ZOOMED : SLOW_BELOW));
+		most = p->touch[v][page] > most ? p->touch[v][page] : most;
+	return most;
+}
+
+/* The long window tells more of it: in the short one it is hardly seen, nor always in the long one.
+ */
+static bool is_slow(const struct region *r, unsigned page, unsigned n_views)
+{
+	const struct detail *d = r->detail;
+	uint8_t quick = most_of(&d->quick, page, n_views), slow = most_of(&d->slow, page, n_views);
+
+	if (!d->slow.looks[page] || !d->quick.looks[page])
+		return d->slow.looks[page];
+	return quick < (r->huge			   ? SLOW_BELOW_ZOOMED
+			       : slow > SLOW_TELLS ? SLOW_BELOW_SATURATED
+						   : SLOW_BELOW);
 }
 
 /* What a detail says of a page and a view: through the window of the block, that of a zoom, or the
@@ -209,11 +222,14 @@ static int append_pages(
 		};
 
 		bool slow = is_slow(r, i, list->n_views);
+		bool like_others = d->even && !r->huge && !mb_heat_bit(d->odd, i);
 
 		for (unsigned v = 0; v < list->n_views; v++)
-			e.view[v] = slow      ? slow_heat(&d->slow, i, v)
-				    : r->huge ? zoomed_heat(r, known, i, v, scale[v])
-					      : quick_heat(r, known, i, v);
+			e.view[v] = like_others ? mb_heat_of(known->touch[v], known->write[v],
+							  r->window)
+				    : slow	? slow_heat(&d->slow, i, v)
+				    : r->huge	? zoomed_heat(r, known, i, v, scale[v])
+						: quick_heat(r, known, i, v);
 		rc = append(list, &e);
 	}
 	return rc;
@@ -243,7 +259,7 @@ int mb_heat_extents(
 			continue;
 		/* So many differences are noise, and more than anybody can look at; and pages of a
 		 * huge one that is not used now are cold. */
-		if (r->detail && !r->detail->even && list.n < MAX_PAGES &&
+		if (r->detail && !mb_heat_are_alike(r->detail) && list.n < MAX_PAGES &&
 			!(r->huge && mb_heat_max_touch(&known, map->n_views) < MB_HEAT_NEVER)) {
 			rc = append_pages(&list, r, &known, now_ns);
 			continue;

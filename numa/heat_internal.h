@@ -36,7 +36,9 @@ struct pages {
  */
 struct detail {
 	struct pages quick, slow;
-	bool even;		    /* by what was seen so far its pages may all be alike */
+	bool even;			   /* by what was seen so far its pages may be alike */
+	uint64_t odd[MB_HEAT_BLOCK_WORDS]; /* but these */
+	unsigned n_odd;
 	float touch[MB_HEAT_VIEWS]; /* how much of them each view is known to touch: 0..1 */
 	uint64_t seen_ns;
 	float samples;
@@ -99,6 +101,17 @@ static inline unsigned mb_heat_count(const uint64_t bits[MB_HEAT_BLOCK_WORDS])
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
 		n += (unsigned)__builtin_popcountll(bits[i]);
 	return n;
+}
+
+static inline bool mb_heat_bit(const uint64_t *bits, unsigned i)
+{
+	return bits[i / 64] >> i % 64 & 1;
+}
+
+/* By what was seen so far all pages may be used in the same way. */
+static inline bool mb_heat_are_alike(const struct detail *d)
+{
+	return d->even && !d->n_odd;
 }
 
 /* The highest of the values of a block's pages. */

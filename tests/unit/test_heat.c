@@ -181,6 +181,43 @@ START_TEST(test_odd_one)
 }
 END_TEST
 
+static uint64_t handed_over_ns;
+
+static struct use handed_over(uint64_t page)
+{
+	bool is_used = page / MB_HEAT_BLOCK_PAGES / 4 == 4, over = now >= handed_over_ns;
+
+	return (struct use){.read = {is_used && !over ? 900 : 0, is_used && over ? 900 : 0}};
+}
+
+/* A region of which a look sees one block has another user: one look at each block is enough. */
+START_TEST(test_hands_in_parts)
+{
+	uint64_t begin;
+
+	handed_over_ns = UINT64_MAX;
+	make(64, true, handed_over);
+	one_at_a_time = true;
+	run(60);
+	begin = handed_over_ns = now;
+	for (unsigned left = 4; left;) {
+		ck_assert_uint_lt(now - begin, 20 * SECOND);
+		run(0.02);
+		take_extents();
+		left = 0;
+		for (unsigned b = 0; b < 4; b++) {
+			const struct mb_heat *h = extent_of((16 + b) * MB_HEAT_BLOCK_PAGES)->view;
+
+			left += h[1].read <= h[0].read;
+		}
+	}
+	one_at_a_time = false;
+	/* The first one's, which tells that something has changed, and one for each. */
+	ck_assert_uint_le(now - begin, 350 * MS);
+	finish();
+}
+END_TEST
+
 static struct use seldom(uint64_t page)
 {
 	return (struct use){.read = {page / MB_HEAT_BLOCK_PAGES / 4 == 10 ? 0.001f : 0, 0}};
@@ -602,6 +639,7 @@ int main(void)
 	tcase_add_loop_test(cases, test_no_phase, 0, 2);
 	tcase_add_test(cases, test_churned);
 	tcase_add_test(cases, test_odd_one);
+	tcase_add_test(cases, test_hands_in_parts);
 	tcase_add_test(cases, test_parts_by_turns);
 	tcase_add_loop_test(cases, test_needle, 0, 2);
 	tcase_add_test(cases, test_zoom_in_vain);

@@ -413,6 +413,34 @@ START_TEST(test_rounding)
 }
 END_TEST
 
+/* Both views write all pages of it now and then, but for some, which have one of them. */
+static struct use some_odd(uint64_t page)
+{
+	unsigned i = page % MB_HEAT_BLOCK_PAGES;
+
+	if (page / MB_HEAT_BLOCK_PAGES != 5)
+		return (struct use){.read = {0}};
+	return i % 64 == 7 ? (struct use){.write = {90, 0}} : (struct use){.write = {70, 70}};
+}
+
+/* They are told, and the others are one. */
+START_TEST(test_odd_pages)
+{
+	make(64, false, some_odd);
+	run(100);
+	take_extents();
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		const struct mb_heat *h = extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view;
+
+		ck_assert_msg(i % 64 == 7 ? h[0].write > 5 && h[1].write < 1
+					  : h[0].write > 20 && h[1].write > 20,
+			"page %u: %f %f", i, (double)h[0].write, (double)h[1].write);
+	}
+	ck_assert_uint_le(n_extents, 2 + 9 + 8);
+	finish();
+}
+END_TEST
+
 /* A look at a block in small pages: one half of it is touched, by one view. */
 static void learn_half(unsigned by)
 {
@@ -463,6 +491,7 @@ int main(void)
 	tcase_add_test(cases, test_no_zoom);
 	tcase_add_loop_test(cases, test_detailed, 0, 2);
 	tcase_add_test(cases, test_rounding);
+	tcase_add_test(cases, test_odd_pages);
 	tcase_add_test(cases, test_page_turns);
 	tcase_set_timeout(cases, 60);
 	suite_add_tcase(suite, cases);
