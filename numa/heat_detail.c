@@ -14,8 +14,8 @@
 #define ALWAYS	     3.0f
 #define ALWAYS_PAGES 8.0f
 #define GROUP	     32u /* pages */
-/* Of a page: it is not like the others if it would be like this by less than that chance. */
-#define ODD	  1e-4f
+/* A page that is not like the others would be as it is by a chance of exp(-12), 6 in a million. */
+#define ODD	  12.0f
 #define ODD_PAGES 32u /* at most; else they are told one by one */
 /* Before pages are said to be alike: in a zoom, and in small pages. */
 #define EVEN_LOOKS_ZOOMED 3u
@@ -321,33 +321,36 @@ static float mean_looks(const struct pages *d)
 	return (float)sum / MB_HEAT_BLOCK_PAGES;
 }
 
-/* So many looks in a row that all show what has this chance are none. */
-static float looks_of_chance(float p)
+/*
+ * Whether a page's value is too far from the others' to be a sample of n looks of the same: n times
+ * the relative entropy, of which exp(-that) is at least the chance of one as far (Chernoff's
+ * bound). Most are so near that a bound of it says no (chi-squared).
+ */
+static bool is_far(float x, float mean, float n)
 {
-	return p >= 1 ? INFINITY : logf(ODD) / logf(fmaxf(p, ODD));
+	float least = 1 / (float)(UINT8_MAX * MB_HEAT_BLOCK_PAGES);
+	float m = fminf(fmaxf(mean, least), 1 - least);
+
+	if (n * (x - m) * (x - m) <= ODD * m * (1 - m))
+		return false;
+	return n * ((x > 0 ? x * logf(x / m) : 0) +
+			   (x < 1 ? (1 - x) * logf((1 - x) / (1 - m)) : 0)) >
+	       ODD;
 }
 
-/*
- * Single pages that are not like the others, which are alike: a view that uses those was never seen
- * there, or it always was.
- */
-static void find_odd(const struct mb_heat_map *map, const struct pages *p, uint64_t *odd)
+/* Single pages that a view uses more, or less, than it does the others, which are alike. */
+static void find_odd(
+	const struct mb_heat_map *map, const struct pages *p, unsigned most_looks, uint64_t *odd)
 {
 	for (unsigned v = 0; v < map->n_views; v++) {
-		float mean = 0, never, always;
+		float mean = 0;
 
 		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
 			mean += (float)p->touch[v][i] / UINT8_MAX / MB_HEAT_BLOCK_PAGES;
-		never = looks_of_chance(1 - mean);
-		always = looks_of_chance(mean);
-		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-			uint8_t value = p->touch[v][i];
-			/* More are forgotten. */
-			float n = fminf(p->looks[i], SATURATES);
-
-			if ((value == 0 && n > never) || (value == UINT8_MAX && n > always))
+		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+			if (p->looks[i] && is_far((float)p->touch[v][i] / UINT8_MAX, mean,
+						   1 / spread(p->looks[i], most_looks)))
 				odd[i / 64] |= 1ull << i % 64;
-		}
 	}
 }
 
@@ -367,8 +370,8 @@ static void find_even(const struct mb_heat_map *map, struct region *r)
 	struct detail *d = r->detail;
 
 	memset(d->odd, 0, sizeof(d->odd));
-	find_odd(map, &d->quick, d->odd);
-	find_odd(map, &d->slow, d->odd);
+	find_odd(map, &d->quick, looks_that_count(r, false), d->odd);
+	find_odd(map, &d->slow, looks_that_count(r, true), d->odd);
 	d->n_odd = mb_heat_count(d->odd);
 	if (d->n_odd > ODD_PAGES) {
 		memset(d->odd, 0, sizeof(d->odd));
