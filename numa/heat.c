@@ -423,7 +423,8 @@ static void know_more(
 	struct known *known, float share, const struct known *x, bool writes, unsigned n_views)
 {
 	/* What is a guess gives way to what was seen. */
-	share = fmaxf(share, 1 / (1 + known->samples));
+	if (known->samples < 1)
+		share = fmaxf(share, 1 / (1 + known->samples));
 	for (unsigned v = 0; v < n_views; v++) {
 		known->touch[v] += share * (x->touch[v] - known->touch[v]);
 		/* What cannot be told from a read is not said to be one. And of what is written

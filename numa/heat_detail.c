@@ -16,10 +16,12 @@
 #define GROUP	     32u /* pages */
 /* A page that is not like the others would be as it is by a chance of exp(-12), 6 in a million. */
 #define ODD	  12.0f
-#define ODD_PAGES 32u /* at most; else they are told one by one */
-/* Before pages are said to be alike: in a zoom, and in small pages. */
-#define EVEN_LOOKS_ZOOMED 3u
-#define EVEN_LOOKS	  16u
+#define ODD_PAGES 128u /* at most; else all are told one by one */
+/* Before pages are said to be alike: in a zoom, and in small pages; and where others wait for the
+ * place. */
+#define EVEN_LOOKS_ZOOMED  3u
+#define EVEN_LOOKS	   16u
+#define EVEN_LOOKS_CROWDED 6u
 /* Of so many looks the last one counts for its part. A zoom has twelve through each window, and the
  * ones before it count for so many: so that is three zooms. */
 #define LOOKS	   8u
@@ -267,16 +269,18 @@ static void compare(const uint8_t *value, const struct pages *p, const uint64_t 
 
 	*c = (struct chance){0};
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		float x = (float)value[i] / 255;
+		float x = (float)value[i] * (1.0f / UINT8_MAX);
 
 		if (mb_heat_bit(odd, i))
 			continue;
-		c->mean += x / n_pages;
+		c->mean += x;
 		group[i / GROUP] += x;
-		squares += x * x / n_pages;
-		c->spread += spread(p->looks[i], most_looks) / n_pages;
+		squares += x * x;
+		c->spread += spread(p->looks[i], most_looks);
 	}
-	c->varies = squares - c->mean * c->mean;
+	c->mean /= n_pages;
+	c->spread /= n_pages;
+	c->varies = squares / n_pages - c->mean * c->mean;
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES / GROUP; i++) {
 		/* A group is 32 pages: half a word. */
 		float n = (float)__builtin_popcount(~(unsigned)(odd[i / 2] >> i % 2 * GROUP));
@@ -338,19 +342,28 @@ static bool is_far(float x, float mean, float n)
 	       ODD;
 }
 
-/* Single pages that a view uses more, or less, than it does the others, which are alike. */
-static void find_odd(
-	const struct mb_heat_map *map, const struct pages *p, unsigned most_looks, uint64_t *odd)
+/* Pages whose values are far from those of the others. */
+static void add_odd(const uint8_t *value, const struct pages *p, unsigned most_looks, uint64_t *odd)
 {
-	for (unsigned v = 0; v < map->n_views; v++) {
-		float mean = 0;
+	unsigned sum = 0;
+	float mean;
 
-		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-			mean += (float)p->touch[v][i] / UINT8_MAX / MB_HEAT_BLOCK_PAGES;
-		for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
-			if (p->looks[i] && is_far((float)p->touch[v][i] / UINT8_MAX, mean,
-						   1 / spread(p->looks[i], most_looks)))
-				odd[i / 64] |= 1ull << i % 64;
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		sum += value[i];
+	mean = (float)sum / (UINT8_MAX * MB_HEAT_BLOCK_PAGES);
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
+		if (p->looks[i] && is_far((float)value[i] * (1.0f / UINT8_MAX), mean,
+					   1 / spread(p->looks[i], most_looks)))
+			odd[i / 64] |= 1ull << i % 64;
+}
+
+/* Single pages that a view touches or writes more, or less, than it does the others. */
+static void find_odd(const struct mb_heat_map *map, struct pages *p, unsigned most_looks)
+{
+	memset(p->odd, 0, sizeof(p->odd));
+	for (unsigned v = 0; v < map->n_views; v++) {
+		add_odd(p->touch[v], p, most_looks, p->odd);
+		add_odd(p->write[v], p, most_looks, p->odd);
 	}
 }
 
@@ -364,14 +377,14 @@ static bool pages_are_even(const struct mb_heat_map *map, const struct pages *p,
 	return true;
 }
 
-/* Whether pages are alike, and which few are not like the others. */
-static void find_even(const struct mb_heat_map *map, struct region *r)
+/* Whether pages are alike, and which few are not like the others; after one table has changed. */
+static void find_even(const struct mb_heat_map *map, struct region *r, struct pages *changed)
 {
 	struct detail *d = r->detail;
 
-	memset(d->odd, 0, sizeof(d->odd));
-	find_odd(map, &d->quick, looks_that_count(r, false), d->odd);
-	find_odd(map, &d->slow, looks_that_count(r, true), d->odd);
+	find_odd(map, changed, looks_that_count(r, changed == &d->slow));
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
+		d->odd[i] = d->quick.odd[i] | d->slow.odd[i];
 	d->n_odd = mb_heat_count(d->odd);
 	if (d->n_odd > ODD_PAGES) {
 		memset(d->odd, 0, sizeof(d->odd));
@@ -473,7 +486,7 @@ void mb_heat_learn_pages(
 		if (p->looks[i] < UINT8_MAX)
 			p->looks[i]++;
 	}
-	find_even(map, r);
+	find_even(map, r, p);
 	mb_heat_detail_sum(map, d);
 	d->seen_ns = now_ns;
 	d->samples =
@@ -481,10 +494,11 @@ void mb_heat_learn_pages(
 }
 
 /* All pages of the detail are alike after all: it is not worth its place, nor another look soon. */
-bool mb_heat_detail_is_even(const struct region *r)
+bool mb_heat_detail_is_even(const struct mb_heat_map *map, const struct region *r)
 {
 	const struct detail *d = r->detail;
-	float least_looks = r->huge ? EVEN_LOOKS_ZOOMED : EVEN_LOOKS;
+	bool crowded = map->n_details > map->max_details / 4 * 3;
+	float least_looks = r->huge ? EVEN_LOOKS_ZOOMED : crowded ? EVEN_LOOKS_CROWDED : EVEN_LOOKS;
 
 	return mb_heat_are_alike(d) &&
 	       fmaxf(mean_looks(&d->quick), mean_looks(&d->slow)) >= least_looks;

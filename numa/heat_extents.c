@@ -202,15 +202,66 @@ static struct mb_heat slow_heat(const struct pages *p, unsigned page, unsigned v
 		touch, fminf(chance_of(p->write[v][page], looks), touch), MB_HEAT_WINDOWS - 1);
 }
 
+/* What either says: the long window sees rare writes among many touches. */
+static struct mb_heat more_of(struct mb_heat a, struct mb_heat b)
+{
+	float touches = fmaxf(a.read + a.write, b.read + b.write);
+	float writes = fmaxf(a.write, b.write);
+
+	return (struct mb_heat){.read = touches - writes, .write = writes};
+}
+
+/* Of one page, each view. */
+static void heat_of_page(const struct region *r, const struct known *known, unsigned n_views,
+	const float *scale, unsigned page, struct mb_heat *heat)
+{
+	const struct detail *d = r->detail;
+	bool slow = is_slow(r, page, n_views);
+
+	for (unsigned v = 0; v < n_views; v++) {
+		if (slow)
+			heat[v] = slow_heat(&d->slow, page, v);
+		else if (r->huge)
+			heat[v] = zoomed_heat(r, known, page, v, scale[v]);
+		else
+			heat[v] = quick_heat(r, known, page, v);
+		if (!slow && !r->huge && d->slow.looks[page])
+			heat[v] = more_of(heat[v], slow_heat(&d->slow, page, v));
+	}
+}
+
+/* Of those that are alike, on average. */
+static void heat_of_others(const struct region *r, const struct known *known, unsigned n_views,
+	const float *scale, struct mb_heat *mean)
+{
+	const struct detail *d = r->detail;
+	float n = (float)(MB_HEAT_BLOCK_PAGES - d->n_odd);
+
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		struct mb_heat heat[MB_HEAT_VIEWS];
+
+		if (mb_heat_bit(d->odd, i))
+			continue;
+		heat_of_page(r, known, n_views, scale, i, heat);
+		for (unsigned v = 0; v < n_views; v++) {
+			mean[v].read += heat[v].read / n;
+			mean[v].write += heat[v].write / n;
+		}
+	}
+}
+
 static int append_pages(
 	struct list *list, const struct region *r, const struct known *known, uint64_t now_ns)
 {
 	const struct detail *d = r->detail;
 	float confidence = mb_heat_confidence(d->samples, (now_ns - d->seen_ns) / DETAIL_LASTS);
+	struct mb_heat others[MB_HEAT_VIEWS] = {{0}};
 	float scale[MB_HEAT_VIEWS];
 	int rc = 0;
 
 	find_scales(r, known, list->n_views, scale);
+	if (d->even)
+		heat_of_others(r, known, list->n_views, scale, others);
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES && !rc; i++) {
 		struct mb_extent e = {
 			.offset = r->first * MB_HEAT_BLOCK_BYTES + i * MB_HEAT_PAGE_BYTES,
@@ -221,15 +272,10 @@ static int append_pages(
 			.node = -1,
 		};
 
-		bool slow = is_slow(r, i, list->n_views);
-		bool like_others = d->even && !r->huge && !mb_heat_bit(d->odd, i);
-
-		for (unsigned v = 0; v < list->n_views; v++)
-			e.view[v] = like_others ? mb_heat_of(known->touch[v], known->write[v],
-							  r->window)
-				    : slow	? slow_heat(&d->slow, i, v)
-				    : r->huge	? zoomed_heat(r, known, i, v, scale[v])
-						: quick_heat(r, known, i, v);
+		if (d->even && !mb_heat_bit(d->odd, i))
+			memcpy(e.view, others, sizeof(others));
+		else
+			heat_of_page(r, known, list->n_views, scale, i, e.view);
 		rc = append(list, &e);
 	}
 	return rc;

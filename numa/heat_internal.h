@@ -28,6 +28,7 @@ struct pages {
 	uint8_t touch[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
 	uint8_t write[MB_HEAT_VIEWS][MB_HEAT_BLOCK_PAGES];
 	uint8_t looks[MB_HEAT_BLOCK_PAGES]; /* at each page, at most 255 */
+	uint64_t odd[MB_HEAT_BLOCK_WORDS];  /* not like the others */
 };
 
 /*
@@ -163,6 +164,6 @@ bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region 
 /* One of its users has not been there for long, while others were. */
 bool mb_heat_detail_is_left(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns);
 /* All pages are alike after all: it is not worth its place. */
-bool mb_heat_detail_is_even(const struct region *r);
+bool mb_heat_detail_is_even(const struct mb_heat_map *map, const struct region *r);
 
 #endif

@@ -137,7 +137,7 @@ void mb_heat_adapt(struct mb_heat_map *map, uint64_t now_ns)
 	for (unsigned i = 0; i < map->n_regions; i++) {
 		struct region *r = map->region[i];
 
-		if (r->detail && !r->picked && mb_heat_detail_is_even(r)) {
+		if (r->detail && !r->picked && mb_heat_detail_is_even(map, r)) {
 			mb_heat_drop_detail(map, r);
 			r->no_detail_before_ns = now_ns + MB_HEAT_DETAIL_AGAIN_NS;
 		}

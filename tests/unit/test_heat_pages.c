@@ -414,29 +414,128 @@ START_TEST(test_rounding)
 END_TEST
 
 /* Both views write all pages of it now and then, but for some, which have one of them. */
+static float mean_writes;
+
 static struct use some_odd(uint64_t page)
 {
 	unsigned i = page % MB_HEAT_BLOCK_PAGES;
 
 	if (page / MB_HEAT_BLOCK_PAGES != 5)
 		return (struct use){.read = {0}};
-	return i % 64 == 7 ? (struct use){.write = {90, 0}} : (struct use){.write = {70, 70}};
+	return i % 64 == 7 ? (struct use){.write = {90, 0}}
+			   : (struct use){.write = {mean_writes, mean_writes}};
 }
 
 /* They are told, and the others are one. */
 START_TEST(test_odd_pages)
 {
-	make(64, false, some_odd);
+	mean_writes = _i ? 6 : 70;
+	make(64, _i, some_odd);
 	run(100);
 	take_extents();
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
 		const struct mb_heat *h = extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view;
 
-		ck_assert_msg(i % 64 == 7 ? h[0].write > 5 && h[1].write < 1
-					  : h[0].write > 20 && h[1].write > 20,
+		ck_assert_msg(
+			i % 64 == 7 ? h[0].write > 5 && h[1].write < 1
+				    : h[0].write > mean_writes / 4 && h[1].write > mean_writes / 4,
 			"page %u: %f %f", i, (double)h[0].write, (double)h[1].write);
 	}
 	ck_assert_uint_le(n_extents, 2 + 9 + 8);
+	finish();
+}
+END_TEST
+
+/* Both read half of its pages, and one writes a few of them. */
+static float reads;
+
+static struct use rarely_written(uint64_t page)
+{
+	unsigned i = page % MB_HEAT_BLOCK_PAGES;
+
+	if (page / MB_HEAT_BLOCK_PAGES != 5 || i >= 256)
+		return (struct use){.read = {0}};
+	return (struct use){.read = {reads, reads}, .write = {0, i % 2 ? 0.5f : 0}};
+}
+
+/* Short windows tell how often it is read, long ones that it is written. */
+START_TEST(test_rare_writes)
+{
+	unsigned missed = 0;
+	double sum = 0;
+
+	reads = (float[]){20, 60, 130}[_i];
+	make(64, false, rarely_written);
+	run(200);
+	take_extents();
+	for (unsigned i = 0; i < 256; i++) {
+		const struct mb_heat *h = extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view;
+
+		missed += i % 2 && h[1].write < 0.02f;
+		sum += (double)(h[0].read + h[1].read) / 512;
+	}
+	ck_assert_msg(missed <= 6, "%u of 128 written pages are said not to be", missed);
+	ck_assert_msg(sum > reads / 4 && sum < 2 * reads, "%f", sum);
+	finish();
+}
+END_TEST
+
+static struct use some_written(uint64_t page)
+{
+	unsigned i = page % MB_HEAT_BLOCK_PAGES;
+
+	if (page / MB_HEAT_BLOCK_PAGES != 5)
+		return (struct use){.read = {0}};
+	return (struct use){.read = {20, 20}, .write = {0, i % 64 == 7 ? 5 : 0}};
+}
+
+/* All are read alike, and a few are written. */
+START_TEST(test_odd_writers)
+{
+	make(64, false, some_written);
+	run(200);
+	take_extents();
+	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
+		const struct mb_heat *h = extent_of(5 * MB_HEAT_BLOCK_PAGES + i)->view;
+
+		ck_assert_msg(i % 64 == 7 ? h[1].write > 0.3f : h[1].write < 0.1f, "page %u: %f", i,
+			(double)h[1].write);
+	}
+	finish();
+}
+END_TEST
+
+/* Each view is there in every second look, by chance. */
+static struct use halves_by_chance(uint64_t page)
+{
+	struct use use = halves_of_a_block(page + 5 * MB_HEAT_BLOCK_PAGES);
+	uint32_t x = (uint32_t)(now / MS) * 2654435761u;
+
+	x = (x ^ x >> 15) * 2246822519u;
+	use.write[0] *= (float)(x >> 30 & 1);
+	use.read[1] *= (float)(x >> 31);
+	return use;
+}
+
+/* Looks at the whole of a block whose pages are known are averaged: a few say little. */
+START_TEST(test_whole_by_chance)
+{
+	unsigned apart = 0;
+
+	make(1, true, halves_by_chance);
+	run(60);
+	may_zoom = false;
+	for (unsigned i = 0; i < 400; i++) {
+		float a, b;
+
+		run(1);
+		take_extents();
+		a = extent_of(100)->view[0].write;
+		b = extent_of(300)->view[1].read;
+		apart += fmaxf(a, b) > 2 * fminf(a, b);
+	}
+	may_zoom = true;
+	ck_assert_msg(apart < 60, "%u", apart);
 	finish();
 }
 END_TEST
@@ -491,7 +590,10 @@ int main(void)
 	tcase_add_test(cases, test_no_zoom);
 	tcase_add_loop_test(cases, test_detailed, 0, 2);
 	tcase_add_test(cases, test_rounding);
-	tcase_add_test(cases, test_odd_pages);
+	tcase_add_loop_test(cases, test_odd_pages, 0, 2);
+	tcase_add_loop_test(cases, test_rare_writes, 0, 3);
+	tcase_add_test(cases, test_odd_writers);
+	tcase_add_test(cases, test_whole_by_chance);
 	tcase_add_test(cases, test_page_turns);
 	tcase_set_timeout(cases, 60);
 	suite_add_tcase(suite, cases);
