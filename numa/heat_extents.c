@@ -18,6 +18,7 @@
  * not. */
 #define TELLS	  96.0f
 #define SATURATED 192.0f
+#define BURSTS	  8.0f	/* looks */
 #define MAX_PAGES 8192u /* extents, from which on a block is one */
 #define MOST	  0.99f /* a chance that counts as certain: 460 a second in the shortest window */
 
@@ -103,11 +104,28 @@ static float chance_of(uint8_t value, uint8_t looks)
 }
 
 /*
+ * The same in a zoom, whose looks come one after the other, so that many see the same burst: of a
+ * page that one view touched in all of them, and another one in most, it is not known that the
+ * former touches it many times as often.
+ */
+static float zoomed_chance_of(uint8_t value, uint8_t looks)
+{
+	return (float)value / UINT8_MAX * (float)looks / ((float)looks + BURSTS);
+}
+
+/* How far windows of a zoom cannot tell how hot the hottest page of a view is: 0, to 1. */
+static float saturation(uint8_t most)
+{
+	return fminf(fmaxf(((float)most - TELLS) / (SATURATED - TELLS), 0), 1);
+}
+
+/*
  * Touches a second that one in a window of a zoom stands for, of each view. A huge page was looked
  * into for a moment: that told its pages apart, and if it cannot tell how hot the hottest of them
  * is, that is seen of the whole since then. But the detail compares the views with each other, too,
- * and of the whole there are a few short looks: unless they are far apart, views are taken to be as
- * hot.
+ * in the same windows, and of the whole there are a few short looks: unless by these they are far
+ * apart, what is so of the hottest view in the detail is so of those that are half as hot there,
+ * and less and less of others.
  */
 static void find_scales(
 	const struct region *r, const struct known *known, unsigned n_views, float *scale)
@@ -115,7 +133,8 @@ static void find_scales(
 	const struct pages *p = &r->detail->quick;
 	const uint64_t zoom_ns = MB_HEAT_ZOOM_WINDOWS * mb_heat_window_ns[r->window];
 	const float zoom_scale = 1e9f / fminf((float)zoom_ns, (float)MB_HEAT_WINDOW_MAX_NS);
-	float saturated[MB_HEAT_VIEWS], most_scale = 0;
+	float rate[MB_HEAT_VIEWS], touches[MB_HEAT_VIEWS], saturated[MB_HEAT_VIEWS];
+	unsigned top = 0;
 
 	for (unsigned v = 0; v < n_views; v++) {
 		uint8_t most = 0, looks = 0;
@@ -125,18 +144,22 @@ static void find_scales(
 				most = p->touch[v][i];
 				looks = p->looks[i];
 			}
-		saturated[v] = fmaxf(((float)most - TELLS) / (SATURATED - TELLS), 0);
-		scale[v] = zoom_scale;
-		if (saturated[v] > 0)
-			scale[v] = fmaxf(zoom_scale, mb_heat_rate(known->touch[v], r->window) /
-							     touches_of(chance_of(most, looks)));
-		if (saturated[v] >= 1)
-			most_scale = fmaxf(most_scale, scale[v]);
+		rate[v] = mb_heat_rate(known->touch[v], r->window);
+		touches[v] = touches_of(zoomed_chance_of(most, looks));
+		saturated[v] = saturation(most);
+		if (touches[v] > touches[top] ||
+			(touches[v] == touches[top] && rate[v] > rate[top]))
+			top = v;
 	}
 	for (unsigned v = 0; v < n_views; v++) {
-		if (scale[v] * FAR_APART > most_scale)
-			scale[v] = fmaxf(scale[v], most_scale);
-		scale[v] = zoom_scale * powf(scale[v] / zoom_scale, fminf(saturated[v], 1));
+		bool far_apart = rate[v] * FAR_APART <= rate[top];
+		unsigned from = far_apart ? v : top;
+		float as_hot = fminf(2 * touches[v] / touches[top], 1);
+		float power = saturated[from] * (far_apart ? 1 : as_hot * as_hot);
+
+		scale[v] = zoom_scale;
+		if (power > 0)
+			scale[v] *= powf(fmaxf(rate[from] / touches[from] / zoom_scale, 1), power);
 	}
 }
 
@@ -186,8 +209,8 @@ static struct mb_heat zoomed_heat(
 
 	if (!looks)
 		return mb_heat_of(known->touch[v], known->write[v], r->window);
-	touches = scale * touches_of(chance_of(p->touch[v][page], looks));
-	writes = scale * touches_of(chance_of(p->write[v][page], looks));
+	touches = scale * touches_of(zoomed_chance_of(p->touch[v][page], looks));
+	writes = scale * touches_of(zoomed_chance_of(p->write[v][page], looks));
 	touches = fminf(touches, mb_heat_rate(1, 0));
 	writes = fminf(writes, touches);
 	return (struct mb_heat){.read = touches - writes, .write = writes};
