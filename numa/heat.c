@@ -444,6 +444,7 @@ void mb_heat_change_window(struct mb_heat_map *map, struct region *r, unsigned w
 	if (r->detail) {
 		r->detail->whole_looks = 0;
 		memset(r->detail->away, 0, sizeof(r->detail->away));
+		memset(r->detail->there, 0, sizeof(r->detail->there));
 	}
 	/* A zoom's windows are its own. */
 	if (r->detail && !r->huge) {

@@ -40,7 +40,8 @@
 /* Of 255, and of so many looks: */
 #define NEVER_WRITTEN 32u
 #define WRITE_LOOKS   8u
-/* A view that was there often, and was not seen for so long and in so many looks, is gone. */
+/* A view that was not seen for so long, and in looks in which it would have been there so often, is
+ * gone. */
 #define GONE_NS	   10000000000ull
 #define GONE_LOOKS 8u
 /* Of what the one that uses most of a block touches: less is no user that has its turns. */
@@ -139,30 +140,13 @@ static void note_views(const struct mb_heat_map *map, struct detail *d,
 	}
 }
 
-/* Touches that the view should have had in its windows, by what is known of pages; a window of a
- * zoom is so many times as long as one of the whole. */
-static float expected_touches(const struct region *r, unsigned view, unsigned n_windows)
-{
-	const struct detail *d = r->detail;
-	float quick = 0, slow = 0;
-
-	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
-		quick += mb_heat_rate((float)d->quick.touch[view][i] / UINT8_MAX, r->window);
-		slow += mb_heat_rate(
-			(float)d->slow.touch[view][i] / UINT8_MAX, MB_HEAT_WINDOWS - 1);
-	}
-	return fmaxf(quick / (r->huge ? MB_HEAT_ZOOM_WINDOWS : 1), slow) *
-	       (float)mb_heat_window_ns[r->window] / 1e9f * (float)n_windows;
-}
-
 bool mb_heat_detail_is_left(const struct mb_heat_map *map, const struct region *r, uint64_t now_ns)
 {
 	const struct detail *d = r->detail;
 
 	for (unsigned v = 0; v < map->n_views; v++)
-		if (now_ns - d->view_ns[v] > GONE_NS && d->away[v] > GONE_LOOKS &&
-			(mb_heat_most(d->quick.touch[v]) || mb_heat_most(d->slow.touch[v])) &&
-			expected_touches(r, v, d->away[v]) > GONE_LOOKS)
+		if (now_ns - d->view_ns[v] > GONE_NS &&
+			(float)d->away[v] * d->there[v] > GONE_LOOKS)
 			return true;
 	return false;
 }
@@ -225,6 +209,10 @@ bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region 
 	struct detail *d = r->detail;
 
 	note_views(map, d, seen, now_ns);
+	/* After this look, so never less than its share. */
+	for (unsigned v = 0; v < map->n_views; v++)
+		if (mb_heat_count(seen->view[v].touched[0]))
+			d->there[v] = r->half[0].touch[v];
 	for (unsigned v = 0; v < map->n_views; v++)
 		if ((r->half[0].touch[v] > MB_HEAT_CHANGED && d->touch[v] <= 0) ||
 			(r->half[0].write[v] > MB_HEAT_CHANGED && !is_known_to_write(d, v)))

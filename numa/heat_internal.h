@@ -50,6 +50,7 @@ struct detail {
 	/* When each view was last there, and looks since in which others were. */
 	uint64_t view_ns[MB_HEAT_VIEWS];
 	uint8_t away[MB_HEAT_VIEWS];
+	float there[MB_HEAT_VIEWS]; /* how often it was until then, of looks at the whole: 0..1 */
 };
 
 struct region {
