@@ -216,13 +216,14 @@ static struct mb_heat zoomed_heat(
 	return (struct mb_heat){.read = touches - writes, .write = writes};
 }
 
-static struct mb_heat slow_heat(const struct pages *p, unsigned page, unsigned v)
+static struct mb_heat slow_heat(const struct region *r, unsigned page, unsigned v)
 {
-	uint8_t looks = p->looks[page];
-	float touch = chance_of(p->touch[v][page], looks);
+	const struct pages *p = &r->detail->slow;
+	float (*chance)(uint8_t value, uint8_t looks) = r->huge ? zoomed_chance_of : chance_of;
+	float touch = chance(p->touch[v][page], p->looks[page]);
 
-	return mb_heat_of(
-		touch, fminf(chance_of(p->write[v][page], looks), touch), MB_HEAT_WINDOWS - 1);
+	return mb_heat_of(touch, fminf(chance(p->write[v][page], p->looks[page]), touch),
+		MB_HEAT_WINDOWS - 1);
 }
 
 /* What either says: the long window sees rare writes among many touches. */
@@ -243,13 +244,13 @@ static void heat_of_page(const struct region *r, const struct known *known, unsi
 
 	for (unsigned v = 0; v < n_views; v++) {
 		if (slow)
-			heat[v] = slow_heat(&d->slow, page, v);
+			heat[v] = slow_heat(r, page, v);
 		else if (r->huge)
 			heat[v] = zoomed_heat(r, known, page, v, scale[v]);
 		else
 			heat[v] = quick_heat(r, known, page, v);
 		if (!slow && !r->huge && d->slow.looks[page])
-			heat[v] = more_of(heat[v], slow_heat(&d->slow, page, v));
+			heat[v] = more_of(heat[v], slow_heat(r, page, v));
 	}
 }
 
