@@ -80,14 +80,21 @@ static int set_up(struct mb_vcpu *vcpu, const char **step)
 static void run_until_request(struct mb_vcpu *vcpu)
 {
 	struct mb_vcpus *set = vcpu->set;
+	bool completed = true; /* what the last exit was for */
 
 	for (;;) {
+		bool astray = mb_vcpu_is_astray(vcpu);
 		int rc = 0;
 
-		if (mb_vcpu_is_astray(vcpu))
+		/* The instruction that left the guest is completed before the mode changes under it
+		 * (api.rst, KVM_RUN). */
+		if (astray && completed)
 			rc = mb_vcpu_find_view(vcpu);
+		else if (astray)
+			__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 		if (!rc)
 			rc = mb_vcpu_ioctl(vcpu, KVM_RUN, NULL);
+		completed = rc < 0;
 		if (rc == -EINTR) {
 			/* As kick_all, the other way round. A pause that was given up is no request. */
 			__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
@@ -167,14 +174,14 @@ static int start_thread(struct mb_vcpu *vcpu, const cpu_set_t *cpus)
 }
 
 /* Starts all threads and waits until each has made its vCPU. */
-static int create_all(struct mb_vcpus *set, const cpu_set_t *view_cpus, struct mb_error *err)
+static int create_all(struct mb_vcpus *set, const cpu_set_t *group_cpus, struct mb_error *err)
 {
 	int rc = 0;
 
 	for (unsigned i = 0; i < set->n && !rc; i++) {
 		struct mb_vcpu *vcpu = &set->vcpu[i];
 
-		rc = start_thread(vcpu, view_cpus ? &view_cpus[vcpu->view] : NULL);
+		rc = start_thread(vcpu, group_cpus ? &group_cpus[vcpu->group] : NULL);
 		if (rc) {
 			pthread_mutex_lock(&set->lock);
 			mb_error_set(err, -rc, "vCPU %u: cannot start its thread: %s; too many"
@@ -243,10 +250,13 @@ int mb_vcpus_create(struct mb_vm *vm, const struct mb_vcpus_config *config, stru
 		set->vcpu[i].set = set;
 		set->vcpu[i].index = i;
 		set->vcpu[i].fd = set->vcpu[i].stats_fd = -1;
-		set->vcpu[i].view = config->view ? config->view[i] : 0;
+		set->vcpu[i].group = config->group ? config->group[i] : 0;
+		set->vcpu[i].view = config->view_of_group
+					    ? config->view_of_group[set->vcpu[i].group]
+					    : set->vcpu[i].group;
 	}
 	sigaction(KICK_SIGNAL, &kick, NULL);
-	rc = create_all(set, config->view_cpus, err);
+	rc = create_all(set, config->group_cpus, err);
 	set->supported = NULL;
 	set->cpuid = NULL;
 	free(supported);
@@ -258,19 +268,37 @@ int mb_vcpus_create(struct mb_vm *vm, const struct mb_vcpus_config *config, stru
 	return 0;
 }
 
+/* Caller holds the lock, and has stored before why. */
+static void kick(struct mb_vcpu *vcpu)
+{
+	if (!vcpu->inside)
+		return;
+	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	pthread_kill(vcpu->thread, KICK_SIGNAL);
+}
+
 /* Caller holds the lock. */
 static void kick_all(struct mb_vcpus *set)
 {
 	/* Before immediate_exit: a thread that KVM turned back must see why. */
 	__atomic_store_n(&set->request, true, __ATOMIC_SEQ_CST);
+	for (unsigned i = 0; i < set->n; i++)
+		kick(&set->vcpu[i]);
+}
+
+void mb_vcpus_set_views(struct mb_vcpus *set, const uint8_t *view_of_group)
+{
+	pthread_mutex_lock(&set->lock);
 	for (unsigned i = 0; i < set->n; i++) {
 		struct mb_vcpu *vcpu = &set->vcpu[i];
+		uint8_t view = view_of_group[vcpu->group];
 
-		if (!vcpu->inside)
+		if (vcpu->view == view)
 			continue;
-		__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-		pthread_kill(vcpu->thread, KICK_SIGNAL);
+		__atomic_store_n(&vcpu->view, view, __ATOMIC_SEQ_CST);
+		kick(vcpu);
 	}
+	pthread_mutex_unlock(&set->lock);
 }
 
 void mb_vcpus_destroy(struct mb_vcpus *set)
@@ -392,9 +420,9 @@ unsigned mb_vcpu_index(const struct mb_vcpu *vcpu)
 	return vcpu->index;
 }
 
-unsigned mb_vcpu_view(const struct mb_vcpu *vcpu)
+unsigned mb_vcpu_group(const struct mb_vcpu *vcpu)
 {
-	return vcpu->view;
+	return vcpu->group;
 }
 
 unsigned mb_vcpu_current_view(const struct mb_vcpu *vcpu)

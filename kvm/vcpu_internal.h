@@ -38,10 +38,10 @@ struct mb_vcpu {
 	pthread_t thread;
 	pid_t tid; /* of the thread, from when it is ready on */
 	bool has_thread;
-	uint8_t view;	      /* assigned */
+	uint8_t group;
+	uint8_t view;	      /* atomic: where it should be; written under the set's lock */
 	uint8_t current_view; /* atomic; written by the thread, or while paused */
 	bool away;	      /* the guest is taking it offline: in view 0 for now. Likewise */
-	bool exit_pending;    /* it wrote its clock's MSR, and may have to go on first. Likewise */
 	uint64_t n_exits;     /* atomic; written by the thread */
 	char said[256];	      /* what KVM said when the vCPU stopped by itself; the thread's */
 
@@ -99,7 +99,8 @@ int mb_vcpu_enter_view(struct mb_vcpu *vcpu);
 void mb_vcpu_view_reset(struct mb_vcpu *vcpu);
 /* Whether it is not in the view where it should be. */
 bool mb_vcpu_is_astray(const struct mb_vcpu *vcpu);
-/* On its thread: gets it there. 0 where KVM_RUN may come next, -EINTR on a request. */
+/* On its thread, with no exit to be completed: gets it there. 0 where KVM_RUN may come next, -EINTR
+ * on a request. */
 int mb_vcpu_find_view(struct mb_vcpu *vcpu);
 /* The guest has written where its clock is, or 0: on its way out, or in. */
 void mb_vcpu_clock_written(struct mb_vcpu *vcpu, uint64_t value);

@@ -9,7 +9,7 @@
 
 /* Where the threads of vCPUs run, and how much they do. */
 
-int mb_vcpus_bind(struct mb_vcpus *set, unsigned view, const cpu_set_t *cpus)
+int mb_vcpus_bind(struct mb_vcpus *set, unsigned group, const cpu_set_t *cpus)
 {
 	int rc = 0;
 
@@ -17,7 +17,7 @@ int mb_vcpus_bind(struct mb_vcpus *set, unsigned view, const cpu_set_t *cpus)
 		struct mb_vcpu *vcpu = &set->vcpu[i];
 		int one = 0;
 
-		if (vcpu->view == view && vcpu->has_thread)
+		if (vcpu->group == group && vcpu->has_thread)
 			one = pthread_setaffinity_np(vcpu->thread, sizeof(*cpus), cpus);
 		if (!rc)
 			rc = -one;
@@ -44,14 +44,14 @@ static int read_schedstat(pid_t tid, unsigned long long *run_ns, unsigned long l
 	return sscanf(text, "%llu %llu", run_ns, wait_ns) == 2 ? 0 : -EIO;
 }
 
-int mb_vcpus_usage(const struct mb_vcpus *set, unsigned view, struct mb_vcpu_usage *usage)
+int mb_vcpus_usage(const struct mb_vcpus *set, unsigned group, struct mb_vcpu_usage *usage)
 {
 	memset(usage, 0, sizeof(*usage));
 	for (unsigned i = 0; i < set->n; i++) {
 		unsigned long long run_ns, wait_ns;
 		int rc;
 
-		if (set->vcpu[i].view != view)
+		if (set->vcpu[i].group != group)
 			continue;
 		rc = read_schedstat(set->vcpu[i].tid, &run_ns, &wait_ns);
 		if (rc)

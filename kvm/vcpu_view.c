@@ -16,7 +16,8 @@
  *
  * A Linux guest gives up the clock that KVM keeps for a vCPU on that vCPU, before it goes offline
  * and before a kexec, and sets it early on its way up; the write is seen (kvm/vm.c). All views have
- * the same memory: to be in view 0 for longer than needed is never wrong.
+ * the same memory: to be in view 0 for longer than needed is never wrong. Nor is it to be in
+ * another one than its own: which one that is may change while the guest runs.
  */
 
 #define SIPI_WAIT_MIN_NS 10000
@@ -43,11 +44,17 @@ static int set_smm(struct mb_vcpu *vcpu, bool smm)
 	return mb_vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events);
 }
 
+static uint8_t own_view(const struct mb_vcpu *vcpu)
+{
+	return __atomic_load_n(&vcpu->view, __ATOMIC_SEQ_CST);
+}
+
 int mb_vcpu_enter_view(struct mb_vcpu *vcpu)
 {
+	const uint8_t view = own_view(vcpu);
 	int rc;
 
-	if (!vcpu->view)
+	if (!view)
 		return 0;
 	/*
 	 * In that mode KVM lets RSM through from any ring, and restores every register from guest
@@ -57,7 +64,7 @@ int mb_vcpu_enter_view(struct mb_vcpu *vcpu)
 	mb_msrs_hide_smram(mb_vm_host(vcpu->set->vm), vcpu->fd);
 	rc = set_smm(vcpu, true);
 	if (!rc)
-		__atomic_store_n(&vcpu->current_view, vcpu->view, __ATOMIC_RELAXED);
+		__atomic_store_n(&vcpu->current_view, view, __ATOMIC_RELAXED);
 	return rc;
 }
 
@@ -72,35 +79,18 @@ static int leave_view(struct mb_vcpu *vcpu)
 
 void mb_vcpu_view_reset(struct mb_vcpu *vcpu)
 {
-	vcpu->away = vcpu->exit_pending = false;
+	vcpu->away = false;
 	__atomic_store_n(&vcpu->current_view, 0, __ATOMIC_RELAXED);
 }
 
 bool mb_vcpu_is_astray(const struct mb_vcpu *vcpu)
 {
-	return vcpu->current_view != (vcpu->away ? 0 : vcpu->view);
+	return vcpu->current_view != (vcpu->away ? 0 : own_view(vcpu));
 }
 
 void mb_vcpu_clock_written(struct mb_vcpu *vcpu, uint64_t value)
 {
 	vcpu->away = !(value & CLOCK_SET);
-	vcpu->exit_pending = true;
-}
-
-/* The instruction that left the guest is completed before the mode changes under it (api.rst,
- * KVM_RUN). */
-static int complete_exit(struct mb_vcpu *vcpu)
-{
-	int rc;
-
-	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-	rc = mb_vcpu_ioctl(vcpu, KVM_RUN, NULL);
-	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	vcpu->exit_pending = false;
-	if (rc != -EINTR)
-		return rc ? rc : -EIO; /* a write of an MSR has no second exit */
-	/* With the pair in kick_all: what was stored over had its reason stored before. */
-	return __atomic_load_n(&vcpu->set->request, __ATOMIC_SEQ_CST) ? -EINTR : 0;
 }
 
 /*
@@ -130,13 +120,7 @@ static int enter_view_after_sipi(struct mb_vcpu *vcpu)
 
 int mb_vcpu_find_view(struct mb_vcpu *vcpu)
 {
-	if (vcpu->exit_pending) {
-		int rc = complete_exit(vcpu);
-
-		if (rc)
-			return rc;
-	}
-	return vcpu->away ? leave_view(vcpu) : enter_view_after_sipi(vcpu);
+	return vcpu->away || !own_view(vcpu) ? leave_view(vcpu) : enter_view_after_sipi(vcpu);
 }
 
 bool mb_vcpu_forgive_rsm(struct mb_vcpu *vcpu)

@@ -22,13 +22,6 @@
 #define MAX_PAGES 8192u /* extents, from which on a block is one */
 #define MOST	  0.99f /* a chance that counts as certain: 460 a second in the shortest window */
 
-/* A growing array of extents; the last one grows while what comes is like it. */
-struct list {
-	struct mb_extent *extent;
-	unsigned n, room;
-	unsigned n_views;
-};
-
 /* Touches in a window that come of such a chance. */
 static float touches_of(float p)
 {
@@ -67,7 +60,7 @@ static bool are_alike(const struct mb_extent *a, const struct mb_extent *b, unsi
 	return true;
 }
 
-static int append(struct list *list, const struct mb_extent *e)
+int mb_heat_append(struct mb_heat_list *list, const struct mb_extent *e)
 {
 	struct mb_extent *last = list->n ? &list->extent[list->n - 1] : NULL;
 
@@ -274,8 +267,8 @@ static void heat_of_others(const struct region *r, const struct known *known, un
 	}
 }
 
-static int append_pages(
-	struct list *list, const struct region *r, const struct known *known, uint64_t now_ns)
+static int append_pages(struct mb_heat_list *list, const struct region *r,
+	const struct known *known, uint64_t now_ns)
 {
 	const struct detail *d = r->detail;
 	float confidence = mb_heat_confidence(d->samples, (now_ns - d->seen_ns) / DETAIL_LASTS);
@@ -300,7 +293,7 @@ static int append_pages(
 			memcpy(e.view, others, sizeof(others));
 		else
 			heat_of_page(r, known, list->n_views, scale, i, e.view);
-		rc = append(list, &e);
+		rc = mb_heat_append(list, &e);
 	}
 	return rc;
 }
@@ -308,7 +301,7 @@ static int append_pages(
 int mb_heat_extents(
 	const struct mb_heat_map *map, uint64_t now_ns, struct mb_extent **out, unsigned *n)
 {
-	struct list list = {.n_views = map->n_views};
+	struct mb_heat_list list = {.n_views = map->n_views};
 	int rc = 0;
 
 	for (unsigned i = 0; i < map->n_regions && !rc; i++) {
@@ -336,7 +329,7 @@ int mb_heat_extents(
 		}
 		for (unsigned v = 0; v < map->n_views; v++)
 			e.view[v] = mb_heat_of(known.touch[v], known.write[v], r->window);
-		rc = append(&list, &e);
+		rc = mb_heat_append(&list, &e);
 	}
 	if (rc) {
 		free(list.extent);

@@ -130,6 +130,13 @@ struct known mb_heat_known(const struct mb_heat_map *map, const struct region *r
 float mb_heat_confidence(float samples, uint64_t age_ns);
 /* numa/heat_extents.c: touches a second that come of such chances in a window. */
 float mb_heat_rate(float p, unsigned window);
+/* A growing array of extents; the last one grows while what comes is like it. -ENOMEM. */
+struct mb_heat_list {
+	struct mb_extent *extent;
+	unsigned n, room;
+	unsigned n_views;
+};
+int mb_heat_append(struct mb_heat_list *list, const struct mb_extent *e);
 struct mb_heat mb_heat_of(float touch, float write, unsigned window);
 /* The same rates seen through another window. */
 void mb_heat_know_through(struct known *known, unsigned n_views, unsigned from, unsigned to);

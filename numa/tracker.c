@@ -30,6 +30,12 @@
 #define MAX_DEBT_S	    60	    /* of the budget: then enough has been waited for */
 #define FAULT_NS	    5000u   /* where it cannot be measured */
 
+/* Of a turn; at most so much longer where a block is looked into; until vCPUs are in their views.
+ */
+#define TURN_NS		4000000000ull
+#define TURN_ZOOM_NS	12000000000ull
+#define TURN_SETTLES_NS 20000000ull
+
 /* ---- budgets ---- */
 
 uint64_t mb_tracker_cost_ns(const struct mb_tracker *t, uint64_t small, uint64_t huge)
@@ -248,12 +254,66 @@ static void begin(struct mb_tracker *t, uint64_t now_ns)
 	t->second_ns = now_ns;
 	t->now = t->last = (struct spending){0};
 	t->busy = BUSY_MIN; /* until it is known */
+	t->turn_ns = now_ns;
 	look_around(t);
 	t->knows_kvm_faults = false;
 	correct(t);
 	t->now = (struct spending){0}; /* what KVM had counted before */
 	if (!t->knows_kvm_faults)
 		t->per_huge = 1;
+}
+
+/* ---- turns ---- */
+
+static bool turn_is_over(const struct mb_tracker *t, uint64_t now_ns)
+{
+	return t->n_turns > 1 && now_ns >= t->turn_ns + TURN_NS;
+}
+
+static bool turn_is_late(const struct mb_tracker *t, uint64_t now_ns)
+{
+	return t->n_turns > 1 && now_ns >= t->turn_ns + TURN_NS + TURN_ZOOM_NS;
+}
+
+/* Nothing is begun in it any more. What is looked into now is looked into to the end, if that is
+ * not too far. */
+static bool turn_closes(const struct mb_tracker *t, uint64_t now_ns)
+{
+	return turn_is_over(t, now_ns) && (!t->n_zoomed || turn_is_late(t, now_ns));
+}
+
+/* Windows that vCPUs of different turns would see are dropped. What fails is tried again. */
+static void next_turn(struct mb_tracker *t, uint64_t now_ns)
+{
+	mb_windows_drop(t, now_ns);
+	mb_zooms_end(t, true, now_ns);
+	if (t->n_zoomed)
+		return;
+	t->turn = (t->turn + 1) % t->n_turns;
+	t->heat = t->heat_of_turn[t->turn];
+	t->turn_ns = now_ns + TURN_SETTLES_NS;
+	t->config.take_turn(t->config.ctx, t->turn);
+}
+
+static bool any_open(const struct mb_tracker *t)
+{
+	for (unsigned i = 0; i < MAX_OPEN; i++)
+		if (t->window[i].phase != CLOSED)
+			return true;
+	return false;
+}
+
+/* ---- the thread, again ---- */
+
+/* The longest that may be opened now; touches, then writes have to be seen in this turn. */
+static uint64_t longest_window(const struct mb_tracker *t, uint64_t now_ns, bool long_ones)
+{
+	uint64_t longest_ns = long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, left_ns;
+
+	if (t->n_turns == 1)
+		return longest_ns;
+	left_ns = turn_is_over(t, now_ns) ? 0 : (t->turn_ns + TURN_NS - now_ns) / 2;
+	return left_ns < longest_ns ? left_ns : longest_ns;
 }
 
 /* False: nothing is due of what may be out. */
@@ -264,8 +324,9 @@ static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, u
 	uint64_t due_ns;
 
 	if (!mb_heat_pick(t->heat, now_ns, short_ones ? 0 : LONG_WINDOW_NS,
-		    long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, mb_zoom_may_begin(t),
-		    mb_heat_random(&t->seed), &pick, &due_ns)) {
+		    longest_window(t, now_ns, long_ones),
+		    mb_zoom_may_begin(t) && !turn_is_over(t, now_ns), mb_heat_random(&t->seed),
+		    &pick, &due_ns)) {
 		if (due_ns < *next_ns)
 			*next_ns = due_ns;
 		return false;
@@ -281,6 +342,8 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 	uint64_t next_ns = now_ns + MAX_SLEEP_NS;
 
 	account(t, now_ns);
+	if (now_ns < t->turn_ns)
+		return t->turn_ns;
 	for (unsigned i = 0; i < MAX_OPEN; i++) {
 		struct window *w = &t->window[i];
 
@@ -288,6 +351,8 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 			mb_window_close(t, w, now_ns);
 	}
 	mb_zooms_end(t, false, now_ns);
+	if (turn_closes(t, now_ns) && (!any_open(t) || turn_is_late(t, now_ns)))
+		next_turn(t, now_ns);
 	/* What a window is open on is neither divided nor joined: so after some were closed, and
 	 * not in step with those that come once a second. */
 	if (now_ns - t->adapted_ns >= ADAPT_NS || mb_heat_wants_adapt(t->heat)) {
@@ -296,7 +361,7 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 	}
 	for (unsigned i = 0; i < MAX_OPEN; i++) {
 		struct window *w = &t->window[i];
-		if (w->phase != CLOSED || !may_spend(t))
+		if (w->phase != CLOSED || !may_spend(t) || turn_closes(t, now_ns))
 			continue;
 		if (!open_next(t, w, now_ns, &next_ns))
 			break;
@@ -347,7 +412,7 @@ int mb_tracker_create(
 	struct mb_heat_config heat = {
 		.n_blocks = config->ram_bytes / MB_HEAT_BLOCK_BYTES, .n_views = config->n_views};
 	struct mb_tracker *t = calloc(1, sizeof(*t));
-	int rc;
+	int rc = 0;
 
 	if (!t)
 		return mb_error_set(err, ENOMEM, "tracker: out of memory");
@@ -362,7 +427,12 @@ int mb_tracker_create(
 	t->refilled_ns = mb_now_ns();
 	pthread_mutex_init(&t->lock, NULL);
 	mb_cond_init(&t->wake);
-	rc = mb_heat_create(&heat, &t->heat);
+	if (!t->config.n_groups)
+		t->config.n_groups = config->n_views;
+	t->n_turns = mb_heat_n_turns(t->config.n_groups, config->n_views);
+	for (unsigned i = 0; i < t->n_turns && !rc; i++)
+		rc = mb_heat_create(&heat, &t->heat_of_turn[i]);
+	t->heat = t->heat_of_turn[0];
 	if (rc) {
 		mb_tracker_destroy(t);
 		return mb_error_set(err, -rc, "tracker: %s", strerror(-rc));
@@ -386,7 +456,8 @@ void mb_tracker_destroy(struct mb_tracker *t)
 	while (t->n_starts)
 		mb_tracker_stop(t);
 	mb_pagemap_close(t->pm);
-	mb_heat_destroy(t->heat);
+	for (unsigned i = 0; i < MB_HEAT_TURNS; i++)
+		mb_heat_destroy(t->heat_of_turn[i]);
 	pthread_cond_destroy(&t->wake);
 	pthread_mutex_destroy(&t->lock);
 	free(t);
@@ -545,11 +616,23 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 
 int mb_tracker_extents(struct mb_tracker *t, struct mb_extent **out, unsigned *n)
 {
-	int rc;
+	struct mb_heat_turn turn[MB_HEAT_TURNS] = {{0}};
+	int rc = 0;
 
 	pthread_mutex_lock(&t->lock);
-	rc = mb_heat_extents(t->heat, mb_now_ns(), out, n);
+	for (unsigned i = 0; i < t->n_turns && !rc; i++)
+		rc = mb_heat_extents(t->heat_of_turn[i], mb_now_ns(), &turn[i].extent, &turn[i].n);
 	pthread_mutex_unlock(&t->lock);
+	if (!rc && t->n_turns > 1)
+		rc = mb_heat_combine(
+			turn, t->n_turns, t->config.n_groups, t->config.n_views, out, n);
+	if (!rc && t->n_turns == 1) {
+		*out = turn[0].extent;
+		*n = turn[0].n;
+		turn[0].extent = NULL;
+	}
+	for (unsigned i = 0; i < t->n_turns; i++)
+		free(turn[i].extent);
 	if (!rc)
 		mb_tracker_find_nodes(t, *out, *n);
 	return rc;

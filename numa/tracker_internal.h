@@ -66,7 +66,10 @@ struct mb_tracker {
 	bool running;
 	pthread_t thread;
 
-	struct mb_heat_map *heat;
+	struct mb_heat_map *heat; /* of this turn */
+	struct mb_heat_map *heat_of_turn[MB_HEAT_TURNS];
+	unsigned turn, n_turns;
+	uint64_t turn_ns; /* when it begins: vCPUs need some time to change views */
 	struct mb_pagemap *pm; /* NULL: never started */
 	unsigned features;     /* the last ones */
 	bool said_features, said_error;

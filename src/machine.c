@@ -59,7 +59,7 @@ const struct mb_topology *mb_machine_topology(struct mb_machine *machine)
 	return machine->topology;
 }
 
-uint64_t mb_machine_nodes_of_view(struct mb_machine *machine, unsigned view)
+uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
 	uint64_t nodes = 0;
@@ -68,31 +68,39 @@ uint64_t mb_machine_nodes_of_view(struct mb_machine *machine, unsigned view)
 		cpu_set_t both = topo->node[i].cpus;
 
 		if (machine->bound)
-			CPU_AND(&both, &both, &machine->view_cpus[view]);
+			CPU_AND(&both, &both, &machine->group_cpus[group]);
 		if (CPU_COUNT(&both))
 			nodes |= 1ull << i;
 	}
 	return nodes;
 }
 
-/* As many views as are of use: with one for each node, the tracker tells nodes apart. */
-static unsigned choose_views(struct mb_machine *machine)
+/*
+ * As many groups of vCPUs as there are nodes to be told apart, and views as are of use for that: one
+ * for each, or two by turns. What has a copy in each view stays in it.
+ */
+static void choose_views(struct mb_machine *machine)
 {
+	const struct mb_machine_config *config = &machine->config;
 	struct mb_topology topo;
 	unsigned n = 0;
 
-	if (machine->config.n_views)
-		return machine->config.n_views;
-	if (machine->config.track != MB_TRACK_ON || machine->host->n_views == 1)
-		return 1;
+	machine->n_views = machine->n_groups = config->n_views ? config->n_views : 1;
+	if (config->n_views || config->track != MB_TRACK_ON || machine->host->n_views == 1)
+		return;
 	mb_machine_chosen_topology(machine, &topo);
 	for (unsigned i = 0; i < topo.n_nodes; i++)
 		n += CPU_COUNT(&topo.node[i].cpus) > 0;
-	if (n > machine->config.n_vcpus)
-		n = machine->config.n_vcpus;
-	if (n > machine->host->n_views)
-		n = machine->host->n_views;
-	return n ? n : 1;
+	if (n > config->n_vcpus)
+		n = config->n_vcpus;
+	if (n > MB_MAX_GROUPS)
+		n = MB_MAX_GROUPS;
+	if (n < 2)
+		return;
+	machine->n_views = n < machine->host->n_views ? n : machine->host->n_views;
+	machine->n_groups = machine->n_views;
+	if (!config->replica_bytes && mb_heat_n_turns(n, machine->n_views) > 1)
+		machine->n_groups = n;
 }
 
 static int place(struct mb_machine *machine, struct mb_error *err)
@@ -101,49 +109,50 @@ static int place(struct mb_machine *machine, struct mb_error *err)
 
 	if (rc)
 		return rc;
-	machine->n_views = choose_views(machine);
-	if (machine->n_views > MB_MAX_VIEWS)
-		machine->n_views = MB_MAX_VIEWS;
+	choose_views(machine);
 	return 0;
 }
 
-/* Host CPUs of each view: a group of near nodes, within what the process may use. False: leave the
+/* Host CPUs of each group: those of near nodes, within what the process may use. False: leave the
  * threads where they are. */
-static bool cpus_of_views(struct mb_machine *machine)
+static bool cpus_of_groups(struct mb_machine *machine)
 {
 	struct mb_topology topo;
 
-	if (machine->n_views == 1 && !mb_machine_is_confined(machine))
+	if (machine->n_groups == 1 && !mb_machine_is_confined(machine))
 		return false;
 	mb_machine_chosen_topology(machine, &topo);
-	mb_topology_group(&topo, machine->n_views, machine->view_cpus);
-	return CPU_COUNT(&machine->view_cpus[0]);
+	mb_topology_group(&topo, machine->n_groups, machine->group_cpus);
+	return CPU_COUNT(&machine->group_cpus[0]);
 }
 
 static int make_threads(struct mb_machine *machine, struct mb_error *err)
 {
 	unsigned n = machine->config.n_vcpus;
-	uint8_t view[MB_MAX_VCPUS];
-	bool bound = machine->bound = cpus_of_views(machine);
+	uint8_t group[MB_MAX_VCPUS], view[MB_MAX_GROUPS];
+	bool bound = machine->bound = cpus_of_groups(machine);
 	struct mb_vcpus_config config = {
 		.n_vcpus = n,
-		.view = view,
-		.view_cpus = bound ? machine->view_cpus : NULL,
+		.group = group,
+		.view_of_group = view,
+		.group_cpus = bound ? machine->group_cpus : NULL,
 		.ops = &mb_machine_vcpu_ops,
 		.ops_ctx = machine,
 	};
 	int rc = 0;
 
+	for (unsigned g = 0; g < machine->n_groups; g++)
+		view[g] = (uint8_t)mb_heat_view_of(g, 0, machine->n_views);
 	for (unsigned i = 0; i < n; i++)
-		view[i] = (uint8_t)((uint64_t)i * machine->n_views / n);
-	for (unsigned k = 0; k < machine->n_views && !rc; k++) {
+		group[i] = (uint8_t)((uint64_t)i * machine->n_groups / n);
+	for (unsigned k = 0; k < machine->n_groups && !rc; k++) {
 		char name[16];
 
 		snprintf(name, sizeof(name), "io%u", k);
 		rc = mb_loop_create(&machine->io_loop[k], err);
 		if (!rc)
 			rc = mb_loop_start_thread(
-				machine->io_loop[k], name, bound ? &machine->view_cpus[k] : NULL, err);
+				machine->io_loop[k], name, bound ? &machine->group_cpus[k] : NULL, err);
 	}
 	if (!rc)
 		rc = mb_vcpus_create(machine->vm, &config, &machine->vcpus, err);
@@ -498,7 +507,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 		mb_vcpus_pause(machine->vcpus);
 	mb_machine_remove_devices(machine);
 	mb_vcpus_destroy(machine->vcpus);
-	for (unsigned k = 0; k < MB_MAX_VIEWS; k++)
+	for (unsigned k = 0; k < MB_MAX_GROUPS; k++)
 		mb_loop_destroy(machine->io_loop[k]);
 	mb_terminal_destroy(machine->terminal);
 	mb_machine_remove_replicas(machine);

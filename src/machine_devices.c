@@ -42,7 +42,7 @@ static const struct mb_pvpanic_ops pvpanic_ops = {
 
 static struct mb_loop *loop_of_vcpu(const struct mb_machine *machine, unsigned vcpu)
 {
-	return machine->io_loop[mb_vcpu_view(mb_vcpus_at(machine->vcpus, vcpu))];
+	return machine->io_loop[mb_vcpu_group(mb_vcpus_at(machine->vcpus, vcpu))];
 }
 
 static int add_legacy(struct mb_machine *machine, struct mb_error *err)

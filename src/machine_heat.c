@@ -74,7 +74,7 @@ static json_t *extent_json(const struct mb_machine *machine, const struct mb_ext
 	       *write = writes ? json_array() : json_null(),
 	       *copied = machine->replicas ? json_array() : json_null();
 
-	for (unsigned v = 0; v < machine->n_views; v++) {
+	for (unsigned v = 0; v < machine->n_groups; v++) {
 		mb_json_append(read, json_real((double)e->view[v].read), rc);
 		if (writes)
 			mb_json_append(write, json_real((double)e->view[v].write), rc);
@@ -118,15 +118,15 @@ static json_t *extents_json(const struct mb_machine *machine, bool writes, int *
 	return array;
 }
 
-/* A view that is not bound to CPUs has every node. */
-static json_t *nodes_json(struct mb_machine *machine, unsigned view, bool all, int *rc)
+/* A group that is not bound to CPUs has every node. */
+static json_t *nodes_json(struct mb_machine *machine, unsigned group, bool all, int *rc)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
-	const uint64_t of_view = mb_machine_nodes_of_view(machine, view);
+	const uint64_t of_group = mb_machine_nodes_of_group(machine, group);
 	json_t *nodes = json_array();
 
 	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
-		if (all || !machine->bound || of_view >> i & 1)
+		if (all || !machine->bound || of_group >> i & 1)
 			mb_json_append(nodes, json_integer(topo->node[i].id), rc);
 	return nodes;
 }
@@ -135,7 +135,7 @@ json_t *mb_machine_views_json(struct mb_machine *machine, int *rc)
 {
 	json_t *views = json_array();
 
-	for (unsigned v = 0; v < machine->n_views; v++) {
+	for (unsigned v = 0; v < machine->n_groups; v++) {
 		json_t *view = json_object();
 
 		mb_json_put(view, "nodes", nodes_json(machine, v, false, rc), rc);

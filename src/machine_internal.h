@@ -31,7 +31,7 @@
 #include <pthread.h>
 #include <signal.h>
 
-#define MB_MAX_VIEWS 8
+#define MB_MAX_GROUPS 8 /* of vCPUs */
 
 /* What a vCPU or the user asks of the main loop; bits, so that none is lost. Highest first. */
 enum {
@@ -53,10 +53,10 @@ struct mb_watcher {
 
 #define MB_MAX_REBALANCES 16u /* the newest that are kept */
 
-/* One move of a view's vCPUs. */
+/* One move of a group's vCPUs. */
 struct mb_rebalanced {
 	uint64_t time_ns;
-	unsigned view, from, to; /* nodes by their ids */
+	unsigned group, from, to; /* nodes by their ids */
 	double busy_share;	 /* of the node that was left */
 	double waiting_share;	 /* of the time that its vCPUs wanted to run */
 };
@@ -68,7 +68,7 @@ struct mb_machine_place {
 	struct mb_place_host host; /* of the last look */
 	struct mb_placement placement;
 	struct mb_registry *registry;	   /* NULL: other machines do not know of it */
-	uint64_t view_nodes[MB_MAX_VIEWS]; /* with CPUs of the view; bits of the index */
+	uint64_t group_nodes[MB_MAX_GROUPS]; /* with CPUs of the group; bits of the index */
 
 	int sysfs_fd, proc_fd;
 	struct mb_watch timer;
@@ -76,7 +76,7 @@ struct mb_machine_place {
 	uint64_t looked_ns;
 	bool has_load;
 	struct mb_node_load load;
-	struct mb_vcpu_usage usage[MB_MAX_VIEWS];
+	struct mb_vcpu_usage usage[MB_MAX_GROUPS];
 	struct mb_rebalance rebalance;
 	struct mb_rebalanced rebalanced[MB_MAX_REBALANCES]; /* a ring */
 	uint64_t n_rebalanced;				    /* so far */
@@ -84,7 +84,7 @@ struct mb_machine_place {
 };
 
 /*
- * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each view, a thread for each
+ * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each group of vCPUs, a thread for each
  * vCPU, one for signals. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
  * I/O loops (device reset), an I/O loop for nobody.
  */
@@ -103,12 +103,15 @@ struct mb_machine {
 	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */
 	struct mb_manager *manager;
 	unsigned n_views;
+	/* Of vCPUs, one for each node where it can be; as many as views, or more: then they change
+	 * views by turns (tracker.h). */
+	unsigned n_groups;
 	struct mb_topology *topology; /* mb_machine_topology */
 	struct mb_machine_place *place;	   /* NULL: nothing to choose */
-	bool bound;			   /* threads of views run on view_cpus only */
-	cpu_set_t view_cpus[MB_MAX_VIEWS]; /* of each, a group of near nodes */
+	bool bound;			     /* threads of groups run on group_cpus only */
+	cpu_set_t group_cpus[MB_MAX_GROUPS]; /* of each, one node or several near ones */
 	struct mb_loop *loop;
-	struct mb_loop *io_loop[MB_MAX_VIEWS]; /* of each view */
+	struct mb_loop *io_loop[MB_MAX_GROUPS]; /* of each group */
 
 	struct mb_terminal *terminal;
 	struct mb_ioapic *ioapic;
@@ -173,8 +176,8 @@ int mb_machine_load_guest(struct mb_machine *machine, struct mb_error *err);
 
 /* The host's nodes with the CPUs that this process may use; read when first asked for. NULL: cannot be. */
 const struct mb_topology *mb_machine_topology(struct mb_machine *machine);
-/* Those with CPUs of the view, all with CPUs where it is not bound to any; bits of the topology's index. */
-uint64_t mb_machine_nodes_of_view(struct mb_machine *machine, unsigned view);
+/* Those with CPUs of the group, all with CPUs where it is not bound to any; bits of the topology's index. */
+uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group);
 
 /* src/machine_place.c: the nodes of the host that it is put on, before anything is made. */
 int mb_machine_choose_nodes(struct mb_machine *machine, struct mb_error *err);
@@ -201,7 +204,7 @@ void mb_machine_remove_tracker(struct mb_machine *machine);
 /* src/machine_migrate.c: memory moves to who uses it. After the tracker; removed before it. */
 int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_remove_manager(struct mb_machine *machine);
-void mb_machine_weigh_view(struct mb_machine *machine, unsigned view); /* its CPUs have changed */
+void mb_machine_weigh_group(struct mb_machine *machine, unsigned group); /* its CPUs have changed */
 const char *mb_machine_migrate_state(struct mb_machine *machine); /* for people */
 /* Nothing is looked at or moved from hold to release: while vCPUs stand still, or memory is emptied.
  * Counted. */
@@ -239,7 +242,7 @@ void mb_machine_remove_devices(struct mb_machine *machine); /* vCPUs gone */
 
 /* src/machine_heat.c: requests of the control socket. */
 json_t *mb_machine_tracker_json(const struct mb_machine *machine); /* NULL: out of memory */
-/* A list: the nodes that each view has. */
+/* A list: the nodes that each group has. */
 json_t *mb_machine_views_json(struct mb_machine *machine, int *rc);
 int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err);
 void mb_machine_heat_closed(void *ctx, uint64_t connection);

@@ -6,7 +6,8 @@
 
 #include "machine_internal.h"
 
-#define PAUSE_NS 500000.0 /* of each vCPU: to leave the guest, wait for the others, and enter it */
+#define PAUSE_NS 500000.0 /* of each vCPU: to leave the guest, wait for the others, and enter it   \
+			   */
 
 /* The manager's way to the machine; on its thread. */
 
@@ -73,8 +74,8 @@ static const struct mb_manager_ops ops = {.extents = extents,
 	.copied = mb_machine_copied,
 	.replicate = mb_machine_replicate};
 
-/* A view's touches come from the CPUs that its vCPUs may run on. */
-static void weigh_view(struct mb_machine *machine, unsigned v, struct mb_policy_view *view)
+/* A group's touches come from the CPUs that its vCPUs may run on. */
+static void weigh_group(struct mb_machine *machine, unsigned g, struct mb_policy_view *view)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
 
@@ -83,19 +84,19 @@ static void weigh_view(struct mb_machine *machine, unsigned v, struct mb_policy_
 		cpu_set_t cpus = topo->node[i].cpus;
 
 		if (machine->bound)
-			CPU_AND(&cpus, &topo->node[i].cpus, &machine->view_cpus[v]);
+			CPU_AND(&cpus, &topo->node[i].cpus, &machine->group_cpus[g]);
 		view->weight[i] = (float)CPU_COUNT(&cpus);
 	}
 }
 
-void mb_machine_weigh_view(struct mb_machine *machine, unsigned v)
+void mb_machine_weigh_group(struct mb_machine *machine, unsigned g)
 {
 	struct mb_policy_view view;
 
 	if (!machine->manager)
 		return;
-	weigh_view(machine, v, &view);
-	mb_manager_set_view(machine->manager, v, &view);
+	weigh_group(machine, g, &view);
+	mb_manager_set_view(machine->manager, g, &view);
 }
 
 static unsigned nodes_with_memory(const struct mb_topology *topo)
@@ -132,7 +133,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	struct mb_manager_config config = {.name = machine->config.name,
 		.ops = &ops,
 		.ctx = machine,
-		.n_views = machine->n_views};
+		.n_views = machine->n_groups};
 	struct mb_mover_config mover = {
 		.ram_fd = mb_ram_fd(machine->ram),
 		.ram_bytes = machine->config.memory_bytes,
@@ -163,8 +164,8 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	if (machine->config.migrate == MB_MIGRATE_STORM)
 		config.storm_bytes = machine->config.memory_bytes;
 	mb_policy_host_init(&config.host, mb_machine_topology(machine), UINT64_MAX);
-	for (unsigned v = 0; v < machine->n_views; v++)
-		weigh_view(machine, v, &config.view[v]);
+	for (unsigned g = 0; g < machine->n_groups; g++)
+		weigh_group(machine, g, &config.view[g]);
 	rc = mb_manager_create(&config, &machine->manager);
 	if (rc)
 		return mb_error_set(err, -rc, "migration: %s", strerror(-rc));

@@ -11,9 +11,9 @@
 #include "machine_internal.h"
 
 /*
- * Every 10 s: what the machine has of each node is told to the others, and a view whose node is
- * overloaded moves to another one. On the main loop; a look costs a read of /proc/stat and one for
- * each vCPU.
+ * Every 10 s: what the machine has of each node is told to the others, and a group of vCPUs whose
+ * node is overloaded moves to another one. On the main loop; a look costs a read of /proc/stat and
+ * one for each vCPU.
  */
 #define LOOK_S 10
 #define PPM    1000000.0
@@ -44,7 +44,7 @@ struct look {
 	bool has_load; /* there was a look before */
 	double busy_share[MB_MAX_NODES];
 	unsigned n_groups;
-	struct mb_rebalance_group group[MB_MAX_VIEWS];
+	struct mb_rebalance_group group[MB_MAX_GROUPS];
 	uint64_t resident_bytes[MB_MAX_NODES];
 };
 
@@ -54,10 +54,10 @@ static void look_at_groups(struct mb_machine *machine, double interval_ns, struc
 	struct mb_machine_place *p = machine->place;
 	const struct mb_machine_config *config = &machine->config;
 
-	look->n_groups = machine->n_views;
-	for (unsigned v = 0; v < machine->n_views; v++) {
+	look->n_groups = machine->n_groups;
+	for (unsigned v = 0; v < machine->n_groups; v++) {
 		struct mb_rebalance_group *g = &look->group[v];
-		uint64_t nodes = p->view_nodes[v];
+		uint64_t nodes = p->group_nodes[v];
 		struct mb_vcpu_usage now;
 
 		*g = (struct mb_rebalance_group){
@@ -142,9 +142,9 @@ static void tell(struct mb_machine *machine, const struct look *look)
 		double busy = 0;
 
 		for (unsigned v = 0; v < look->n_groups; v++)
-			if (p->view_nodes[v] >> i & 1)
+			if (p->group_nodes[v] >> i & 1)
 				busy += look->group[v].busy_cpus /
-					__builtin_popcountll(p->view_nodes[v]);
+					__builtin_popcountll(p->group_nodes[v]);
 		/* Also what it does not use: others start from what it has measured. */
 		record.node[record.n_nodes++] = (struct mb_registry_node){
 			.id = p->host.node[i].id,
@@ -170,15 +170,16 @@ static void note_rebalanced(
 
 	*r = (struct mb_rebalanced){
 		.time_ns = look->now_ns,
-		.view = move->group,
+		.group = move->group,
 		.from = p->host.node[move->from].id,
 		.to = p->host.node[move->to].id,
 		.busy_share = look->busy_share[move->from],
 		.waiting_share = share(g->waiting_cpus, g->busy_cpus + g->waiting_cpus),
 	};
-	mb_log("%s: moved %u vCPUs (view %u) from node %u, whose CPUs are %.0f %% busy, to node %u:"
+	mb_log("%s: moved %u vCPUs (group %u) from node %u, whose CPUs are %.0f %% busy, to node "
+	       "%u:"
 	       " they waited %.0f %% of their time; their memory %s%s",
-		machine->config.name, g->n_vcpus, r->view, r->from, r->busy_share * 100, r->to,
+		machine->config.name, g->n_vcpus, r->group, r->from, r->busy_share * 100, r->to,
 		r->waiting_share * 100, machine->manager ? "follows" : "stays: migration is ",
 		machine->manager ? "" : mb_machine_migrate_state(machine));
 }
@@ -199,34 +200,34 @@ static void move_shares(struct mb_placement *placement, const struct mb_rebalanc
 	placement->bytes[move->to] += bytes;
 }
 
-static int bind_view(struct mb_machine *machine, unsigned view, const cpu_set_t *cpus)
+static int bind_group(struct mb_machine *machine, unsigned group, const cpu_set_t *cpus)
 {
-	int rc = mb_vcpus_bind(machine->vcpus, view, cpus);
+	int rc = mb_vcpus_bind(machine->vcpus, group, cpus);
 
-	return rc ? rc : mb_loop_bind_thread(machine->io_loop[view], cpus);
+	return rc ? rc : mb_loop_bind_thread(machine->io_loop[group], cpus);
 }
 
 static int move_group(
 	struct mb_machine *machine, const struct look *look, const struct mb_rebalance_move *move)
 {
 	struct mb_machine_place *p = machine->place;
-	const unsigned view = move->group;
+	const unsigned group = move->group;
 	const cpu_set_t cpus = mb_machine_topology(machine)->node[move->to].cpus;
-	int rc = bind_view(machine, view, &cpus);
+	int rc = bind_group(machine, group, &cpus);
 
 	if (rc) {
-		bind_view(machine, view, &machine->view_cpus[view]);
+		bind_group(machine, group, &machine->group_cpus[group]);
 		return rc;
 	}
-	machine->view_cpus[view] = cpus;
-	p->view_nodes[view] = 1ull << move->to;
+	machine->group_cpus[group] = cpus;
+	p->group_nodes[group] = 1ull << move->to;
 	p->placement.nodes = 0;
-	for (unsigned v = 0; v < machine->n_views; v++)
-		p->placement.nodes |= p->view_nodes[v];
-	move_shares(&p->placement, &look->group[view], move);
+	for (unsigned v = 0; v < machine->n_groups; v++)
+		p->placement.nodes |= p->group_nodes[v];
+	move_shares(&p->placement, &look->group[group], move);
 	mb_machine_place_memory(machine);
-	mb_machine_weigh_view(machine, view);
-	mb_machine_move_copies(machine, view);
+	mb_machine_weigh_group(machine, group);
+	mb_machine_move_copies(machine, group);
 	return 0;
 }
 
@@ -321,8 +322,8 @@ int mb_machine_add_rebalance(struct mb_machine *machine, struct mb_error *err)
 
 	if (!p)
 		return 0;
-	for (unsigned v = 0; v < machine->n_views; v++)
-		p->view_nodes[v] = mb_machine_nodes_of_view(machine, v);
+	for (unsigned v = 0; v < machine->n_groups; v++)
+		p->group_nodes[v] = mb_machine_nodes_of_group(machine, v);
 	/* Nothing to tell, and with one node nowhere to go. */
 	if (!p->registry)
 		return 0;
@@ -355,7 +356,7 @@ static json_t *rebalances_json(struct mb_machine *machine, int *rc)
 		json_t *one = json_object();
 
 		mb_json_put_number(one, "time_ms", mb_machine_time_ms(machine, r->time_ns), rc);
-		mb_json_put_number(one, "view", r->view, rc);
+		mb_json_put_number(one, "view", r->group, rc);
 		mb_json_put_number(one, "from", r->from, rc);
 		mb_json_put_number(one, "to", r->to, rc);
 		mb_json_put(one, "busy", json_real(r->busy_share), rc);

@@ -39,7 +39,7 @@ static void watch(void *ctx, unsigned view, uint64_t offset, uint64_t len)
 static int node_of_view(struct mb_machine *machine, unsigned view)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
-	const uint64_t of_view = mb_machine_nodes_of_view(machine, view);
+	const uint64_t of_view = mb_machine_nodes_of_group(machine, view);
 
 	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
 		if (topo->node[i].has_memory && of_view >> i & 1)

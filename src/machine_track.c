@@ -20,6 +20,16 @@ static int faults(void *ctx, struct mb_vcpu_faults *faults)
 	return mb_vcpus_faults(machine->vcpus, faults);
 }
 
+static void take_turn(void *ctx, unsigned turn)
+{
+	struct mb_machine *machine = ctx;
+	uint8_t view[MB_MAX_GROUPS];
+
+	for (unsigned g = 0; g < machine->n_groups; g++)
+		view[g] = (uint8_t)mb_heat_view_of(g, turn, machine->n_views);
+	mb_vcpus_set_views(machine->vcpus, view);
+}
+
 int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_tracker_config config = {
@@ -28,6 +38,8 @@ int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 		.ram_fd = mb_ram_fd(machine->ram),
 		.ram_bytes = machine->config.memory_bytes,
 		.n_views = machine->n_views,
+		.n_groups = machine->n_groups,
+		.take_turn = take_turn,
 		.own_base = mb_ram_own_base(machine->ram),
 		.n_vcpus = machine->config.n_vcpus,
 		.guest_ppm = machine->config.track_guest_ppm,

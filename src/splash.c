@@ -72,7 +72,7 @@ static int write_info(
 		.high_ram_bytes = mb_ram_high_bytes(ram),
 	};
 	for (unsigned i = 0; i < n_vcpus; i++)
-		info->vcpu_view[i] = (uint8_t)mb_vcpu_view(mb_vcpus_at(vcpus, i));
+		info->vcpu_view[i] = (uint8_t)mb_vcpu_group(mb_vcpus_at(vcpus, i));
 	if (cmdline) {
 		cmdline += strspn(cmdline, " ");
 		memcpy(info->cmdline, cmdline, strlen(cmdline)); /* mb_splash_check: it fits */

@@ -33,7 +33,7 @@ struct mb_vcpu *mb_vcpus_at(struct mb_vcpus *vcpus, unsigned index)
 	return &vcpus->vcpu[index];
 }
 
-unsigned mb_vcpu_view(const struct mb_vcpu *vcpu)
+unsigned mb_vcpu_group(const struct mb_vcpu *vcpu)
 {
 	return 1;
 }

@@ -29,14 +29,15 @@
  * the rest of the file is a hole. */
 static struct {
 	uint64_t bytes, step, part;
-	unsigned n_views;
+	unsigned n_views, n_groups; /* 0: as many as views */
 } ram = {.bytes = BYTES, .step = BYTES, .part = BYTES, .n_views = VIEWS};
 
 static int fd;
 static struct mb_ram_mapping view[MB_HEAT_VIEWS];
 static struct mb_tracker *tracker;
 static bool refuse_remap;
-static unsigned n_remaps, n_failed; /* that succeeded and that did not; atomic */
+static unsigned n_remaps, n_failed;  /* that succeeded and that did not; atomic */
+static unsigned turn, n_turns_taken; /* atomic */
 
 /*
  * The guest's accesses are not ThreadSanitizer's business, here as in a machine: what the tracker
@@ -91,6 +92,17 @@ static uint64_t next_page(uint64_t at)
 	return at % ram.step < ram.part ? at : at / ram.step * ram.step + ram.step;
 }
 
+static unsigned n_groups(void)
+{
+	return ram.n_groups ? ram.n_groups : ram.n_views;
+}
+
+static void take_turn(void *ctx, unsigned next)
+{
+	__atomic_store_n(&turn, next, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&n_turns_taken, 1, __ATOMIC_RELAXED);
+}
+
 static unsigned copied_views; /* bit k: view k has a copy of all */
 
 static float copied(void *ctx, uint64_t offset, uint64_t len, unsigned v)
@@ -104,6 +116,8 @@ static void make(bool in_huge_pages, unsigned features, uint32_t guest_ppm)
 		.fault_ns = fault_ns,
 		.ram_bytes = ram.bytes,
 		.n_views = ram.n_views,
+		.n_groups = ram.n_groups,
+		.take_turn = take_turn,
 		.n_vcpus = 2,
 		.guest_ppm = guest_ppm,
 		.cpu_ppm = 10 * guest_ppm,
@@ -154,7 +168,7 @@ static void finish(void)
 
 struct vcpu {
 	pthread_t thread;
-	unsigned view;
+	unsigned group; /* in the view of its number, unless there are more of them */
 	uint64_t first, len, stride;
 	bool writes;
 	bool stop;  /* atomic */
@@ -167,8 +181,13 @@ IN_GUEST static void *vcpu_main(void *arg)
 	struct vcpu *c = arg;
 
 	while (!__atomic_load_n(&c->stop, __ATOMIC_RELAXED)) {
+		const char *base =
+			view[mb_heat_view_of(c->group, __atomic_load_n(&turn, __ATOMIC_RELAXED),
+				     ram.n_views)]
+				.base;
+
 		for (uint64_t at = c->first; at < c->first + c->len; at += c->stride) {
-			uint64_t *word = (uint64_t *)(view[c->view].base + at) + WORD + c->view;
+			uint64_t *word = (uint64_t *)(base + at) + WORD + c->group;
 
 			if (c->writes)
 				__atomic_add_fetch(word, 1, __ATOMIC_RELAXED);
@@ -191,12 +210,12 @@ static void go(struct vcpu *c)
 /* Another view sees all that it wrote. */
 IN_GUEST static void halt(struct vcpu *c)
 {
-	const char *base = view[(c->view + 1) % ram.n_views].base;
+	const char *base = view[(c->group + 1) % ram.n_views].base;
 
 	__atomic_store_n(&c->stop, true, __ATOMIC_RELAXED);
 	pthread_join(c->thread, NULL);
 	for (uint64_t at = c->first; at < c->first + c->len && c->writes; at += c->stride) {
-		uint64_t n = ((const uint64_t *)(base + at))[WORD + c->view];
+		uint64_t n = ((const uint64_t *)(base + at))[WORD + c->group];
 
 		if (n != c->n)
 			ck_abort_msg("%lx: %lu of %lu writes", at, n, c->n);
@@ -226,7 +245,7 @@ static struct sums sum(uint64_t first, uint64_t len)
 		if (a >= b)
 			continue;
 		share = (double)(b - a) / (double)len;
-		for (unsigned v = 0; v < ram.n_views; v++) {
+		for (unsigned v = 0; v < n_groups(); v++) {
 			s.read[v] += (double)extent[i].view[v].read * share;
 			s.write[v] += (double)extent[i].view[v].write * share;
 		}
@@ -245,7 +264,7 @@ static struct mb_tracker_stats ask(void)
 	return s;
 }
 
-/* Who reads and who writes a part: bit a view. */
+/* Who reads and who writes a part: bit a group. */
 struct use {
 	unsigned readers, writers;
 };
@@ -256,9 +275,9 @@ static unsigned make_vcpus(const struct use *use, unsigned n_parts, struct vcpu 
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < n_parts; i++)
-		for (unsigned v = 0; v < ram.n_views; v++)
+		for (unsigned v = 0; v < n_groups(); v++)
 			if ((use[i].readers | use[i].writers) >> v & 1)
-				c[n++] = (struct vcpu){.view = v,
+				c[n++] = (struct vcpu){.group = v,
 					.first = i * ram.step,
 					.len = ram.part,
 					.writes = use[i].writers >> v & 1};
@@ -273,7 +292,7 @@ static bool is_right(const struct use *use, unsigned n_parts, double least, bool
 
 		if (s.confidence < 0.3)
 			return false;
-		for (unsigned v = 0; v < ram.n_views; v++) {
+		for (unsigned v = 0; v < n_groups(); v++) {
 			bool reads = use[i].readers >> v & 1, writes = use[i].writers >> v & 1;
 			double written = knows_writes ? s.write[v] : s.read[v];
 
@@ -304,7 +323,7 @@ static void learn(const struct use *use, unsigned n_parts, double least, uint64_
 		struct sums s = sum(i * ram.step, ram.part);
 
 		fprintf(stderr, "%u: confidence %.2f:", i, s.confidence);
-		for (unsigned v = 0; v < ram.n_views; v++)
+		for (unsigned v = 0; v < n_groups(); v++)
 			fprintf(stderr, " %.1f/%.1f", s.read[v], s.write[v]);
 		fprintf(stderr, "\n");
 	}
@@ -393,6 +412,27 @@ START_TEST(test_many_views_much_memory)
 }
 END_TEST
 
+/* More groups than views: who is alone is told, and of what several use that it is no one's. */
+START_TEST(test_groups_by_turns)
+{
+	static const unsigned counts[] = {3, 4, 8};
+	struct use use[MB_HEAT_VIEWS + 1];
+
+	ram.n_groups = counts[_i];
+	ram.part = ram.step = 4 * MIB;
+	ram.bytes = (ram.n_groups + 1) * ram.step;
+	for (unsigned g = 0; g < ram.n_groups; g++)
+		use[g] = (struct use){
+			.writers = g % 2 ? 1u << g : 0, .readers = g % 2 ? 0 : 1u << g};
+	use[ram.n_groups] = (struct use){.readers = (1u << ram.n_groups) - 1};
+	make(_i % 2, MB_PAGEMAP_ALL, 500000);
+	start();
+	learn(use, ram.n_groups + 1, 1, 0);
+	ck_assert_uint_ge(get(&n_turns_taken), _i == 2 ? 2 : 1);
+	finish();
+}
+END_TEST
+
 static unsigned n_maps(void)
 {
 	FILE *maps = fopen("/proc/self/maps", "re");
@@ -415,7 +455,7 @@ static bool start_zoomers(uint64_t block_offset)
 	bool huge;
 
 	for (unsigned v = 0; v < 2; v++)
-		zoomers[v] = (struct vcpu){.view = v,
+		zoomers[v] = (struct vcpu){.group = v,
 			.first = block_offset + v * MB_HUGE_BYTES / 2,
 			.len = MB_HUGE_BYTES / 2,
 			.writes = !v};
@@ -632,8 +672,8 @@ static void *asks_and_holds(void *arg)
 
 START_TEST(test_on_and_off)
 {
-	struct vcpu c[] = {{.view = 0, .len = BYTES, .writes = true},
-		{.view = 1, .len = BYTES, .writes = true}};
+	struct vcpu c[] = {{.group = 0, .len = BYTES, .writes = true},
+		{.group = 1, .len = BYTES, .writes = true}};
 	unsigned files, maps;
 	bool ended = false;
 	pthread_t other;
@@ -698,7 +738,7 @@ END_TEST
  */
 START_TEST(test_budget)
 {
-	struct vcpu c[] = {{.view = 0, .len = BYTES, .writes = true}, {.view = 1, .len = BYTES}};
+	struct vcpu c[] = {{.group = 0, .len = BYTES, .writes = true}, {.group = 1, .len = BYTES}};
 	double guest = 0, cpu = 0, invalidations = 0, counted = 0;
 	struct rusage before, after;
 	unsigned seconds = 5;
@@ -803,6 +843,7 @@ static Suite *make_suite(void)
 	tcase_add_loop_test(heat, test_who_touches_what, 0, 8);
 	tcase_add_test(heat, test_node_of_copied);
 	tcase_add_test(heat, test_many_views_much_memory);
+	tcase_add_loop_test(heat, test_groups_by_turns, 0, 3);
 	tcase_add_test(heat, test_idle_stays_huge);
 	tcase_add_test(heat, test_hold);
 	tcase_add_loop_test(zoom, test_zoom, 0, 2);

@@ -18,6 +18,7 @@ static struct mb_host host;
 static struct mb_vm *vm;
 static struct mb_ram *ram;
 static struct mb_vcpus *vcpus;
+static bool one_a_group; /* a group for each vCPU, all in view 0 at first */
 static int lacks_stats; /* 1: by what KVM says, 2: by what it does, 3: counters of other names */
 
 /*
@@ -126,12 +127,14 @@ static const struct mb_vcpu_ops ops = {
 static void make(unsigned n_views, bool x2apic_ids)
 {
 	struct mb_vm_config vc = {.n_views = n_views, .x2apic_ids = x2apic_ids};
-	uint8_t view[N_VCPUS];
-	struct mb_vcpus_config config = {.n_vcpus = N_VCPUS, .view = view, .ops = &ops};
+	uint8_t group[N_VCPUS], view[N_VCPUS] = {0};
+	struct mb_vcpus_config config = {.n_vcpus = N_VCPUS, .group = group, .ops = &ops};
 	struct mb_error err;
 
 	for (unsigned i = 0; i < N_VCPUS; i++)
-		view[i] = (uint8_t)(i * n_views / N_VCPUS);
+		group[i] = (uint8_t)(one_a_group ? i : i * n_views / N_VCPUS);
+	if (one_a_group)
+		config.view_of_group = view;
 	fake_kvm_init(&fake);
 	fake.cap[KVM_CAP_MULTI_ADDRESS_SPACE] = (int)n_views;
 	fake.run = run_guest;
@@ -386,6 +389,48 @@ START_TEST(test_leaves_its_view_to_go_offline)
 }
 END_TEST
 
+/* vCPUs change views while they run, exit, wait for their SIPI, are away or paused. */
+START_TEST(test_changes_views)
+{
+	uint8_t view[N_VCPUS];
+
+	one_a_group = true;
+	make(2, false);
+	mb_vcpus_resume(vcpus);
+	wake_below(N_VCPUS - 1, 0); /* one waits */
+	for (unsigned round = 0; round < 40; round++) {
+		unsigned away = round % 5;
+		bool paused = round % 4 == 3;
+
+		if (paused)
+			mb_vcpus_pause(vcpus);
+		write_clock(away, 0);
+		write_clock(5, 0x1001); /* an exit that has to be completed */
+		for (unsigned i = 0; i < N_VCPUS; i++)
+			view[i] = (uint8_t)(((i + 1) * (round + 1) >> 1) % 2);
+		mb_vcpus_set_views(vcpus, view);
+		if (paused)
+			mb_vcpus_resume(vcpus);
+		wait_for_view(away, 0);
+		for (unsigned i = 0; i < N_VCPUS - 1; i++)
+			wait_for_view(i, i == away ? 0 : view[i]);
+		ck_assert(!in_smm(N_VCPUS - 1));
+		while (__atomic_load_n(&clock_written[away], __ATOMIC_SEQ_CST) != NOTHING)
+			usleep(100);
+		write_clock(away, 0x2001);
+		wait_for_view(away, view[away]);
+		for (unsigned i = 0; i < N_VCPUS - 1; i++)
+			ck_assert_int_eq(in_smm(i), view[i]);
+	}
+	wake_below(N_VCPUS, 1000);
+	wait_for_view(N_VCPUS - 1, view[N_VCPUS - 1]);
+	mb_vcpus_pause(vcpus);
+	/* What was written is completed before the mode changed (the fake sees to that). */
+	ck_assert_uint_eq(fake_vcpu(5)->clock, 0x1001);
+	finish();
+}
+END_TEST
+
 /*
  * A process that executes RSM in a second view has an invalid opcode, as elsewhere; other triple faults stay what
  * they are: those of a kernel, those in view 0, those that took the vCPU out of the mode (AMD).
@@ -604,6 +649,7 @@ int main(void)
 	tcase_add_test(tc, test_enters_its_view_at_a_direct_start);
 	tcase_add_test(tc, test_nothing_for_rsm);
 	tcase_add_loop_test(tc, test_leaves_its_view_to_go_offline, 0, 3);
+	tcase_add_test(tc, test_changes_views);
 	tcase_add_test(tc, test_rsm_is_no_triple_fault);
 	tcase_add_test(tc, test_no_second_view);
 	tcase_add_test(tc, test_faults);

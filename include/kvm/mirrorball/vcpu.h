@@ -47,10 +47,12 @@ struct mb_vcpu_ops {
 
 struct mb_vcpus_config {
 	unsigned n_vcpus;
-	/* View of each vCPU (array of n_vcpus, copied); NULL: all in view 0. */
-	const uint8_t *view;
-	/* Host CPUs for the threads of each view (array of n_views); NULL: inherit. */
-	const cpu_set_t *view_cpus;
+	/* Group of each vCPU (array of n_vcpus, copied); NULL: all in group 0. */
+	const uint8_t *group;
+	/* View of each group to begin with; NULL: that of its number. */
+	const uint8_t *view_of_group;
+	/* Host CPUs for the threads of each group; NULL: inherit. */
+	const cpu_set_t *group_cpus;
 	const struct mb_vcpu_ops *ops;
 	void *ops_ctx;
 };
@@ -84,24 +86,30 @@ unsigned mb_vcpus_count(const struct mb_vcpus *vcpus);
 struct mb_vcpu *mb_vcpus_at(struct mb_vcpus *vcpus, unsigned index);
 
 unsigned mb_vcpu_index(const struct mb_vcpu *vcpu);
-unsigned mb_vcpu_view(const struct mb_vcpu *vcpu);	   /* the view it is assigned to */
+unsigned mb_vcpu_group(const struct mb_vcpu *vcpu);
 unsigned mb_vcpu_current_view(const struct mb_vcpu *vcpu); /* the one it is in: 0 until its SIPI */
 uint64_t mb_vcpu_n_exits(const struct mb_vcpu *vcpu);	   /* exits to user space so far, any thread */
 /* Monotonic time of the first KVM_RUN of any vCPU of the set, in ns; 0 before. */
 uint64_t mb_vcpus_first_run_ns(const struct mb_vcpus *vcpus);
 
-/* The threads of a view's vCPUs run on these CPUs from now on. -errno of sched_setaffinity(2), of
- * the first that failed. Any thread. */
-int mb_vcpus_bind(struct mb_vcpus *vcpus, unsigned view, const cpu_set_t *cpus);
+/*
+ * The vCPUs of each group translate through that view's memslots from now on: each as soon as it
+ * has left the guest, which it is made to, and after its SIPI. Any thread; takes the set's lock.
+ */
+void mb_vcpus_set_views(struct mb_vcpus *vcpus, const uint8_t *view_of_group);
 
-/* Time of the threads of a view's vCPUs since they were created. */
+/* The threads of a group's vCPUs run on these CPUs from now on. -errno of sched_setaffinity(2), of
+ * the first that failed. Any thread. */
+int mb_vcpus_bind(struct mb_vcpus *vcpus, unsigned group, const cpu_set_t *cpus);
+
+/* Time of the threads of a group's vCPUs since they were created. */
 struct mb_vcpu_usage {
 	unsigned n_vcpus;
 	uint64_t run_ns;  /* on a CPU, guest and exits */
 	uint64_t wait_ns; /* able to run, and waiting for a CPU; 0 where the kernel does not tell */
 };
 /* From /proc/self/task/TID/schedstat. -errno where that cannot be read. Any thread. */
-int mb_vcpus_usage(const struct mb_vcpus *vcpus, unsigned view, struct mb_vcpu_usage *usage);
+int mb_vcpus_usage(const struct mb_vcpus *vcpus, unsigned group, struct mb_vcpu_usage *usage);
 
 /*
  * Opens KVM's statistics, a descriptor for each vCPU; before mb_vcpus_resume, since KVM answers nothing about a vCPU that

@@ -52,7 +52,7 @@ struct mb_heat_pick {
 	uint64_t window_ns;
 	bool zoom; /* one block, in a huge page, that several views touch: in small pages, please */
 	bool small; /* one block, in small pages when it was last looked at */
-	bool slow; /* one block, for those of its pages that windows of its own tell nothing of */
+	bool slow;  /* one block, for those of its pages that windows of its own tell nothing of */
 	bool probe; /* shorter than its own: whether it is in use now */
 };
 
@@ -121,7 +121,7 @@ struct mb_extent {
 	bool huge;	  /* mapped as huge pages */
 	int node;	  /* where most of it lives; -1: unknown. Not from here: tracker.h */
 	float node_share; /* how much of it, 0..1 */
-	struct mb_heat view[MB_HEAT_VIEWS];
+	struct mb_heat view[MB_HEAT_VIEWS]; /* or of each group of vCPUs (mb_heat_combine) */
 };
 
 /*
@@ -129,5 +129,33 @@ struct mb_extent {
  */
 int mb_heat_extents(
 	const struct mb_heat_map *map, uint64_t now_ns, struct mb_extent **out, unsigned *n);
+
+/* ---- more groups of vCPUs than views ---- */
+
+/*
+ * Groups that share views by turns, each with a map of its own, are told apart: in turn t the view
+ * of a group is digit t of its number, to the base of n_views. With two views and four groups that
+ * is {0, 2} {1, 3}, then {0, 1} {2, 3}. Of memory that one group uses the other groups of its view
+ * are not seen in some other turn.
+ */
+#define MB_HEAT_TURNS 3u /* of two views and MB_HEAT_VIEWS groups */
+
+/* How many turns it takes, 1 where there is a view for each group, or one for all. */
+unsigned mb_heat_n_turns(unsigned n_groups, unsigned n_views);
+unsigned mb_heat_view_of(unsigned group, unsigned turn, unsigned n_views);
+
+/* What maps of turns say. */
+struct mb_heat_turn {
+	struct mb_extent *extent;
+	unsigned n;
+};
+
+/*
+ * The heat of each group, in place of that of each view: the least that a turn says of its view.
+ * What not all turns know of has confidence 0, and what only some have is left out. As
+ * mb_heat_extents.
+ */
+int mb_heat_combine(const struct mb_heat_turn *turn, unsigned n_turns, unsigned n_groups,
+	unsigned n_views, struct mb_extent **out, unsigned *n);
 
 #endif

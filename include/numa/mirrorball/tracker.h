@@ -34,6 +34,14 @@ struct mb_tracker_config {
 	void *view_base[MB_HEAT_VIEWS]; /* where each view has all of the file */
 	void *own_base; /* a mapping of it that is no view, to ask for the node of what no view has
 			   mapped; or NULL */
+	/*
+	 * Groups of vCPUs that are told apart, 0 for as many as views: those in the view of their
+	 * number. More of them change views by turns (mb_heat_view_of): from the return of
+	 * `take_turn` on they are on their way. It is called with the tracker's lock, and may take
+	 * only leaf locks.
+	 */
+	unsigned n_groups; /* at most MB_HEAT_VIEWS */
+	void (*take_turn)(void *ctx, unsigned turn);
 	unsigned n_vcpus;
 	uint32_t guest_ppm, cpu_ppm; /* budgets; 0: the default */
 	unsigned features;	     /* of enum mb_pagemap_feature; MB_PAGEMAP_ALL but in tests */
