@@ -215,6 +215,70 @@ guest() {
 	run_script "$name" "$kernel" labtest "$@"
 }
 
+# A part of such a script, for those that want it.
+# shellcheck disable=SC2034 # they use it
+load=$(
+	cat <<'END'
+# load SECONDS: each vCPU computes, writes memory and passes it on to the next; all is verified
+load() {
+	cat >/tmp/load.py <<'PYTHON'
+import hashlib, os, random, socket, sys, time
+
+cpus = sorted(os.sched_getaffinity(0))
+end = time.monotonic() + float(sys.argv[1])
+ring = [socket.socketpair() for _ in cpus]
+
+def work(i):
+    os.sched_setaffinity(0, [cpus[i]])
+    mine, other, rounds = ring[i][0], ring[i - 1][1], 0
+    for j, pair in enumerate(ring):
+        if j != i: pair[0].close()
+        if j != (i - 1) % len(ring): pair[1].close()
+    want = None
+    while time.monotonic() < end or rounds < 2:
+        rng = random.Random(7)
+        numbers = sorted(rng.getrandbits(60) for _ in range(20000))
+        block = bytearray(hashlib.sha256(repr(numbers).encode()).digest() * 65536)
+        block[::4096] = bytes(len(block[::4096]))
+        digest = hashlib.sha256(block).digest()
+        want = want or digest
+        assert digest == want, "vCPU %d: round %d differs" % (i, rounds)
+        # What the neighbour sends is of its round: the number, noise, and the noise's hash.
+        noise = os.urandom(50000)
+        try:
+            mine.sendall(b"%08d" % rounds + noise + hashlib.sha256(noise).digest())
+        except BrokenPipeError:
+            pass # it has done its time
+        got = b""
+        while len(got) < 50040 and (part := other.recv(50040 - len(got))):
+            got += part
+        if got:
+            assert int(got[:8]) == rounds, "vCPU %d: round %d is %s" % (i, rounds, got[:8])
+            assert hashlib.sha256(got[8:-32]).digest() == got[-32:], "vCPU %d: noise" % i
+        rounds += 1
+    print("vCPU", i, "rounds", rounds, "digest", want.hex()[:16])
+    sys.stdout.flush()
+
+children = []
+for i in range(len(cpus)):
+    child = os.fork()
+    if child == 0:
+        try:
+            work(i)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+    children.append(child)
+for a, b in ring: a.close(), b.close()
+ends = [os.waitpid(child, 0)[1] for child in children]
+sys.exit(any(ends))
+PYTHON
+	check "$1 s of load on all vCPUs" python3 /tmp/load.py "$1"
+}
+END
+)
+
 # quick_guest NAME KERNEL OPTION...: the same with the script as process 1, without systemd
 quick_guest() {
 	local name=$1 kernel=$2

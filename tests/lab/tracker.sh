@@ -39,7 +39,7 @@ ask() {
 
 # tell NAME: prints figures of the looks, and leaves them in $tell, for holds. KiB of memory, at the last look:
 #   hot         with heat: 0.05 touches a second or more; a view with less than a twentieth of them does not count
-#   own0, own1  which only view 0, or 1, uses; at_home: of both, what lives on a node of its view
+#   own0, own1, ...  which only view 0, or 1, uses; at_home: of all these, what lives on a node of its view
 #   read_both   which both views use and nobody writes
 #   written     which somebody writes; written_both: both do
 #   nodeless    whose node is not known
@@ -49,8 +49,9 @@ tell() {
 		import json, sys
 
 		looks = [json.loads(line) for line in open(sys.argv[1])]
-		last, n = looks[-1], dict.fromkeys(("hot", "own0", "own1", "at_home", "read_both", "written",
-		                                    "written_both", "nodeless", "extents", "untold"), 0)
+		last, n = looks[-1], dict.fromkeys(("hot", "at_home", "read_both", "written", "written_both", "nodeless",
+		                                    "extents", "untold"), 0)
+		n |= {f"own{view}": 0 for view in range(len(last["views"]))}
 
 		def counts(touches):
 		    return [sum(touches) >= 0.05 and x >= sum(touches) / 20 for x in touches]
