@@ -36,8 +36,9 @@ static int set_smm(struct mb_vcpu *vcpu, bool smm)
 		return rc;
 	/*
 	 * Only this is said to be valid: an NMI or a SIPI that has come since is not overwritten.
-	 * An INIT would be; a guest that sends one so close to the write that moves the vCPU has
-	 * not waited for its answer.
+	 * An INIT would be. Linux sends one only to a vCPU that has given up its clock, and so is
+	 * in view 0 and stays there; one that does not, and sends it in the microsecond between
+	 * the two calls, has to send it again.
 	 */
 	events.flags = KVM_VCPUEVENT_VALID_SMM;
 	events.smi.smm = smm;

@@ -135,6 +135,7 @@ int mb_heat_create(const struct mb_heat_config *config, struct mb_heat_map **out
 	if (!map)
 		return -ENOMEM;
 	map->n_views = config->n_views;
+	map->n_turns = config->n_turns ? config->n_turns : 1;
 	map->max_regions = config->max_regions ? config->max_regions : MAX_REGIONS;
 	/* The first ones, and the last part of memory in halves, quarters, ... */
 	if (map->max_regions < 2 * FIRST_REGIONS + 64)

@@ -267,11 +267,12 @@ static void heat_of_others(const struct region *r, const struct known *known, un
 	}
 }
 
-static int append_pages(struct mb_heat_list *list, const struct region *r,
-	const struct known *known, uint64_t now_ns)
+static int append_pages(const struct mb_heat_map *map, struct mb_heat_list *list,
+	const struct region *r, const struct known *known, uint64_t now_ns)
 {
 	const struct detail *d = r->detail;
-	float confidence = mb_heat_confidence(d->samples, (now_ns - d->seen_ns) / DETAIL_LASTS);
+	float confidence =
+		mb_heat_confidence(d->samples, (now_ns - d->seen_ns) / DETAIL_LASTS / map->n_turns);
 	struct mb_heat others[MB_HEAT_VIEWS] = {{0}};
 	float scale[MB_HEAT_VIEWS];
 	int rc = 0;
@@ -310,9 +311,10 @@ int mb_heat_extents(
 		struct mb_extent e = {
 			.offset = r->first * MB_HEAT_BLOCK_BYTES,
 			.len_bytes = r->n * MB_HEAT_BLOCK_BYTES,
-			.confidence = known.samples > 0 ? mb_heat_confidence(known.samples,
-								  now_ns - r->seen_ns)
-							: 0,
+			.confidence = known.samples > 0
+					      ? mb_heat_confidence(known.samples,
+							(now_ns - r->seen_ns) / map->n_turns)
+					      : 0,
 			.age_ms = known.samples > 0 ? age_ms(r->seen_ns, now_ns) : UINT32_MAX,
 			.huge = r->huge,
 			.node = -1,
@@ -324,7 +326,7 @@ int mb_heat_extents(
 		 * huge one that is not used now are cold. */
 		if (r->detail && !mb_heat_are_alike(r->detail) && list.n < MAX_PAGES &&
 			!(r->huge && mb_heat_max_touch(&known, map->n_views) < MB_HEAT_NEVER)) {
-			rc = append_pages(&list, r, &known, now_ns);
+			rc = append_pages(map, &list, r, &known, now_ns);
 			continue;
 		}
 		for (unsigned v = 0; v < map->n_views; v++)

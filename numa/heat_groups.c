@@ -52,6 +52,22 @@ static bool next_part(const struct mb_heat_turn *turn, unsigned n_turns, unsigne
 	return true;
 }
 
+/* Of its touches and of its writes: where somebody else of its view writes, its reads seem writes.
+ */
+static struct mb_heat least_of(
+	const struct mb_extent *const *e, unsigned n_turns, unsigned group, unsigned n_views)
+{
+	float touches = INFINITY, writes = INFINITY;
+
+	for (unsigned t = 0; t < n_turns; t++) {
+		const struct mb_heat *h = &e[t]->view[mb_heat_view_of(group, t, n_views)];
+
+		touches = fminf(touches, h->read + h->write);
+		writes = fminf(writes, h->write);
+	}
+	return (struct mb_heat){.read = touches - writes, .write = writes};
+}
+
 int mb_heat_combine(const struct mb_heat_turn *turn, unsigned n_turns, unsigned n_groups,
 	unsigned n_views, struct mb_extent **out, unsigned *n)
 {
@@ -66,20 +82,13 @@ int mb_heat_combine(const struct mb_heat_turn *turn, unsigned n_turns, unsigned 
 
 		part.offset = at;
 		part.len_bytes = end - at;
-		for (unsigned g = 0; g < n_groups; g++)
-			part.view[g] = e[0]->view[mb_heat_view_of(g, 0, n_views)];
 		for (unsigned t = 1; t < n_turns; t++) {
 			part.confidence = fminf(part.confidence, e[t]->confidence);
 			part.age_ms = part.age_ms > e[t]->age_ms ? part.age_ms : e[t]->age_ms;
 			part.huge &= e[t]->huge;
-			for (unsigned g = 0; g < n_groups; g++) {
-				const struct mb_heat *h =
-					&e[t]->view[mb_heat_view_of(g, t, n_views)];
-
-				part.view[g].read = fminf(part.view[g].read, h->read);
-				part.view[g].write = fminf(part.view[g].write, h->write);
-			}
 		}
+		for (unsigned g = 0; g < n_groups; g++)
+			part.view[g] = least_of(e, n_turns, g, n_views);
 		rc = mb_heat_append(&list, &part);
 		if (rc) {
 			free(list.extent);

@@ -74,6 +74,7 @@ struct region {
 };
 
 struct mb_heat_map {
+	unsigned n_turns;
 	unsigned n_views, n_regions, max_regions, n_details, max_details;
 	uint32_t seed;
 	bool has_odd;		/* a region whose odd block was seen since the last adaptation */

@@ -30,10 +30,11 @@
 #define MAX_DEBT_S	    60	    /* of the budget: then enough has been waited for */
 #define FAULT_NS	    5000u   /* where it cannot be measured */
 
-/* Of a turn; at most so much longer where a block is looked into; until vCPUs are in their views.
- */
+/* Of a turn; at most so much longer where a block is looked into; until the last windows have to
+ * be closed; and until vCPUs are in their views. */
 #define TURN_NS		4000000000ull
-#define TURN_ZOOM_NS	12000000000ull
+#define TURN_ZOOM_NS	20000000000ull
+#define TURN_LATE_NS	2000000000ull
 #define TURN_SETTLES_NS 20000000ull
 
 /* ---- budgets ---- */
@@ -134,7 +135,10 @@ static void correct(struct mb_tracker *t)
 	/* Small pages are paid for when they are taken out, whenever they come back. */
 	ours = fmaxf((float)n->fixed - t->own_faults, (float)t->now.faults);
 	ours = fminf(ours, small + t->may_fault);
-	if (!t->now.invalidations && !t->n_zoomed)
+	/* Not in a second in which vCPUs were new in their views. */
+	if ((!t->now.invalidations && !t->n_zoomed &&
+		    (t->n_turns == 1 || t->second_ns >= t->turn_ns + SECOND_NS)) ||
+		!t->knows_own)
 		t->own_faults =
 			t->knows_own ? (t->own_faults + (float)n->fixed) / 2 : (float)n->fixed;
 	else
@@ -265,33 +269,30 @@ static void begin(struct mb_tracker *t, uint64_t now_ns)
 
 /* ---- turns ---- */
 
-static bool turn_is_over(const struct mb_tracker *t, uint64_t now_ns)
+/* What is looked into then is looked into to the end, if that is not too far. */
+static uint64_t turn_end_ns(const struct mb_tracker *t)
 {
-	return t->n_turns > 1 && now_ns >= t->turn_ns + TURN_NS;
+	return t->n_turns == 1 ? UINT64_MAX
+			       : t->turn_ns + TURN_NS + (mb_zooms_run(t) ? TURN_ZOOM_NS : 0);
 }
 
-static bool turn_is_late(const struct mb_tracker *t, uint64_t now_ns)
+static bool may_begin_zoom(const struct mb_tracker *t, uint64_t now_ns)
 {
-	return t->n_turns > 1 && now_ns >= t->turn_ns + TURN_NS + TURN_ZOOM_NS;
+	return mb_zoom_may_begin(t) && (t->n_turns == 1 || now_ns < t->turn_ns + TURN_NS);
 }
 
-/* Nothing is begun in it any more. What is looked into now is looked into to the end, if that is
- * not too far. */
-static bool turn_closes(const struct mb_tracker *t, uint64_t now_ns)
-{
-	return turn_is_over(t, now_ns) && (!t->n_zoomed || turn_is_late(t, now_ns));
-}
-
-/* Windows that vCPUs of different turns would see are dropped. What fails is tried again. */
+/*
+ * Windows that vCPUs of different turns would see are dropped. What a group has not touched in its
+ * new view before is a fault there: KVM's count tells how many, and they are paid for.
+ */
 static void next_turn(struct mb_tracker *t, uint64_t now_ns)
 {
 	mb_windows_drop(t, now_ns);
-	mb_zooms_end(t, true, now_ns);
-	if (t->n_zoomed)
-		return;
+	mb_zooms_cut(t, now_ns);
 	t->turn = (t->turn + 1) % t->n_turns;
 	t->heat = t->heat_of_turn[t->turn];
 	t->turn_ns = now_ns + TURN_SETTLES_NS;
+	t->may_fault += (float)(in_use_bytes(t) / MB_HEAT_PAGE_BYTES);
 	t->config.take_turn(t->config.ctx, t->turn);
 }
 
@@ -303,18 +304,17 @@ static bool any_open(const struct mb_tracker *t)
 	return false;
 }
 
-/* ---- the thread, again ---- */
-
-/* The longest that may be opened now; touches, then writes have to be seen in this turn. */
+/* The longest that may be opened now: touches, and then writes, are seen in one turn. */
 static uint64_t longest_window(const struct mb_tracker *t, uint64_t now_ns, bool long_ones)
 {
-	uint64_t longest_ns = long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, left_ns;
+	uint64_t longest_ns = long_ones ? UINT64_MAX : LONG_WINDOW_NS - 1, end_ns = turn_end_ns(t);
 
-	if (t->n_turns == 1)
-		return longest_ns;
-	left_ns = turn_is_over(t, now_ns) ? 0 : (t->turn_ns + TURN_NS - now_ns) / 2;
-	return left_ns < longest_ns ? left_ns : longest_ns;
+	if (end_ns < UINT64_MAX && (end_ns - now_ns) / 2 < longest_ns)
+		longest_ns = (end_ns - now_ns) / 2;
+	return longest_ns;
 }
+
+/* ---- the thread, again ---- */
 
 /* False: nothing is due of what may be out. */
 static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, uint64_t *next_ns)
@@ -324,9 +324,8 @@ static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, u
 	uint64_t due_ns;
 
 	if (!mb_heat_pick(t->heat, now_ns, short_ones ? 0 : LONG_WINDOW_NS,
-		    longest_window(t, now_ns, long_ones),
-		    mb_zoom_may_begin(t) && !turn_is_over(t, now_ns), mb_heat_random(&t->seed),
-		    &pick, &due_ns)) {
+		    longest_window(t, now_ns, long_ones), may_begin_zoom(t, now_ns),
+		    mb_heat_random(&t->seed), &pick, &due_ns)) {
 		if (due_ns < *next_ns)
 			*next_ns = due_ns;
 		return false;
@@ -340,6 +339,7 @@ static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, u
 static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 {
 	uint64_t next_ns = now_ns + MAX_SLEEP_NS;
+	bool over;
 
 	account(t, now_ns);
 	if (now_ns < t->turn_ns)
@@ -351,8 +351,11 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 			mb_window_close(t, w, now_ns);
 	}
 	mb_zooms_end(t, false, now_ns);
-	if (turn_closes(t, now_ns) && (!any_open(t) || turn_is_late(t, now_ns)))
+	over = now_ns >= turn_end_ns(t);
+	if (over && (!any_open(t) || now_ns >= turn_end_ns(t) + TURN_LATE_NS)) {
 		next_turn(t, now_ns);
+		return t->turn_ns;
+	}
 	/* What a window is open on is neither divided nor joined: so after some were closed, and
 	 * not in step with those that come once a second. */
 	if (now_ns - t->adapted_ns >= ADAPT_NS || mb_heat_wants_adapt(t->heat)) {
@@ -361,7 +364,7 @@ static uint64_t work(struct mb_tracker *t, uint64_t now_ns)
 	}
 	for (unsigned i = 0; i < MAX_OPEN; i++) {
 		struct window *w = &t->window[i];
-		if (w->phase != CLOSED || !may_spend(t) || turn_closes(t, now_ns))
+		if (w->phase != CLOSED || !may_spend(t) || over)
 			continue;
 		if (!open_next(t, w, now_ns, &next_ns))
 			break;
@@ -429,7 +432,7 @@ int mb_tracker_create(
 	mb_cond_init(&t->wake);
 	if (!t->config.n_groups)
 		t->config.n_groups = config->n_views;
-	t->n_turns = mb_heat_n_turns(t->config.n_groups, config->n_views);
+	heat.n_turns = t->n_turns = mb_heat_n_turns(t->config.n_groups, config->n_views);
 	for (unsigned i = 0; i < t->n_turns && !rc; i++)
 		rc = mb_heat_create(&heat, &t->heat_of_turn[i]);
 	t->heat = t->heat_of_turn[0];
@@ -591,15 +594,25 @@ void mb_tracker_stats(struct mb_tracker *t, struct mb_tracker_stats *stats)
 	*stats = (struct mb_tracker_stats){
 		.running = t->running,
 		.features = t->features,
-		.n_regions = mb_heat_n_regions(t->heat),
-		.huge_bytes = mb_heat_n_huge(t->heat) * MB_HEAT_BLOCK_BYTES,
-		.covered_bytes = mb_heat_n_covered(t->heat) * MB_HEAT_BLOCK_BYTES,
+		.covered_bytes = UINT64_MAX,
 		.n_windows = t->n_windows,
 		.n_zooms = t->n_zooms,
 		.fault_ns = t->fault_ns,
 		.cpu_budget_ppm = t->config.cpu_ppm,
 		.guest_budget_ppm = t->config.guest_ppm,
 	};
+	/* What not all turns have seen is not known. */
+	for (unsigned i = 0; i < t->n_turns; i++) {
+		const struct mb_heat_map *heat = t->heat_of_turn[i];
+		uint64_t covered = mb_heat_n_covered(heat) * MB_HEAT_BLOCK_BYTES;
+		uint64_t huge = mb_heat_n_huge(heat) * MB_HEAT_BLOCK_BYTES;
+
+		stats->n_regions += mb_heat_n_regions(heat);
+		if (covered < stats->covered_bytes)
+			stats->covered_bytes = covered;
+		if (huge > stats->huge_bytes)
+			stats->huge_bytes = huge;
+	}
 	if (t->running) {
 		stats->cpu_ppm = ppm(t->last.cpu_ns, SECOND_NS);
 		stats->guest_ppm = ppm(t->last.guest_ns, t->last.busy_ns);

@@ -33,9 +33,10 @@ struct window {
 struct zoom {
 	bool used;
 	uint64_t block;
-	unsigned pages_left; /* to be looked at, each several times */
-	bool again;	     /* to end it failed: not before end_ns */
-	uint64_t end_ns;     /* enough then, in any case */
+	unsigned pages_left;	  /* to be looked at, each several times */
+	bool again;		  /* to end it failed: not before end_ns */
+	struct mb_heat_map *heat; /* of the turn that began it */
+	uint64_t end_ns;	  /* enough then, in any case */
 };
 
 /* What may be spent: it fills with time, up to a second's worth, and may be overdrawn by what was
@@ -69,7 +70,7 @@ struct mb_tracker {
 	struct mb_heat_map *heat; /* of this turn */
 	struct mb_heat_map *heat_of_turn[MB_HEAT_TURNS];
 	unsigned turn, n_turns;
-	uint64_t turn_ns; /* when it begins: vCPUs need some time to change views */
+	uint64_t turn_ns;      /* when it begins: vCPUs need some time to change views */
 	struct mb_pagemap *pm; /* NULL: never started */
 	unsigned features;     /* the last ones */
 	bool said_features, said_error;
@@ -116,6 +117,10 @@ unsigned mb_windows_room(const struct mb_tracker *t, bool is_long);
 void mb_window_close(struct mb_tracker *t, struct window *w, uint64_t now_ns);
 /* Forgets all open windows: nothing can be learnt from them. */
 void mb_windows_drop(struct mb_tracker *t, uint64_t now_ns);
+/* Whether any block is looked into. What only waits for its huge page is none. */
+bool mb_zooms_run(const struct mb_tracker *t);
+/* Ends these; no window is open. */
+void mb_zooms_cut(struct mb_tracker *t, uint64_t now_ns);
 /* Gives huge pages back where looking closely is over, or everywhere. */
 void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns);
 

@@ -343,9 +343,24 @@ static void end_zoom(struct mb_tracker *t, struct zoom *z, uint64_t now_ns)
 		z->end_ns = now_ns + ZOOM_RETRY_NS;
 		return;
 	}
-	mb_heat_zoomed(t->heat, z->block, now_ns);
+	mb_heat_zoomed(z->heat, z->block, now_ns);
 	z->used = false;
 	t->n_zoomed--;
+}
+
+bool mb_zooms_run(const struct mb_tracker *t)
+{
+	for (unsigned i = 0; i < MAX_ZOOM; i++)
+		if (t->zoom[i].used && !t->zoom[i].again)
+			return true;
+	return false;
+}
+
+void mb_zooms_cut(struct mb_tracker *t, uint64_t now_ns)
+{
+	for (unsigned i = 0; i < MAX_ZOOM; i++)
+		if (t->zoom[i].used && !t->zoom[i].again)
+			end_zoom(t, &t->zoom[i], now_ns);
 }
 
 void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns)
@@ -389,6 +404,7 @@ static int begin_zoom(struct mb_tracker *t, uint64_t block, uint64_t now_ns)
 			z = &t->zoom[i];
 	*z = (struct zoom){.used = true,
 		.block = block,
+		.heat = t->heat,
 		.pages_left = ZOOM_LOOKS * MB_HEAT_BLOCK_PAGES,
 		.end_ns = now_ns + ZOOM_LASTS_NS};
 	t->n_zoomed++;

@@ -85,7 +85,10 @@ static void choose_views(struct mb_machine *machine)
 	struct mb_topology topo;
 	unsigned n = 0;
 
-	machine->n_views = machine->n_groups = config->n_views ? config->n_views : 1;
+	machine->n_views = config->n_views ? config->n_views : 1;
+	if (machine->n_views > MB_MAX_GROUPS)
+		machine->n_views = MB_MAX_GROUPS;
+	machine->n_groups = machine->n_views;
 	if (config->n_views || config->track != MB_TRACK_ON || machine->host->n_views == 1)
 		return;
 	mb_machine_chosen_topology(machine, &topo);

@@ -6,8 +6,7 @@
 
 #include "machine_internal.h"
 
-#define PAUSE_NS 500000.0 /* of each vCPU: to leave the guest, wait for the others, and enter it   \
-			   */
+#define PAUSE_NS 500000.0 /* of each vCPU: to leave the guest, wait for the others, and enter it */
 
 /* The manager's way to the machine; on its thread. */
 

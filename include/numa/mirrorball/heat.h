@@ -35,6 +35,7 @@ struct mb_heat_config {
 	unsigned n_views;     /* 1..MB_HEAT_VIEWS */
 	unsigned max_regions; /* 0: 4096 */
 	unsigned max_details; /* 0: 256 */
+	unsigned n_turns;     /* it is looked at in one of so many (below); 0: always */
 };
 
 /* -EINVAL, -ENOMEM. There are always more regions than memory begins with, some 200. */
@@ -52,7 +53,7 @@ struct mb_heat_pick {
 	uint64_t window_ns;
 	bool zoom; /* one block, in a huge page, that several views touch: in small pages, please */
 	bool small; /* one block, in small pages when it was last looked at */
-	bool slow;  /* one block, for those of its pages that windows of its own tell nothing of */
+	bool slow; /* one block, for those of its pages that windows of its own tell nothing of */
 	bool probe; /* shorter than its own: whether it is in use now */
 };
 

@@ -37,8 +37,8 @@ struct mb_tracker_config {
 	/*
 	 * Groups of vCPUs that are told apart, 0 for as many as views: those in the view of their
 	 * number. More of them change views by turns (mb_heat_view_of): from the return of
-	 * `take_turn` on they are on their way. It is called with the tracker's lock, and may take
-	 * only leaf locks.
+	 * `take_turn`, which must be there then, they are on their way. It is called with the
+	 * tracker's lock, and may take only leaf locks.
 	 */
 	unsigned n_groups; /* at most MB_HEAT_VIEWS */
 	void (*take_turn)(void *ctx, unsigned turn);
