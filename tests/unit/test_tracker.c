@@ -317,7 +317,8 @@ static bool is_right(const struct use *use, unsigned n_parts, double least, bool
 	return true;
 }
 
-/* Runs them until the tracker tells it right; 30 s are enough on any machine. */
+/* Runs them until the tracker tells it right; 30 s are enough on any machine, for each of three
+ * turns. */
 static void learn(const struct use *use, unsigned n_parts, double least, uint64_t least_windows)
 {
 	struct vcpu c[2 * MB_HEAT_VIEWS];
@@ -326,7 +327,7 @@ static void learn(const struct use *use, unsigned n_parts, double least, uint64_
 
 	for (unsigned i = 0; i < n; i++)
 		go(&c[i]);
-	for (unsigned t = 0; t < 1500 && !right; t++) {
+	for (unsigned t = 0; t < (ram.n_groups ? 4500 : 1500) && !right; t++) {
 		nap(20);
 		right = ask().n_windows >= least_windows &&
 			is_right(use, n_parts, least, knows_writes);
