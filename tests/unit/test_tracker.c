@@ -321,13 +321,13 @@ static bool is_right(const struct use *use, unsigned n_parts, double least, bool
  * turns. */
 static void learn(const struct use *use, unsigned n_parts, double least, uint64_t least_windows)
 {
-	struct vcpu c[2 * MB_HEAT_VIEWS];
+	struct vcpu c[3 * MB_HEAT_VIEWS];
 	bool knows_writes = ask().features & MB_PAGEMAP_WRITES, right = false;
 	unsigned n = make_vcpus(use, n_parts, c);
 
 	for (unsigned i = 0; i < n; i++)
 		go(&c[i]);
-	for (unsigned t = 0; t < (ram.n_groups ? 4500 : 1500) && !right; t++) {
+	for (unsigned t = 0; t < 1500 && !right; t++) {
 		nap(20);
 		right = ask().n_windows >= least_windows &&
 			is_right(use, n_parts, least, knows_writes);
