@@ -47,8 +47,8 @@ copied() {
 offline() {
 	local before
 	before=$(changes)
-	# shellcheck disable=SC2154 # guests.sh sets $load
-	quick_guest offline cloud-6.12 --cpus 4 --memory 512M --track on,budget=50 <<-END
+	# shellcheck disable=SC2154 # guests.sh sets $load and $lane
+	quick_guest offline cloud-6.12 --cpus 4 --memory 512M --track on,budget=50 --disk "/lab/guest/root$lane.img" <<-END
 		$load
 		load 25 &
 		for round in 1 2; do
@@ -68,5 +68,5 @@ offline() {
 private
 storm
 copied
-offline
+in_lanes offline
 finish
