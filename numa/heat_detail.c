@@ -25,7 +25,6 @@
 /* Of so many looks the last one counts for its part. A zoom has twelve through each window, and the
  * ones before it count for so many: so that is three zooms. */
 #define LOOKS	   8u
-#define SLOW_LOOKS 8u
 #define ZOOM_LOOKS 36u
 #define LOOKS_KEPT 24u
 /* A value of 255 says that the page was touched in each of so many looks: */
@@ -222,9 +221,9 @@ bool mb_heat_detail_is_wrong(const struct mb_heat_map *map, const struct region 
 }
 
 /* Of looks at pages like these, how many count. */
-static unsigned looks_that_count(const struct region *r, bool slow)
+static unsigned looks_that_count(const struct region *r)
 {
-	return r->huge ? ZOOM_LOOKS : slow ? SLOW_LOOKS : LOOKS;
+	return r->huge ? ZOOM_LOOKS : LOOKS;
 }
 
 /*
@@ -368,18 +367,16 @@ static bool pages_are_even(const struct mb_heat_map *map, const struct pages *p,
 /* Whether pages are alike, and which few are not like the others; after one table has changed. */
 static void find_even(const struct mb_heat_map *map, struct region *r, struct pages *changed)
 {
+	const unsigned most_looks = looks_that_count(r);
 	struct detail *d = r->detail;
 
-	find_odd(map, changed, looks_that_count(r, changed == &d->slow));
+	find_odd(map, changed, most_looks);
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_WORDS; i++)
 		d->odd[i] = d->quick.odd[i] | d->slow.odd[i];
-	d->n_odd = mb_heat_count(d->odd);
-	if (d->n_odd > ODD_PAGES) {
+	if (mb_heat_count(d->odd) > ODD_PAGES)
 		memset(d->odd, 0, sizeof(d->odd));
-		d->n_odd = 0;
-	}
-	d->even = pages_are_even(map, &d->quick, d->odd, looks_that_count(r, false)) &&
-		  pages_are_even(map, &d->slow, d->odd, looks_that_count(r, true));
+	d->even = pages_are_even(map, &d->quick, d->odd, most_looks) &&
+		  pages_are_even(map, &d->slow, d->odd, most_looks);
 }
 
 /*
@@ -455,7 +452,7 @@ void mb_heat_learn_pages(
 	note_views(map, d, seen, now_ns);
 	d->minors = 0;
 	p = slow ? &d->slow : &d->quick;
-	most_looks = looks_that_count(r, slow);
+	most_looks = looks_that_count(r);
 	if (pages_changed_hands(map, d, p, seen))
 		forget(d, seen);
 	for (unsigned i = seen->first_page; i < seen->first_page + seen->n_pages; i++) {

@@ -252,7 +252,7 @@ static void heat_of_others(const struct region *r, const struct known *known, un
 	const float *scale, struct mb_heat *mean)
 {
 	const struct detail *d = r->detail;
-	float n = (float)(MB_HEAT_BLOCK_PAGES - d->n_odd);
+	float n = (float)(MB_HEAT_BLOCK_PAGES - mb_heat_count(d->odd));
 
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++) {
 		struct mb_heat heat[MB_HEAT_VIEWS];

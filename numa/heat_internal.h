@@ -39,8 +39,7 @@ struct detail {
 	struct pages quick, slow;
 	bool even;			   /* by what was seen so far its pages may be alike */
 	uint64_t odd[MB_HEAT_BLOCK_WORDS]; /* but these */
-	unsigned n_odd;
-	float touch[MB_HEAT_VIEWS]; /* how much of them each view is known to touch: 0..1 */
+	float touch[MB_HEAT_VIEWS];	   /* how much of them each view is known to touch: 0..1 */
 	uint64_t seen_ns;
 	float samples;
 	float agrees; /* the last looks at pages with what is known of them: 1, to -1 */
@@ -74,8 +73,7 @@ struct region {
 };
 
 struct mb_heat_map {
-	unsigned n_turns;
-	unsigned n_views, n_regions, max_regions, n_details, max_details;
+	unsigned n_views, n_turns, n_regions, max_regions, n_details, max_details;
 	uint32_t seed;
 	bool has_odd;		/* a region whose odd block was seen since the last adaptation */
 	uint64_t max_blocks;	/* of a region */
@@ -114,7 +112,7 @@ static inline bool mb_heat_bit(const uint64_t *bits, unsigned i)
 /* By what was seen so far all pages may be used in the same way. */
 static inline bool mb_heat_are_alike(const struct detail *d)
 {
-	return d->even && !d->n_odd;
+	return d->even && !mb_heat_count(d->odd);
 }
 
 /* The highest of the values of a block's pages. */

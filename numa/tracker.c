@@ -117,6 +117,13 @@ static uint64_t since(uint64_t *last, uint64_t now)
 	return n;
 }
 
+/* Nothing that KVM counted in this second is because of us: nor were vCPUs new in their views. */
+static bool is_quiet(const struct mb_tracker *t)
+{
+	return !t->now.invalidations && !t->n_zoomed &&
+	       (t->n_turns == 1 || t->second_ns >= t->turn_ns + SECOND_NS);
+}
+
 static void correct(struct mb_tracker *t)
 {
 	struct mb_vcpu_faults now, *n = &t->now.kvm_faults;
@@ -135,10 +142,7 @@ static void correct(struct mb_tracker *t)
 	/* Small pages are paid for when they are taken out, whenever they come back. */
 	ours = fmaxf((float)n->fixed - t->own_faults, (float)t->now.faults);
 	ours = fminf(ours, small + t->may_fault);
-	/* Not in a second in which vCPUs were new in their views. */
-	if ((!t->now.invalidations && !t->n_zoomed &&
-		    (t->n_turns == 1 || t->second_ns >= t->turn_ns + SECOND_NS)) ||
-		!t->knows_own)
+	if (is_quiet(t) || !t->knows_own)
 		t->own_faults =
 			t->knows_own ? (t->own_faults + (float)n->fixed) / 2 : (float)n->fixed;
 	else
@@ -248,25 +252,6 @@ void mb_tracker_complain(struct mb_tracker *t, const char *what, int rc)
 	t->said_error = true;
 }
 
-/* ---- the thread ---- */
-
-/* Budgets go on where they were left: to switch it on again and again buys nothing. */
-static void begin(struct mb_tracker *t, uint64_t now_ns)
-{
-	t->thread_cpu_ns = mb_clock_ns(CLOCK_THREAD_CPUTIME_ID);
-	t->process_cpu_ns = mb_clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-	t->second_ns = now_ns;
-	t->now = t->last = (struct spending){0};
-	t->busy = BUSY_MIN; /* until it is known */
-	t->turn_ns = now_ns;
-	look_around(t);
-	t->knows_kvm_faults = false;
-	correct(t);
-	t->now = (struct spending){0}; /* what KVM had counted before */
-	if (!t->knows_kvm_faults)
-		t->per_huge = 1;
-}
-
 /* ---- turns ---- */
 
 /* What is looked into then is looked into to the end, if that is not too far. */
@@ -288,7 +273,7 @@ static bool may_begin_zoom(const struct mb_tracker *t, uint64_t now_ns)
 static void next_turn(struct mb_tracker *t, uint64_t now_ns)
 {
 	mb_windows_drop(t, now_ns);
-	mb_zooms_cut(t, now_ns);
+	mb_zooms_end(t, true, now_ns);
 	t->turn = (t->turn + 1) % t->n_turns;
 	t->heat = t->heat_of_turn[t->turn];
 	t->turn_ns = now_ns + TURN_SETTLES_NS;
@@ -314,7 +299,24 @@ static uint64_t longest_window(const struct mb_tracker *t, uint64_t now_ns, bool
 	return longest_ns;
 }
 
-/* ---- the thread, again ---- */
+/* ---- the thread ---- */
+
+/* Budgets go on where they were left: to switch it on again and again buys nothing. */
+static void begin(struct mb_tracker *t, uint64_t now_ns)
+{
+	t->thread_cpu_ns = mb_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	t->process_cpu_ns = mb_clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+	t->second_ns = now_ns;
+	t->now = t->last = (struct spending){0};
+	t->busy = BUSY_MIN; /* until it is known */
+	t->turn_ns = now_ns;
+	look_around(t);
+	t->knows_kvm_faults = false;
+	correct(t);
+	t->now = (struct spending){0}; /* what KVM had counted before */
+	if (!t->knows_kvm_faults)
+		t->per_huge = 1;
+}
 
 /* False: nothing is due of what may be out. */
 static bool open_next(struct mb_tracker *t, struct window *w, uint64_t now_ns, uint64_t *next_ns)

@@ -119,8 +119,6 @@ void mb_window_close(struct mb_tracker *t, struct window *w, uint64_t now_ns);
 void mb_windows_drop(struct mb_tracker *t, uint64_t now_ns);
 /* Whether any block is looked into. What only waits for its huge page is none. */
 bool mb_zooms_run(const struct mb_tracker *t);
-/* Ends these; no window is open. */
-void mb_zooms_cut(struct mb_tracker *t, uint64_t now_ns);
 /* Gives huge pages back where looking closely is over, or everywhere. */
 void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns);
 

@@ -356,13 +356,6 @@ bool mb_zooms_run(const struct mb_tracker *t)
 	return false;
 }
 
-void mb_zooms_cut(struct mb_tracker *t, uint64_t now_ns)
-{
-	for (unsigned i = 0; i < MAX_ZOOM; i++)
-		if (t->zoom[i].used && !t->zoom[i].again)
-			end_zoom(t, &t->zoom[i], now_ns);
-}
-
 void mb_zooms_end(struct mb_tracker *t, bool all, uint64_t now_ns)
 {
 	for (unsigned i = 0; i < MAX_ZOOM; i++) {

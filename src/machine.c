@@ -101,9 +101,7 @@ static void choose_views(struct mb_machine *machine)
 	if (n < 2)
 		return;
 	machine->n_views = n < machine->host->n_views ? n : machine->host->n_views;
-	machine->n_groups = machine->n_views;
-	if (!config->replica_bytes && mb_heat_n_turns(n, machine->n_views) > 1)
-		machine->n_groups = n;
+	machine->n_groups = config->replica_bytes ? machine->n_views : n;
 }
 
 static int place(struct mb_machine *machine, struct mb_error *err)
@@ -144,8 +142,7 @@ static int make_threads(struct mb_machine *machine, struct mb_error *err)
 	};
 	int rc = 0;
 
-	for (unsigned g = 0; g < machine->n_groups; g++)
-		view[g] = (uint8_t)mb_heat_view_of(g, 0, machine->n_views);
+	mb_machine_views_of_turn(machine, 0, view);
 	for (unsigned i = 0; i < n; i++)
 		group[i] = (uint8_t)((uint64_t)i * machine->n_groups / n);
 	for (unsigned k = 0; k < machine->n_groups && !rc; k++) {

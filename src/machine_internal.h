@@ -198,6 +198,9 @@ int mb_machine_add_rebalance(struct mb_machine *machine, struct mb_error *err);
 json_t *mb_machine_placement_json(struct mb_machine *machine, int *rc);
 
 /* src/machine_track.c */
+/* In which view each group is in this turn (tracker.h); without turns in that of its number. */
+void mb_machine_views_of_turn(
+	const struct mb_machine *machine, unsigned turn, uint8_t view[MB_MAX_GROUPS]);
 int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_remove_tracker(struct mb_machine *machine);
 

@@ -20,13 +20,19 @@ static int faults(void *ctx, struct mb_vcpu_faults *faults)
 	return mb_vcpus_faults(machine->vcpus, faults);
 }
 
+void mb_machine_views_of_turn(
+	const struct mb_machine *machine, unsigned turn, uint8_t view[MB_MAX_GROUPS])
+{
+	for (unsigned g = 0; g < machine->n_groups; g++)
+		view[g] = (uint8_t)mb_heat_view_of(g, turn, machine->n_views);
+}
+
 static void take_turn(void *ctx, unsigned turn)
 {
 	struct mb_machine *machine = ctx;
 	uint8_t view[MB_MAX_GROUPS];
 
-	for (unsigned g = 0; g < machine->n_groups; g++)
-		view[g] = (uint8_t)mb_heat_view_of(g, turn, machine->n_views);
+	mb_machine_views_of_turn(machine, turn, view);
 	mb_vcpus_set_views(machine->vcpus, view);
 }
 

@@ -215,6 +215,14 @@ guest() {
 	run_script "$name" "$kernel" labtest "$@"
 }
 
+# trace_views: a vCPU is in view 1 while KVM has it in System Management Mode; when that changes is in $trace/trace
+trace=/sys/kernel/tracing
+trace_views() {
+	mount -t tracefs tracefs "$trace"
+	echo 4096 >"$trace"/buffer_size_kb
+	echo 1 >"$trace"/events/kvm/kvm_smm_transition/enable
+}
+
 # A part of such a script, for those that want it.
 # shellcheck disable=SC2034 # they use it
 load=$(

@@ -6,10 +6,9 @@ lab_options=(--nodes 4 --cpus-per-node 1 --memory-per-node 640M --in "$(dirname 
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh
 . /in/tracker.sh
-# A vCPU is in view 1 while KVM has it in System Management Mode.
-mount -t tracefs tracefs /sys/kernel/tracing
-echo 1 >/sys/kernel/tracing/events/kvm/kvm_smm_transition/enable
-changes() { grep -c 'entering SMM' /sys/kernel/tracing/trace; }
+
+trace_views
+changes() { grep -c 'entering SMM' "$trace/trace"; }
 
 private() {
 	machine=(--cpus 4 --memory 256M)

@@ -4,11 +4,7 @@
 # come back, traffic through a tap, verified load on all of them; and where the page tables of views are.
 . "$(dirname "$0")/guests.sh"
 
-# A vCPU is in view 1 while KVM has it in System Management Mode, and KVM tells when that changes.
-mount -t tracefs tracefs /sys/kernel/tracing
-trace=/sys/kernel/tracing
-echo 4096 >"$trace"/buffer_size_kb
-echo 1 >"$trace"/events/kvm/kvm_smm_transition/enable
+trace_views
 
 # in_view_1 PID: the vCPUs that KVM has there, by what it said last of each
 in_view_1() {
