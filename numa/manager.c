@@ -562,6 +562,7 @@ static void step(struct mb_manager *m, uint64_t now_ns)
 	memcpy(m->config.view, m->view, sizeof(m->view));
 	pthread_mutex_unlock(&m->lock);
 	m->config.ops->look(m->config.ctx, &m->config.host);
+	input.guest_ns = m->config.ops->guest_ns(m->config.ctx);
 	rc = m->config.ops->extents(m->config.ctx, &extent, &input.n_extents);
 	if (rc) {
 		complain(m, "ask the tracker", rc);

@@ -19,6 +19,8 @@ struct mb_policy {
 	bool started;
 	uint64_t filled_ns;
 	double bytes, node_bytes[MB_MAX_NODES];
+	uint64_t guest_ns; /* that they were filled for */
+	double cost_ns;	   /* below 0: the last thing cost more than there was */
 	uint64_t short_nodes; /* below the low mark, and not yet above the high one */
 };
 

@@ -45,6 +45,21 @@ static void allow_spread(struct work *w)
 	}
 }
 
+static void fill_cost(struct mb_policy *policy, const struct work *w)
+{
+	const struct mb_policy_config *c = w->config;
+	uint64_t guest_ns = w->input->guest_ns;
+	double burst_ns = (double)c->cost_burst_ns;
+
+	if (!policy->started)
+		policy->cost_ns = burst_ns;
+	else if (guest_ns > policy->guest_ns)
+		policy->cost_ns = fmin(burst_ns,
+			policy->cost_ns + c->cost_share * (double)(guest_ns - policy->guest_ns));
+	if (!policy->started || guest_ns > policy->guest_ns)
+		policy->guest_ns = guest_ns;
+}
+
 void mb_policy_fill(struct mb_policy *policy, struct work *w)
 {
 	const struct mb_policy_config *c = w->config;
@@ -63,6 +78,7 @@ void mb_policy_fill(struct mb_policy *policy, struct work *w)
 			policy->started ? fmin(each, policy->node_bytes[i] +
 							     s * (double)c->node_bytes_per_s)
 					: each;
+	fill_cost(policy, w);
 	policy->started = true;
 
 	for (unsigned i = 0; i < w->n_nodes; i++) {
@@ -105,26 +121,61 @@ static uint64_t least(double a, double b, uint64_t granule)
 	return x > 0 ? (uint64_t)x / granule * granule : 0;
 }
 
+static double of_nodes(const struct mb_policy *policy, const struct unit *u, int to)
+{
+	if (u->node < 0 || u->why == MB_WHY_REPLICATE)
+		return policy->node_bytes[to];
+	return fmin(policy->node_bytes[to], policy->node_bytes[u->node]);
+}
+
+/* Of a copy for one view, or of a move. */
+static double cost_of(const struct work *w, const struct unit *u, uint64_t len)
+{
+	if (u->why == MB_WHY_REPLICATE)
+		return (double)len / (double)MB_HEAT_PAGE_BYTES * w->config->copy_page_ns;
+	return u->cost_ns * (double)len / (double)u->len_bytes;
+}
+
+/* What costs more than there ever is at once leaves a debt. */
+static uint64_t may_cost(
+	const struct mb_policy *policy, const struct work *w, const struct unit *u, uint64_t left)
+{
+	const double of_all = cost_of(w, u, left);
+
+	if (!w->input->guest_ns || of_all <= policy->cost_ns)
+		return left;
+	if (!(policy->cost_ns > 0))
+		return 0;
+	return least((double)left,
+		(double)left * policy->cost_ns / of_all + (double)u->granule_bytes,
+		u->granule_bytes);
+}
+
 /* How much may go there, of bytes that are left; and what the limit is if that is not all. */
 static uint64_t may_go(const struct mb_policy *policy, const struct work *w, const struct unit *u,
 	int to, uint64_t left, enum mb_why *limit)
 {
-	uint64_t granule = u->granule_bytes, room, node, all;
-	double of_nodes = policy->node_bytes[to];
+	const struct {
+		enum mb_why why;
+		uint64_t bytes;
+	} limits[] = {
+		{MB_WHY_NO_ROOM, least((double)left, w->room[to], u->granule_bytes)},
+		{MB_WHY_NODE_BUDGET,
+			least((double)left, of_nodes(policy, u, to), u->granule_bytes)},
+		{MB_WHY_BUDGET, least((double)left, policy->bytes, u->granule_bytes)},
+		{MB_WHY_COST_BUDGET, may_cost(policy, w, u, left)},
+	};
+	unsigned lowest = 0;
 
-	if (u->node >= 0 && u->why != MB_WHY_REPLICATE)
-		of_nodes = fmin(of_nodes, policy->node_bytes[u->node]);
-	room = least((double)left, w->room[to], granule);
-	node = least((double)left, of_nodes, granule);
-	all = least((double)left, policy->bytes, granule);
 	if (w->plan->n_actions >= w->config->max_actions) {
 		*limit = MB_WHY_PLAN_FULL;
 		return 0;
 	}
-	*limit = room <= node && room <= all ? MB_WHY_NO_ROOM
-		 : node <= all		     ? MB_WHY_NODE_BUDGET
-					     : MB_WHY_BUDGET;
-	return *limit == MB_WHY_NO_ROOM ? room : *limit == MB_WHY_NODE_BUDGET ? node : all;
+	for (unsigned i = 1; i < sizeof(limits) / sizeof(limits[0]); i++)
+		if (limits[i].bytes < limits[lowest].bytes)
+			lowest = i;
+	*limit = limits[lowest].why;
+	return limits[lowest].bytes;
 }
 
 static int go(struct mb_policy *policy, struct work *w, struct unit *u, uint64_t at, uint64_t len,
@@ -142,11 +193,10 @@ static int go(struct mb_policy *policy, struct work *w, struct unit *u, uint64_t
 		.to = w->host->node[to].id,
 		.view = view,
 		.gain_ns_per_s = gain * share,
-		.cost_ns = view < 0 ? u->cost_ns * share
-				    : (double)len / (double)MB_HEAT_PAGE_BYTES *
-					      w->config->copy_page_ns,
+		.cost_ns = cost_of(w, u, len),
 	};
 
+	policy->cost_ns -= action.cost_ns;
 	policy->bytes -= (double)len;
 	policy->node_bytes[to] -= (double)len;
 	if (u->node >= 0 && view < 0)

@@ -370,9 +370,20 @@ static int find_extents(struct sim *s, const struct machine *m, uint64_t now_ns)
 	return rc;
 }
 
+/* Its vCPUs are always busy. */
+static uint64_t guest_ns(const struct mb_sim_load *load, uint64_t now_ns)
+{
+	double vcpus = 0;
+
+	for (unsigned i = 0; i < MB_MAX_NODES; i++)
+		vcpus += (double)load->vcpus[i];
+	return (uint64_t)(vcpus * (double)now_ns);
+}
+
 static int decide(struct sim *s, struct machine *m, uint64_t now_ns, unsigned step)
 {
 	struct mb_policy_input in = {.now_ns = now_ns,
+		.guest_ns = guest_ns(m->load, now_ns),
 		.config = &s->policy,
 		.host = &s->policy_host,
 		.n_views = s->config->n_views,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/manager.h>
 #include <numa.h>
 #include <string.h>
@@ -46,6 +47,12 @@ static void look(void *ctx, struct mb_policy_host *host)
 	mb_machine_reclaim(machine, host);
 }
 
+/* With the little that its devices and the tracker take. */
+static uint64_t guest_ns(void *ctx)
+{
+	return mb_clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+}
+
 static bool pause_vcpus(void *ctx, uint64_t timeout_ns)
 {
 	struct mb_machine *machine = ctx;
@@ -69,6 +76,7 @@ static void keep_small(void *ctx, uint64_t offset, bool small)
 
 static const struct mb_manager_ops ops = {.extents = extents,
 	.look = look,
+	.guest_ns = guest_ns,
 	.move = move,
 	.copied = mb_machine_copied,
 	.replicate = mb_machine_replicate};

@@ -80,12 +80,19 @@ class Machine:
             time.sleep(0.5)
 
 
-def look(path):
+def cpu_seconds(pid):
+    """Of all threads of the monitor, guest included."""
+    words = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def look(pid, path):
     """What the host has done so far, and what a machine of ours says of itself; None: it has just ended."""
     counts = {key: int(value) for key, value in (line.split() for line in read("/proc/vmstat").splitlines())
               if key in VMSTAT}
     found = {"at": time.monotonic(), **counts, "pauses": 0, "copied": 0, "collapses": 0}
     try:
+        found["cpu"] = cpu_seconds(pid)
         found["faults"] = int(read("/sys/kernel/debug/kvm/pf_fixed"))
         if path:
             found["stat"] = next(control.ask(path, "stat"))
@@ -122,7 +129,7 @@ def run(system, all_nodes):
     write(f"{GROUP}/cpuset.mems", all_nodes)
     # Not before: where nothing can be moved it learns to look less and less often.
     write("/proc/sys/kernel/numa_balancing", "1" if system["balancing"] else "0")
-    looks = [look(path)]
+    looks = [look(machine.process.pid, path)]
     good = good and looks[0] is not None
     end = time.monotonic() + system["seconds"] + (0 if system["warm"] else START_SECONDS)
     while good and machine.process.poll() is None and time.monotonic() < end:
@@ -130,7 +137,7 @@ def run(system, all_nodes):
             break
         if not system["done"]:
             time.sleep(SAMPLE_SECONDS)
-        kib, now = machine.kib_on_nodes(), look(path)
+        kib, now = machine.kib_on_nodes(), look(machine.process.pid, path)
         # KVM's counts are gone with the machine.
         if now and machine.process.poll() is None and (not system["done"] or machine.said_at(system["done"]) is None):
             result["kib_at_last"] = kib

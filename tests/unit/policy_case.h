@@ -24,7 +24,7 @@ static struct mb_extent extent[4096];
 static unsigned n_views, n_extents;
 static struct mb_policy *policy;
 static struct mb_plan plan;
-static uint64_t now;
+static uint64_t now, guest_ns;
 
 static inline void make_host(unsigned n_nodes, unsigned views)
 {
@@ -52,6 +52,7 @@ static inline void setup(void)
 	make_host(2, 2);
 	n_extents = 0;
 	now = 100 * SECOND;
+	guest_ns = 0;
 	memset(&plan, 0, sizeof(plan));
 	ck_assert_int_eq(mb_policy_create(&policy), 0);
 }
@@ -90,6 +91,7 @@ static inline struct mb_extent *add_read(
 static inline void make_plan(void)
 {
 	struct mb_policy_input in = {.now_ns = now,
+		.guest_ns = guest_ns,
 		.config = &config,
 		.host = &host,
 		.n_views = n_views,

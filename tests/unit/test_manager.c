@@ -17,7 +17,7 @@ static struct {
 	unsigned n;
 	int rc, move_rc;
 	unsigned n_moves;
-	uint64_t busy_bytes;
+	uint64_t busy_bytes, guest_ns;
 	struct mb_move last;
 	struct mb_manager *hold; /* is held in the first move */
 	uint64_t pages[MB_HEAT_BLOCK_PAGES / 64]; /* of the last one */
@@ -63,6 +63,13 @@ static void take_time(bool copies)
 	usleep(copies ? storm.copy_us : storm.move_us);
 	storm.ended_ns = copies ? mb_now_ns() : 0;
 	__atomic_add_fetch(&storm.n_slow, copies, __ATOMIC_RELAXED);
+}
+
+static uint64_t fake_burst_ns; /* not 0: the policy's cost_burst_ns */
+
+static uint64_t guest_ns(void *ctx)
+{
+	return fake.guest_ns;
 }
 
 static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
@@ -123,7 +130,13 @@ static float copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 }
 
 static const struct mb_manager_ops ops = {
-	.extents = extents, .look = look, .move = move, .copied = copied, .replicate = replicate};
+	.extents = extents,
+	.look = look,
+	.guest_ns = guest_ns,
+	.move = move,
+	.copied = copied,
+	.replicate = replicate,
+};
 
 static unsigned n_nodes = 2;
 
@@ -137,6 +150,8 @@ static void make(void)
 	memset(&fake, 0, sizeof(fake));
 	mb_policy_defaults(&config.policy);
 	config.policy.replicas = copies.possible;
+	if (fake_burst_ns)
+		config.policy.cost_burst_ns = fake_burst_ns;
 	config.host.n_nodes = n_nodes;
 	for (unsigned i = 0; i < n_nodes; i++) {
 		config.host.node[i] = (struct mb_policy_node){.id = (int)i,
@@ -195,6 +210,25 @@ START_TEST(test_moves_what_is_far)
 	ck_assert_uint_eq(mb_manager_samples(manager, sample, 4), 2);
 	ck_assert_float_eq_tol(sample[0].locality, 0.5f, 0.001f);
 	mb_manager_destroy(manager);
+}
+END_TEST
+
+/* What the guest's CPU time is good for: 2 MiB at once, and then one for each 30 ms. */
+START_TEST(test_costs_are_the_guests)
+{
+	fake_burst_ns = 300000;
+	make();
+	fake.guest_ns = 1;
+	fake.busy_bytes = MB_HEAT_PAGE_BYTES; /* so that the rest is where it was */
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_eq(fake.last.len_bytes, 2 * 2 * MIB); /* one more: a debt */
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 1);
+	fake.guest_ns += SECOND / 10;
+	mb_manager_step(manager, 3 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 2);
+	mb_manager_destroy(manager);
+	fake_burst_ns = 0;
 }
 END_TEST
 
@@ -545,6 +579,7 @@ int main(void)
 	TCase *cases = tcase_create("manager");
 
 	tcase_add_test(cases, test_moves_what_is_far);
+	tcase_add_test(cases, test_costs_are_the_guests);
 	tcase_add_test(cases, test_set_view);
 	tcase_add_test(cases, test_copies);
 	tcase_add_loop_test(cases, test_copies_of_both, 0, 2);

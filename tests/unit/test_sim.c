@@ -225,6 +225,7 @@ START_TEST(test_right_answers)
 	config.start = MB_SIM_WORST;
 	/* No host's budget: what the policy finds, not how fast it may act. */
 	config.policy.bytes_per_s = config.policy.node_bytes_per_s = 64 * GIB;
+	config.policy.cost_burst_ns = 100 * SECOND;
 	add_guest(_i ? "phase" : "private");
 	run();
 	ck_assert(result.series[MB_SIM_POLICY][0] < 0.1f);

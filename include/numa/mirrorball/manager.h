@@ -25,6 +25,7 @@ struct mb_manager_ops {
 	int (*extents)(void *ctx, struct mb_extent **out, unsigned *n);
 	/* Fills in free_bytes and usable of each node. */
 	void (*look)(void *ctx, struct mb_policy_host *host);
+	uint64_t (*guest_ns)(void *ctx); /* as mb_policy_input's */
 	/* mb_mover_move */
 	int (*move)(void *ctx, const struct mb_move *move, struct mb_moved *moved);
 	/* mb_replicas_share and mb_replicas_replicate; only with policy.replicas. */

@@ -93,6 +93,15 @@ struct mb_policy_config {
 	uint64_t node_bytes_per_s;
 	uint64_t burst_ns; /* 1 s: the time between two plans */
 
+	/*
+	 * And in time: all moves and copies together cost at most this share of the CPU time that
+	 * the guest has had. The tracker sees touches, not misses, so that a guest with all it uses
+	 * in its caches gains nothing by what it seems to need; this is what it may lose.
+	 */
+	double cost_share; /* 0.01: with the tracker's 0.005 less than the 0.02 that are noticed */
+	uint64_t cost_burst_ns; /* 200 ms: what may be spent at once, and by a guest that has just
+				   begun; 1.3 GiB in huge pages */
+
 	/* Free memory that stays free on a target: the larger one of both. Below it a node is
 	 * short, until it is above the high mark. */
 	double low_free_share;	 /* 0.04 of the node: Linux begins to reclaim at 1 to 2 % */
@@ -136,7 +145,9 @@ struct mb_policy_view {
 };
 
 struct mb_policy_input {
-	uint64_t now_ns; /* monotonic; 0 is a time like others */
+	uint64_t now_ns;   /* monotonic; 0 is a time like others */
+	uint64_t guest_ns; /* CPU time that the guest has had so far; 0: not known, costs are not
+			      limited by it */
 	const struct mb_policy_config *config;
 	const struct mb_policy_host *host;
 	unsigned n_views; /* at most MB_HEAT_VIEWS */
@@ -161,6 +172,7 @@ enum mb_why {
 	MB_WHY_BACKING_OFF,  /* moved before, and waits: next_ns */
 	MB_WHY_BUDGET,	     /* bytes a second are spent */
 	MB_WHY_NODE_BUDGET,  /* those of a node are */
+	MB_WHY_COST_BUDGET,  /* a guest that has used so little CPU time may cost no more */
 	MB_WHY_NO_ROOM,	     /* nodes nearer to its users are short of memory */
 	MB_WHY_FORBIDDEN,    /* nodes nearer to its users must not be used */
 	MB_WHY_PLAN_FULL,    /* max_actions */
