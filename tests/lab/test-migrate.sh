@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Memory follows its users on two nodes: what begins on the wrong one, what nobody has to move, and guests that check
 # themselves while it happens.
+# tests/run: alone
 lab_options=(--in "$(dirname "$0")/tracker.sh")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # tests/unit/test_mover.c where there are two nodes: what moves and what cannot, with and without privilege, beside
 # threads that write; on both kernels.
+# tests/run: alone
 . "$(dirname "$0")/test-common.sh"
 build=${MB_BUILD:-$here/../../build}
 libraries=()

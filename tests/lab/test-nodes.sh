@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # More nodes than KVM has views: vCPUs change views by turns, each node's memory is told, it follows its users, and
 # nothing is lost meanwhile: checked by splash, and by a stock guest whose vCPUs go and come back.
+# tests/run: alone
 lab_options=(--nodes 4 --cpus-per-node 1 --memory-per-node 640M --in "$(dirname "$0")/tracker.sh")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh

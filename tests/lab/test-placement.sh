@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Which nodes machines are put on: apart from each other, where less runs, in the place of one that was killed, as asked for,
 # within a cpuset; and a rebalance, after which memory follows.
+# tests/run: alone
 . "$(dirname "$0")/guests.sh"
 
 # Of one node's size, nearly: two of them do not fit one node.

@@ -3,6 +3,7 @@
 # A stock guest on two nodes whose memory gets copies as the policy says, from its first instruction to its last: what it computes,
 # reads and writes with DMA is right, also after a vCPU was away,
 # another kernel took over, and the machine was reset. The map shows what got them; a picture of it is left in $LAB_OUT.
+# tests/run: alone
 lab_options=(--in "$(dirname "$0")/tracker.sh" --in "$(dirname "$0")/copied-what")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh

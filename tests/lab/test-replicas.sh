@@ -3,6 +3,7 @@
 # Copies of guest memory on two nodes: what both views read gets some, from within KVM the first write takes them away,
 # and guests that check themselves find nothing wrong, with everything at once and at random. Before that, all who write
 # guest memory one by one: tests/kvm/test_writers.c.
+# tests/run: alone
 lab_options=(--in "$(dirname "$0")/tracker.sh")
 [ -n "${LAB-}" ] || lab_options+=(--in "${MB_BUILD:-$(dirname "$0")/../../build}/tests/kvm/test_writers"
 	--in "$(ldd "${MB_BUILD:-$(dirname "$0")/../../build}/tests/kvm/test_writers" | awk '/libsubunit/ { print $3 }')")

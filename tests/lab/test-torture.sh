@@ -7,6 +7,7 @@
 # this checkout, in rounds: each object has to be, byte for byte, what the same compiler makes of the same source out here,
 # without a machine or a memory manager. None of them may notice, and the host gets all memory back. Two minutes;
 # TORTURE_SECONDS says otherwise (tests/run torture: half an hour).
+# tests/run: alone
 seconds=${TORTURE_SECONDS:-120}
 
 # make_kit ROOT FILE: a disk with the compiler, with its libraries and the loader, of sources after the preprocessor, and of

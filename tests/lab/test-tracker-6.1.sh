@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The tracker on a kernel that has neither PAGEMAP_SCAN nor asynchronous write protection (before 6.7): it tells who
 # uses what, and not who writes. And without userfaultfd as well.
+# tests/run: alone
 lab_options=(--kernel 6.1 --in "$(dirname "$0")/tracker.sh" --in "$(dirname "$0")/../kvm/without")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The tracker under real nested paging, on two nodes: how many views it has, what it says of programs whose use of
 # memory is known, guests that check themselves under it, huge pages that stay, and what it asks of KVM.
+# tests/run: alone
 lab_options=(--in "$(dirname "$0")/tracker.sh" --in "$(dirname "$0")/../kvm/heat.py")
 . "$(dirname "$0")/guests.sh"
 # shellcheck source=tests/lab/tracker.sh

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # splash's programs under real nested paging, with one view and with two. None is tried again.
+# tests/run: alone
 lab_options=(--memory-per-node 3G)
 . "$(dirname "$0")/guests.sh"
 
