@@ -347,6 +347,21 @@ static int run_program(
 	return rc;
 }
 
+/* As a machine does that nobody tells how many views to use. */
+static void tell_nodes_apart(struct mb_sim_config *config, const struct mb_sim_host *host)
+{
+	unsigned n_views = config->n_views, n = 0;
+
+	for (unsigned i = 0; i < host->n_nodes; i++)
+		n += host->cpus[i] > 0;
+	if (n > MB_HEAT_VIEWS)
+		n = MB_HEAT_VIEWS;
+	if (n_views < 2 || n <= n_views)
+		return;
+	config->n_views = n;
+	config->n_turns = mb_heat_n_turns(n, n_views);
+}
+
 static int simulate(struct work *w, struct sim_report *report, struct mb_error *err)
 {
 	static const char *const starts[] = {
@@ -378,6 +393,8 @@ static int simulate(struct work *w, struct sim_report *report, struct mb_error *
 	report->start = starts[a->trace ? MB_SIM_SEEN : a->start];
 	if (a->trace)
 		return run_trace(w, report, err);
+	tell_nodes_apart(&w->config, &report->host);
+	report->n_turns = w->config.n_turns;
 	if (!w->config.length_ns)
 		w->config.length_ns = 60000000000ull;
 	for (unsigned i = 0; i < a->n_programs && !rc; i++)

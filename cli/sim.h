@@ -21,7 +21,8 @@ struct sim_run {
 struct sim_report {
 	char host_name[128], host_source[512];
 	struct mb_sim_host host;
-	unsigned n_views;
+	unsigned n_views;  /* that the host gives */
+	unsigned n_turns;  /* 0: each is always what it is */
 	const char *start; /* where memory is at first */
 	unsigned n_runs;
 	struct sim_run run[SIM_MAX_RUNS];

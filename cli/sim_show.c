@@ -132,8 +132,9 @@ void sim_show(const struct sim_report *report, bool utf8)
 	printf("Modelled, not measured. Host: %s", report->host_name);
 	if (*report->host_source)
 		printf(" (%s)", report->host_source);
-	printf("; %u view%s.\n%u machine%s", report->n_views, report->n_views == 1 ? "" : "s",
-		first->n_machines, first->n_machines == 1 ? "" : "s");
+	printf("; %u view%s%s.\n%u machine%s", report->n_views, report->n_views == 1 ? "" : "s",
+		report->n_turns > 1 ? ", by turns" : "", first->n_machines,
+		first->n_machines == 1 ? "" : "s");
 	if (first->n_vcpus)
 		printf(" of %u vCPU%s and %s", first->n_vcpus, first->n_vcpus == 1 ? "" : "s",
 			memory);

@@ -77,7 +77,9 @@ int mb_sim_look(struct looks *looks, const struct mb_sim_config *config,
 	const uint64_t view_nodes[MB_HEAT_VIEWS], const struct mb_sim_uses *uses, uint64_t now_ns,
 	uint32_t *seed)
 {
-	uint64_t n = config->looks_per_s * config->step_ns / 1000000000ull;
+	/* Each turn has looks of its own. */
+	uint64_t n = config->looks_per_s * config->step_ns / 1000000000ull /
+		     (config->n_turns ? config->n_turns : 1);
 
 	if (looks->n != uses->n) {
 		free(looks->look);

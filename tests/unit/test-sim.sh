@@ -44,6 +44,15 @@ expect 0 '' sim --json
 cmp -s out first || bad "twice the same is not the same"
 expect 0 '' sim --json --seed 2 --program mixed --machines 12 --nodes 4 --span 2 --start interleave
 holds 'runs["mixed"]["machines"] == 12 and len(j["host"]["ns"]) == 4'
+# Nodes that share views by turns are told apart, with one view they are not.
+expect 0 '' sim --json --program private --nodes 4 --start worst
+holds 'j["views"] == 2 and runs["private"]["cases"]["policy"]["local"] > 0.9'
+expect 0 '' sim --json --program private --nodes 4 --start worst --views 1
+holds 'runs["private"]["moves"] == 0'
+expect 0 '' sim --program private --nodes 8 --seconds 3
+has '2 views, by turns'
+expect 0 '' sim --program private --nodes 8 --seconds 3 --views 8
+has '8 views\.'
 for start in first interleave worst best; do
 	expect 0 '' sim --json --start "$start" --program private --program phase --seconds 20
 	holds 'len(j["runs"]) == 2'

@@ -217,6 +217,30 @@ START_TEST(test_conservation)
 }
 END_TEST
 
+/* Turns share the looks: as many as with so many a second fewer. */
+START_TEST(test_turns)
+{
+	double s[2];
+
+	config.start = MB_SIM_WORST;
+	config.noise = 0;
+	for (unsigned turns = 1; turns <= 2; turns++) {
+		n_loads = 0;
+		config.n_turns = turns;
+		config.looks_per_s = 4 * turns;
+		add_guest("private");
+		run();
+		s[turns - 1] = result.s[MB_SIM_POLICY];
+	}
+	ck_assert(s[0] == s[1]);
+	n_loads = 0;
+	config.looks_per_s = 4;
+	add_guest("private");
+	run();
+	ck_assert(result.s[MB_SIM_POLICY] > s[0]);
+}
+END_TEST
+
 /* What is right in the end, from the worst place: 90 % local after five seconds at the latest. */
 START_TEST(test_right_answers)
 {
@@ -312,6 +336,7 @@ int main(void)
 	tcase_add_test(cases, test_queue);
 	tcase_add_loop_test(cases, test_order, 0, 6);
 	tcase_add_test(cases, test_conservation);
+	tcase_add_test(cases, test_turns);
 	tcase_add_loop_test(cases, test_right_answers, 0, 2);
 	tcase_add_test(cases, test_repeats);
 	tcase_add_test(cases, test_spills);

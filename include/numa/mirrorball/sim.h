@@ -74,7 +74,8 @@ enum mb_sim_start {
 
 struct mb_sim_config {
 	struct mb_policy_config policy;
-	unsigned n_views;		    /* 1..MB_HEAT_VIEWS */
+	unsigned n_views;		    /* that are told apart, 1..MB_HEAT_VIEWS */
+	unsigned n_turns;		    /* that it takes (mb_heat_n_turns); 0: 1 */
 	uint64_t view_nodes[MB_HEAT_VIEWS]; /* a bit for each node; all 0: groups of near ones */
 	uint64_t length_ns;		    /* of guest time */
 	uint64_t step_ns;		    /* between two plans */
