@@ -16,6 +16,7 @@ void mb_policy_defaults(struct mb_policy_config *config)
 		.move_block_ns = 300000,
 		.split_block_ns = 500000,
 		.copy_page_ns = 8000,
+		.copy_run_ns = 50000,
 		.small_walk_ns = 50,
 		.cold_per_s = 0.1,
 		.min_confidence = 0.5,

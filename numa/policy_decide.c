@@ -140,6 +140,12 @@ bool mb_policy_pays_back(const struct work *w, double gain, double cost_ns)
 	return gain > 0 && cost_ns / gain * 1e9 <= (double)w->config->payback_ns;
 }
 
+double mb_policy_copy_cost(const struct work *w, uint64_t len)
+{
+	return w->config->copy_run_ns +
+	       (double)len / (double)MB_HEAT_PAGE_BYTES * w->config->copy_page_ns;
+}
+
 static double move_cost(const struct work *w, const struct unit *u)
 {
 	double n = (double)u->len_bytes / (double)u->granule_bytes;
@@ -204,8 +210,6 @@ static double small_cost(const struct work *w, const struct unit *u)
 /* Replicas for the views that are far from it, if that is worth it. */
 static void decide_replicas(const struct work *w, struct unit *u)
 {
-	double n = (double)u->len_bytes / (double)MB_HEAT_PAGE_BYTES;
-
 	u->why = MB_WHY_LOCAL;
 	u->gain = u->cost_ns = 0;
 	for (unsigned v = 0; v < w->n_views; v++) {
@@ -221,7 +225,7 @@ static void decide_replicas(const struct work *w, struct unit *u)
 			continue;
 		u->why = MB_WHY_REPLICATE;
 		u->gain += gain;
-		u->cost_ns += n * w->config->copy_page_ns;
+		u->cost_ns += mb_policy_copy_cost(w, u->len_bytes);
 	}
 	if (u->huge && u->why == MB_WHY_REPLICATE) {
 		u->small_ns = small_cost(w, u);

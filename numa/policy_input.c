@@ -227,28 +227,43 @@ static void add_run(
 	}
 }
 
+#define MOST 0.5 /* of the accesses to a block */
+
 /*
- * A huge page of which several extents have parts: it moves whole for its one user. If it has none,
- * but parts of it have, then these may move without the rest.
+ * Whether a huge page of which several extents have parts is taken as a whole: for its one user; if
+ * none of the parts has one; or if it can have copies, nobody writes it, and most of its accesses
+ * are to parts that are shared, of which many may look like a single view's by chance: then copies
+ * of all of it serve everybody, in one piece. Otherwise parts may go where the rest does not.
+ * `single`: accesses a second to parts that have one user.
  */
+static bool stays_whole(const struct work *w, const struct unit *all, double single)
+{
+	enum class class = mb_policy_class(w, all);
+
+	return class == CLASS_SINGLE || !(single > 0) ||
+	       (class == CLASS_READ_SHARED && w->config->replicas &&
+		       single < MOST * mb_policy_all_accesses(w, all));
+}
+
 static void end_block(struct reader *r)
 {
 	struct unit all = {.node = -1, .target = -1, .first_target = -1}, *u;
 	const struct mb_extent *extent = r->w->input->extent;
-	bool whole = r->block_bytes == MB_HEAT_BLOCK_BYTES, split = false;
-	double confidence = INFINITY;
+	bool whole = r->block_bytes == MB_HEAT_BLOCK_BYTES;
+	double confidence = INFINITY, single = 0;
 
 	for (unsigned i = 0; i < r->n_pending; i++) {
 		const struct part *p = &r->pending[i];
 		struct unit one = {0};
 
 		add_heat(r->w, &one, &extent[p->extent], p->len_bytes, false);
-		split |= mb_policy_class(r->w, &one) == CLASS_SINGLE &&
-			 one.touches >= r->w->config->cold_per_s;
+		if (mb_policy_class(r->w, &one) == CLASS_SINGLE &&
+			one.touches >= r->w->config->cold_per_s)
+			single += mb_policy_all_accesses(r->w, &one);
 		confidence = fmin(confidence, one.confidence);
 		add_heat(r->w, &all, &extent[p->extent], p->len_bytes, false);
 	}
-	if (whole && (mb_policy_class(r->w, &all) == CLASS_SINGLE || !split)) {
+	if (whole && stays_whole(r->w, &all, single)) {
 		u = new_unit(r);
 		if (!u)
 			return;

@@ -106,6 +106,7 @@ bool mb_policy_is_move(enum mb_why why);
 /* The best node but for those of `without`, and what it brings; -1, and why not. */
 int mb_policy_target(const struct work *w, const struct unit *u, uint64_t without, double *gain,
 	enum mb_why *why);
+double mb_policy_copy_cost(const struct work *w, uint64_t len); /* for one view */
 bool mb_policy_pays_back(const struct work *w, double gain, double cost_ns);
 
 /* policy_spend.c: fills the buckets; actions of units within budgets, the best first. -ENOMEM. */

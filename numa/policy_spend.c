@@ -132,7 +132,7 @@ static double of_nodes(const struct mb_policy *policy, const struct unit *u, int
 static double cost_of(const struct work *w, const struct unit *u, uint64_t len)
 {
 	if (u->why == MB_WHY_REPLICATE)
-		return (double)len / (double)MB_HEAT_PAGE_BYTES * w->config->copy_page_ns;
+		return mb_policy_copy_cost(w, len);
 	return u->cost_ns * (double)len / (double)u->len_bytes;
 }
 

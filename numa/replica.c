@@ -13,11 +13,14 @@
 #include "map_count.h"
 #include "replica_internal.h"
 
-#define BACKOFF_NS   1000000000ull
-#define LEVEL_MAX    12u /* it has doubled so often: more than an hour */
-#define FORGIVE	     8u	 /* a copy that was not written for so many waits has paid for itself */
-#define PAGE_FAULTS  3u	 /* so many single pages of a block are collapsed, then all of it */
-#define SHARE_OF_MAX 2u
+#define BACKOFF_NS 1000000000ull
+#define LEVEL_MAX  12u /* it has doubled so often: more than an hour */
+#define FORGIVE	   8u  /* a copy that was not written for so many waits has paid for itself */
+/* So many single pages of a block are collapsed, and one more for each so many of its pages that
+ * are left, then all of it: a write that waits costs as much as some six pages' copies. */
+#define PAGE_FAULTS   3u
+#define PAGES_A_FAULT 8u
+#define SHARE_OF_MAX  2u
 
 /* ---- back-off ---- */
 
@@ -162,6 +165,21 @@ static bool is_away(const struct mb_replicas *r, uint64_t first, uint64_t n)
 	return i < n;
 }
 
+/*
+ * Whether the next write makes all of the block's pages one again, and not only what was written.
+ * Each page that goes by itself leaves more mappings behind, of which there are so many.
+ */
+static bool takes_all(struct mb_replicas *r, const struct block *b)
+{
+	uint64_t mappings;
+
+	pthread_mutex_lock(&r->count_lock);
+	mappings = r->n_mappings;
+	pthread_mutex_unlock(&r->count_lock);
+	return b->n_faults >= PAGE_FAULTS + b->n_away / PAGES_A_FAULT ||
+	       mappings + 2 * r->config.n_views > r->config.max_mappings;
+}
+
 int mb_replica_written(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait)
 {
@@ -173,7 +191,7 @@ int mb_replica_written(
 	/* Another writer was first. */
 	if (!is_away(r, first, n))
 		return mb_replica_collapse_pages(r, b, first, n, may_wait);
-	if (b->n_faults >= PAGE_FAULTS) {
+	if (takes_all(r, b)) {
 		rc = mb_replica_collapse_pages(r, b, block_first, BLOCK_PAGES, may_wait);
 		if (!rc)
 			back_off(r, &b->whole, now);

@@ -11,9 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PAGE   4096ull
-#define BLOCK  (2ull << 20)
-#define SINGLE 3u /* pages of a block that are collapsed alone; the next write takes all of it */
+#define PAGE  4096ull
+#define BLOCK (2ull << 20)
+#define APART 32u /* pages from one that gets a copy to the next, where not all do */
 
 static struct mb_ram_mapping view[2];
 static struct mb_replicas *replicas;
@@ -33,10 +33,25 @@ static void copy(bool scattered)
 	struct mb_replicated done = {0};
 	uint64_t begin_ns = mb_now_ns();
 
-	for (uint64_t at = 0; at < bytes; at += scattered ? 32 * PAGE : BLOCK)
+	for (uint64_t at = 0; at < bytes; at += scattered ? APART * PAGE : BLOCK)
 		mb_replicas_replicate(replicas, at, scattered ? PAGE : BLOCK, 2, &done);
 	printf("copy-%s %.2f\n", scattered ? "scattered" : "block",
 		(double)(mb_now_ns() - begin_ns) / 1e3 / ((double)done.copied_bytes / PAGE));
+}
+
+/* One page after the other, until a write takes all copies of the block. */
+static void write_block(bool scattered, unsigned v, uint64_t at)
+{
+	const unsigned step = scattered ? APART : 4;
+	bool left = true;
+
+	for (unsigned i = 0; i < BLOCK / PAGE && left; i += step) {
+		double us = write_us(v, at + i * PAGE);
+
+		left = mb_replicas_share(replicas, at, BLOCK, 1) > 0;
+		printf("%s-%s %.1f\n", left ? "page" : "block", scattered ? "scattered" : "whole",
+			us);
+	}
 }
 
 static void turn(bool scattered, unsigned v)
@@ -45,9 +60,7 @@ static void turn(bool scattered, unsigned v)
 
 	copy(scattered);
 	for (uint64_t at = 0; at < bytes; at += BLOCK)
-		for (unsigned i = 0; i <= SINGLE; i++)
-			printf("%s-%s %.1f\n", i < SINGLE ? "page" : "block",
-				scattered ? "scattered" : "whole", write_us(v, at + i * 32 * PAGE));
+		write_block(scattered, v, at);
 	usleep(10000); /* what is done after a writer was woken */
 	copy(scattered);
 	begin_ns = mb_now_ns();

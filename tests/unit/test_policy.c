@@ -513,9 +513,9 @@ START_TEST(test_huge_split_replica)
 {
 	config.small_walk_ns = 25;
 	config.replicas = true;
-	add_read(256 * PAGE, 0, true, 300, 300);
-	add_read(128 * PAGE, 0, true, 100, 0);
-	add_read(128 * PAGE, 0, true, 0, 100);
+	add_read(256 * PAGE, 0, true, 100, 100);
+	add_read(128 * PAGE, 0, true, 300, 0);
+	add_read(128 * PAGE, 0, true, 0, 300);
 	make_plan();
 	expect(0, MB_WHY_REPLICATE);
 	expect(1, MB_WHY_LOCAL);
@@ -523,13 +523,47 @@ START_TEST(test_huge_split_replica)
 	ck_assert_uint_eq(plan.n_actions, 2);
 	for (unsigned i = 0; i < 2; i++)
 		ck_assert_double_eq_tol(plan.action[i].cost_ns,
-			plan.action[i].kind == MB_ACTION_REPLICATE ? 256 * 8000
+			plan.action[i].kind == MB_ACTION_REPLICATE ? 256 * 8000 + 50000
 								   : 128 * 5000 + 500000,
 			1);
 	ck_assert_double_eq_tol(sum_of_gains(),
-		(256 * 300 + 128 * 100) * 8 * 110 - 25 * (256 * 600 + 128 * 200), 1);
+		(256 * 100 + 128 * 300) * 8 * 110 - 25 * (256 * 200 + 128 * 600), 1);
 	ck_assert_double_eq_tol(
 		sum_of_gains(), verdict_of(0)->gain_ns_per_s + verdict_of(2)->gain_ns_per_s, 1);
+}
+END_TEST
+
+/* Where most of it is shared and nobody writes it, all of it gets copies, in one piece. */
+START_TEST(test_huge_replica)
+{
+	config.replicas = true;
+	for (unsigned turn = 0; turn < 3; turn++) {
+		n_extents = 0;
+		now += 1000 * SECOND;
+		for (unsigned i = 0; i < 100; i++) {
+			add_read(2 * PAGE, 0, true, 10, 10);
+			add_read(2 * PAGE, 0, true, i & 1 ? 12 : 0, i & 1 ? 0 : 12);
+		}
+		add_read(112 * PAGE, 0, true, 0, 0);
+		/* What is written now and then is nothing against that, the more often it is. */
+		extent[0].view[1].write = turn == 1 ? 3 : turn == 2 ? 90 : 0;
+		make_plan();
+		expect(1, turn < 2 ? MB_WHY_REPLICATE : MB_WHY_MIGRATE);
+		if (turn == 2)
+			continue;
+		ck_assert_uint_eq(plan.n_actions, 1);
+		ck_assert_uint_eq(plan.action[0].len_bytes, BLOCK);
+		ck_assert_int_eq(plan.action[0].view, 1);
+		expect(200, MB_WHY_REPLICATE);
+	}
+	/* Where they are not possible parts go by themselves. */
+	config.replicas = false;
+	extent[0].view[1].write = 0;
+	now += 1000 * SECOND;
+	make_plan();
+	expect(1, MB_WHY_MIGRATE);
+	expect(3, MB_WHY_LOCAL);
+	expect(0, MB_WHY_READ_SHARED);
 }
 END_TEST
 
@@ -663,6 +697,7 @@ int main(void)
 	tcase_add_test(cases, test_small_walk);
 	tcase_add_test(cases, test_huge_split_dropped);
 	tcase_add_test(cases, test_huge_split_replica);
+	tcase_add_test(cases, test_huge_replica);
 	tcase_add_test(cases, test_huge_split_elsewhere);
 	tcase_add_test(cases, test_partly_moved);
 	tcase_add_test(cases, test_history_is_bounded);

@@ -363,6 +363,13 @@ START_TEST(test_small)
 }
 END_TEST
 
+/* In view 1, what they have already. */
+static void write_pages(unsigned first, unsigned n)
+{
+	for (unsigned i = first; i < first + n; i++)
+		*word_at(1, i * PAGE) = word(i * PAGE);
+}
+
 /* After some pages of a block were written, all of it is one again; and waits. */
 START_TEST(test_backs_off)
 {
@@ -385,11 +392,35 @@ START_TEST(test_backs_off)
 		ck_assert_uint_ge(mb_now_ns() - begin_ns, 200000000ull << turn);
 		mb_replicas_collapse(replicas, 0, BLOCK);
 	}
+	/* Page by page, until there were so many that all of it is one again, and waits. */
 	replicate(0, BLOCK, 2);
-	for (unsigned i = 10; i < 14; i++)
-		*word_at(1, i * PAGE) = word(i * PAGE);
+	write_pages(10, 50);
+	ck_assert_uint_eq(bytes_soon(BLOCK - 50 * PAGE), BLOCK - 50 * PAGE);
+	check();
+	write_pages(60, 30);
 	ck_assert_uint_eq(bytes_soon(0), 0);
 	ck_assert_uint_eq(replicate(0, BLOCK, 2).waiting_bytes, BLOCK);
+	check();
+	finish();
+}
+END_TEST
+
+/* Where there are many mappings already, a write leaves no more of them. */
+START_TEST(test_writes_end_mappings)
+{
+	uint64_t most = 0;
+
+	config.max_mappings = 24;
+	if (!make(2))
+		return;
+	replicate(0, BLOCK, 2);
+	for (unsigned i = 0; i < 40; i++) {
+		write_pages(10 + 2 * i, 1);
+		most = ask().mappings > most ? ask().mappings : most;
+	}
+	ck_assert_uint_eq(bytes_soon(0), 0);
+	ck_assert_uint_ge(most, 16);
+	ck_assert_uint_le(most, 24 + 4);
 	check();
 	finish();
 }
@@ -412,8 +443,8 @@ START_TEST(test_huge_again)
 	ck_assert_uint_le(pmd_mapped(), before);
 	if (_i)
 		mb_replicas_reclaim(replicas, BYTES);
-	for (unsigned i = 10; i < 12 && !_i; i++)
-		*word_at(1, i * PAGE) = word(i * PAGE);
+	else
+		write_pages(10, 70);
 	ck_assert_uint_eq(bytes_soon(0), 0);
 	ck_assert_int_eq(mb_replicas_remap(replicas, 0, 0, PAGE), 0); /* after what follows */
 	check();
@@ -807,6 +838,7 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_mappings);
 	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);
+	tcase_add_test(all, test_writes_end_mappings);
 	tcase_add_loop_test(all, test_huge_again, 0, 2);
 	tcase_add_test(all, test_hold);
 	tcase_add_test(all, test_bounds);

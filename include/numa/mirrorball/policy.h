@@ -51,7 +51,10 @@ struct mb_policy_config {
 	 * faults of each view after it. What moves pays for it together. Add what a pause of all
 	 * vCPUs costs, if there is one. */
 	double split_block_ns;
-	double copy_page_ns; /* 8000: a replica: protect in every view, copy, map */
+	double copy_page_ns; /* 8000: of a replica: copy, and a fault of each view */
+	/* 50000: of a range that gets one, however long: mappings are made and moved, with a word to
+	 * another thread for each (bench/collapse: 30 us, and 250 where CPUs are short) */
+	double copy_run_ns;
 	/* 50: what a touch of a 4 KiB page takes longer from then on where 2 MiB were mapped at
 	 * once, as where it has a replica or was taken apart: a walk of page tables after a miss of
 	 * the TLB. bench/small-pages: 13 to 28 ns where page tables stay in a cache, 96 to 262
