@@ -233,6 +233,27 @@ static void decide_replicas(const struct work *w, struct unit *u)
 	}
 }
 
+/*
+ * Whether copies are worth a try, of huge pages in which somebody writes something. What it costs
+ * in vain, a write that waits for each page of some, is taken to be as much as the copies.
+ */
+static bool is_worth_a_try(const struct work *w, struct unit *u)
+{
+	struct unit as_read = *u;
+
+	if (!w->config->replicas || !(w->config->try_share > 0) || !u->huge || u->in_detail)
+		return false;
+	if (u->has_record && w->input->now_ns < u->next_ns)
+		return false;
+	decide_replicas(w, &as_read);
+	as_read.gain *= w->config->try_share;
+	if (as_read.why != MB_WHY_REPLICATE ||
+		!mb_policy_pays_back(w, as_read.gain, 2 * as_read.cost_ns))
+		return false;
+	*u = as_read;
+	return true;
+}
+
 static enum mb_why decide_move(const struct work *w, struct unit *u)
 {
 	enum mb_why why;
@@ -253,7 +274,9 @@ static enum mb_why decide_move(const struct work *w, struct unit *u)
 	if (u->class == CLASS_READ_SHARED)
 		return MB_WHY_READ_SHARED;
 	u->target = spread_target(w, u, &u->gain);
-	return u->target >= 0 ? MB_WHY_SPREAD : MB_WHY_WRITE_SHARED;
+	if (u->target >= 0)
+		return MB_WHY_SPREAD;
+	return is_worth_a_try(w, u) ? MB_WHY_REPLICATE : MB_WHY_WRITE_SHARED;
 }
 
 static enum mb_why decide(const struct work *w, struct unit *u)

@@ -270,7 +270,7 @@ static void end_block(struct reader *r)
 		*u = all;
 		u->offset = r->block;
 		u->len_bytes = u->granule_bytes = MB_HEAT_BLOCK_BYTES;
-		u->huge = true;
+		u->huge = u->in_detail = true;
 		u->confidence = confidence;
 		add_history(r, u);
 		for (unsigned i = 0; i < r->n_pending; i++) {

@@ -29,6 +29,7 @@ struct unit {
 	uint64_t offset, len_bytes;
 	uint64_t granule_bytes; /* what moves whole */
 	bool huge, split;
+	bool in_detail; /* huge, and its pages are known */
 	bool odd, has_record;
 	int node;     /* index; -1: unknown */
 	double share; /* of it that is there */

@@ -70,6 +70,49 @@ START_TEST(test_shared)
 }
 END_TEST
 
+/* Of a huge page of which nothing is known but that some of it is written, writes tell what is. */
+START_TEST(test_try)
+{
+	uint64_t last = 0;
+	unsigned n = 0;
+
+	config.replicas = true;
+	add_read(BLOCK, 0, true, 60, 60);
+	/* Not where pages are known, or where there is little to be had. */
+	add_read(BLOCK, 0, false, 60, 60);
+	add_read(BLOCK / 2, 0, true, 60, 60);
+	add_read(BLOCK / 2, 0, true, 50, 50);
+	add_read(BLOCK, 0, true, 1, 1);
+	for (unsigned i = 0; i < n_extents; i++)
+		extent[i].view[0].write = extent[i].view[1].write = extent[i].view[0].read;
+	make_plan();
+	expect(0, MB_WHY_REPLICATE);
+	for (unsigned i = 1; i < 5; i++)
+		expect(i, MB_WHY_WRITE_SHARED);
+	ck_assert_uint_eq(plan.n_actions, 1);
+	ck_assert_int_eq(plan.action[0].view, 1);
+	ck_assert_uint_eq(plan.action[0].len_bytes, BLOCK);
+	/* In vain: after a while again, and each time after a longer one. */
+	for (unsigned s = 1; s < 600; s++) {
+		now += SECOND;
+		make_plan();
+		if (!plan.n_actions) {
+			expect(0, MB_WHY_WRITE_SHARED);
+			continue;
+		}
+		ck_assert_uint_ge(s - last, 5ull << n);
+		last = s;
+		n++;
+	}
+	ck_assert_uint_ge(n, 4);
+	ck_assert_uint_le(n, 6);
+	config.try_share = 0;
+	now += 3600 * SECOND;
+	make_plan();
+	expect(0, MB_WHY_WRITE_SHARED);
+}
+END_TEST
+
 /* Shared by two, and at home with a third: nearer to both is better. */
 START_TEST(test_shared_elsewhere)
 {
@@ -679,6 +722,7 @@ int main(void)
 	tcase_add_checked_fixture(cases, setup, teardown);
 	tcase_add_test(cases, test_migrate);
 	tcase_add_test(cases, test_shared);
+	tcase_add_test(cases, test_try);
 	tcase_add_test(cases, test_shared_elsewhere);
 	tcase_add_test(cases, test_spread);
 	tcase_add_test(cases, test_threshold);

@@ -55,6 +55,11 @@ struct mb_policy_config {
 	/* 50000: of a range that gets one, however long: mappings are made and moved, with a word to
 	 * another thread for each (bench/collapse: 30 us, and 250 where CPUs are short) */
 	double copy_run_ns;
+	/* 0.5: of a 2 MiB page that several use, and of which nobody knows more than that some of it
+	 * is written, so much of the gain is expected of copies: the first write to each page that is
+	 * written tells which ones are, and costs as much as two pages' copies. If there are many of
+	 * them that was in vain, and is tried again after waits that double. 0: is not tried. */
+	double try_share;
 	/* 50: what a touch of a 4 KiB page takes longer from then on where 2 MiB were mapped at
 	 * once, as where it has a replica or was taken apart: a walk of page tables after a miss of
 	 * the TLB. bench/small-pages: 13 to 28 ns where page tables stay in a cache, 96 to 262
