@@ -12,7 +12,7 @@
 
 #define STACK_BYTES  (256u << 10) /* the policy's host is large */
 #define SECOND_NS    1000000000ull
-#define COPIED_SHARE 0.5 /* of an extent, all views together */
+#define COPIED_SHARE 0.5 /* of a block, all views together */
 #define PAGE	     MB_HEAT_PAGE_BYTES
 #define BLOCK	     MB_HEAT_BLOCK_BYTES
 
@@ -527,23 +527,93 @@ static void blow(struct mb_manager *m)
 	m->rest_ns = mb_storm_rest_ns(copies ? took_ns : 0);
 }
 
+/* How much of it has copies, all views together. */
+static double copied_share(const struct mb_manager *m, const struct mb_extent *e)
+{
+	double share = 0;
+
+	for (unsigned v = 0; v < m->config.n_views; v++)
+		share += copied(m, e, v);
+	return share;
+}
+
+/* The first part of it, by blocks, of which all has copies or none, as *has_copies says. */
+static struct mb_extent first_part(
+	const struct mb_manager *m, const struct mb_extent *e, bool *has_copies)
+{
+	const uint64_t end = e->offset + e->len_bytes;
+	struct mb_extent part = *e, next = *e;
+
+	part.len_bytes = 0;
+	while (next.offset < end) {
+		uint64_t to = (next.offset / BLOCK + 1) * BLOCK;
+		bool has;
+
+		next.len_bytes = (to < end ? to : end) - next.offset;
+		has = copied_share(m, &next) >= COPIED_SHARE;
+		if (part.len_bytes && has != *has_copies)
+			break;
+		*has_copies = has;
+		part.len_bytes += next.len_bytes;
+		next.offset += next.len_bytes;
+	}
+	return part;
+}
+
+struct list {
+	struct mb_extent *extent;
+	unsigned n, room;
+};
+
+static int append(struct list *list, const struct mb_extent *e)
+{
+	if (list->n == list->room) {
+		unsigned room = list->room ? 2 * list->room : 256;
+		struct mb_extent *more = reallocarray(list->extent, room, sizeof(*more));
+
+		if (!more)
+			return -ENOMEM;
+		list->extent = more;
+		list->room = room;
+	}
+	list->extent[list->n++] = *e;
+	return 0;
+}
+
 /*
  * What has copies already is decided, until a write or a lack of memory ends that. Where its home
- * is would not be known, either: a view's page tables tell of the copy.
+ * is would not be known, either: a view's page tables tell of the copy. -ENOMEM.
  */
-static unsigned without_copied(struct mb_manager *m, struct mb_extent *extent, unsigned n)
+static int without_copied(struct mb_manager *m, struct mb_extent **extent, unsigned *n)
 {
-	unsigned kept = 0;
+	struct list kept = {0};
+	int rc = 0;
 
-	for (unsigned i = 0; i < n; i++) {
-		double share = 0;
+	for (unsigned i = 0; i < *n && !rc; i++) {
+		struct mb_extent rest = (*extent)[i];
 
-		for (unsigned v = 0; v < m->config.n_views; v++)
-			share += copied(m, &extent[i], v);
-		if (share < COPIED_SHARE)
-			extent[kept++] = extent[i];
+		if (!(copied_share(m, &rest) > 0)) {
+			rc = append(&kept, &rest);
+			continue;
+		}
+		while (rest.len_bytes && !rc) {
+			bool has_copies = false;
+			struct mb_extent part = first_part(m, &rest, &has_copies);
+
+			if (!has_copies)
+				rc = append(&kept, &part);
+			rest.offset += part.len_bytes;
+			rest.len_bytes -= part.len_bytes;
+		}
 	}
-	return kept;
+	if (rc) {
+		free(kept.extent);
+		return rc;
+	}
+	free(*extent);
+	*extent = kept.extent;
+	*n = kept.n;
+	return 0;
 }
 
 /* Looks, and does what the policy says. */
@@ -563,18 +633,21 @@ static void step(struct mb_manager *m, uint64_t now_ns)
 	pthread_mutex_unlock(&m->lock);
 	m->config.ops->look(m->config.ctx, &m->config.host);
 	input.guest_ns = m->config.ops->guest_ns(m->config.ctx);
+	if (m->config.policy.replicas)
+		input.n_writes = m->config.ops->n_writes(m->config.ctx);
 	rc = m->config.ops->extents(m->config.ctx, &extent, &input.n_extents);
 	if (rc) {
 		complain(m, "ask the tracker", rc);
 		return;
 	}
-	input.extent = extent;
 	note_extents(m, extent, input.n_extents, now_ns);
-	if (m->config.policy.replicas)
-		input.n_extents = without_copied(m, extent, input.n_extents);
 	/* What is planned counts as done: not while it cannot be. */
-	rc = may_go_on(m) && !m->config.storm_bytes ? mb_policy_plan(m->policy, &input, &plan)
-						    : -ECANCELED;
+	if (!may_go_on(m) || m->config.storm_bytes)
+		rc = -ECANCELED;
+	if (!rc && m->config.policy.replicas)
+		rc = without_copied(m, &extent, &input.n_extents);
+	input.extent = extent;
+	rc = rc ? rc : mb_policy_plan(m->policy, &input, &plan);
 	if (!rc) {
 		note_plan(m, &plan);
 		for (unsigned i = 0; i < plan.n_actions && act(m, &plan, i, now_ns); i++)

@@ -17,6 +17,7 @@ void mb_policy_defaults(struct mb_policy_config *config)
 		.split_block_ns = 500000,
 		.copy_page_ns = 8000,
 		.copy_run_ns = 50000,
+		.copied_write_ns = 50000,
 		.try_share = 0.5,
 		.small_walk_ns = 50,
 		.cold_per_s = 0.1,

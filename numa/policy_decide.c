@@ -279,7 +279,7 @@ static enum mb_why decide_move(const struct work *w, struct unit *u)
 	return is_worth_a_try(w, u) ? MB_WHY_REPLICATE : MB_WHY_WRITE_SHARED;
 }
 
-static enum mb_why decide(const struct work *w, struct unit *u)
+enum mb_why mb_policy_decide_unit(const struct work *w, struct unit *u)
 {
 	struct users users = find_users(w, u);
 	enum mb_why why;
@@ -376,7 +376,7 @@ static void share_split(const struct work *w, unsigned first, unsigned end)
 void mb_policy_decide(const struct work *w)
 {
 	for (unsigned i = 0; i < w->n_units; i++)
-		w->unit[i].why = decide(w, &w->unit[i]);
+		w->unit[i].why = mb_policy_decide_unit(w, &w->unit[i]);
 	for (unsigned i = 0, end; i < w->n_units; i = end) {
 		const uint64_t block = w->unit[i].offset / MB_HEAT_BLOCK_BYTES;
 

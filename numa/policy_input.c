@@ -227,52 +227,79 @@ static void add_run(
 	}
 }
 
-#define MOST 0.5 /* of the accesses to a block */
+#define MOST	    0.5 /* of the accesses to a block */
+#define MOST_WRITES 32u /* pages of it that may be written */
 
-/*
- * Whether a huge page of which several extents have parts is taken as a whole: for its one user; if
- * none of the parts has one; or if it can have copies, nobody writes it, and most of its accesses
- * are to parts that are shared, of which many may look like a single view's by chance: then copies
- * of all of it serve everybody, in one piece. Otherwise parts may go where the rest does not.
- * `single`: accesses a second to parts that have one user.
- */
-static bool stays_whole(const struct work *w, const struct unit *all, double single)
+/* Of a huge page of which several extents have parts. */
+struct block_parts {
+	double single;	  /* accesses a second to parts that have one user */
+	double copies_ns; /* what copies of the others would cost, each by itself */
+	uint64_t written; /* bytes */
+};
+
+static void add_to(struct block_parts *parts, const struct work *w, const struct unit *part)
 {
-	enum class class = mb_policy_class(w, all);
+	const double cold = w->config->cold_per_s;
 
-	return class == CLASS_SINGLE || !(single > 0) ||
-	       (class == CLASS_READ_SHARED && w->config->replicas &&
-		       single < MOST * mb_policy_all_accesses(w, all));
+	if (part->touches < cold)
+		return;
+	if (mb_policy_class(w, part) == CLASS_SINGLE)
+		parts->single += mb_policy_all_accesses(w, part);
+	else
+		parts->copies_ns += mb_policy_copy_cost(w, part->len_bytes);
+	if (part->write_touches * (double)MB_HEAT_PAGE_BYTES >= cold * (double)part->len_bytes)
+		parts->written += part->len_bytes;
 }
 
+/*
+ * Whether a huge page is taken as a whole although it has parts with a user of their own: because
+ * all of it is to get copies, in one piece. Most of its accesses are to what is shared, of which
+ * many parts may look like a single view's by chance; it costs no more than copies of parts; and
+ * few of its pages are written, each of which would lose its copy.
+ */
+static bool gets_copies_whole(
+	const struct work *w, const struct unit *all, const struct block_parts *parts)
+{
+	struct unit u = *all;
+
+	return parts->single < MOST * mb_policy_all_accesses(w, all) &&
+	       parts->copies_ns >= mb_policy_copy_cost(w, all->len_bytes) &&
+	       parts->written <= MOST_WRITES * MB_HEAT_PAGE_BYTES &&
+	       mb_policy_decide_unit(w, &u) == MB_WHY_REPLICATE;
+}
+
+/*
+ * A huge page of which several extents have parts: it moves whole for its one user. If it has none,
+ * but parts of it have, then these may move without the rest.
+ */
 static void end_block(struct reader *r)
 {
 	struct unit all = {.node = -1, .target = -1, .first_target = -1}, *u;
 	const struct mb_extent *extent = r->w->input->extent;
 	bool whole = r->block_bytes == MB_HEAT_BLOCK_BYTES;
-	double confidence = INFINITY, single = 0;
+	struct block_parts parts = {0};
+	double confidence = INFINITY;
 
+	all.offset = r->block;
+	all.len_bytes = all.granule_bytes = MB_HEAT_BLOCK_BYTES;
+	all.huge = all.in_detail = true;
 	for (unsigned i = 0; i < r->n_pending; i++) {
 		const struct part *p = &r->pending[i];
-		struct unit one = {0};
+		struct unit one = {.len_bytes = p->len_bytes};
 
 		add_heat(r->w, &one, &extent[p->extent], p->len_bytes, false);
-		if (mb_policy_class(r->w, &one) == CLASS_SINGLE &&
-			one.touches >= r->w->config->cold_per_s)
-			single += mb_policy_all_accesses(r->w, &one);
-		confidence = fmin(confidence, one.confidence);
+		add_to(&parts, r->w, &one);
 		add_heat(r->w, &all, &extent[p->extent], p->len_bytes, false);
+		confidence = fmin(confidence, one.confidence);
 	}
-	if (whole && stays_whole(r->w, &all, single)) {
+	all.confidence = confidence;
+	add_history(r, &all);
+	if (whole && (mb_policy_class(r->w, &all) == CLASS_SINGLE || !(parts.single > 0) ||
+			     gets_copies_whole(r->w, &all, &parts))) {
 		u = new_unit(r);
 		if (!u)
 			return;
 		*u = all;
-		u->offset = r->block;
-		u->len_bytes = u->granule_bytes = MB_HEAT_BLOCK_BYTES;
-		u->huge = u->in_detail = true;
-		u->confidence = confidence;
-		add_history(r, u);
 		for (unsigned i = 0; i < r->n_pending; i++) {
 			r->pending[i].unit = r->w->n_units - 1;
 			add_part(r, r->pending[i]);

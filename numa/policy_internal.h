@@ -19,7 +19,7 @@ struct mb_policy {
 	bool started;
 	uint64_t filled_ns;
 	double bytes, node_bytes[MB_MAX_NODES];
-	uint64_t guest_ns; /* that they were filled for */
+	uint64_t guest_ns, n_writes; /* that they were filled for */
 	double cost_ns;	   /* below 0: the last thing cost more than there was */
 	uint64_t short_nodes; /* below the low mark, and not yet above the high one */
 };
@@ -103,6 +103,7 @@ enum class mb_policy_class(const struct work *w, const struct unit *u);
 
 /* policy_decide.c: what is to become of each unit, budgets aside. */
 void mb_policy_decide(const struct work *w);
+enum mb_why mb_policy_decide_unit(const struct work *w, struct unit *u);
 bool mb_policy_is_move(enum mb_why why);
 /* The best node but for those of `without`, and what it brings; -1, and why not. */
 int mb_policy_target(const struct work *w, const struct unit *u, uint64_t without, double *gain,

@@ -48,16 +48,19 @@ static void allow_spread(struct work *w)
 static void fill_cost(struct mb_policy *policy, const struct work *w)
 {
 	const struct mb_policy_config *c = w->config;
-	uint64_t guest_ns = w->input->guest_ns;
-	double burst_ns = (double)c->cost_burst_ns;
+	uint64_t guest_ns = w->input->guest_ns, n_writes = w->input->n_writes;
+	double burst_ns = fmax((double)c->cost_burst_ns, 1); /* enough for a debt */
 
 	if (!policy->started)
 		policy->cost_ns = burst_ns;
 	else if (guest_ns > policy->guest_ns)
 		policy->cost_ns = fmin(burst_ns,
 			policy->cost_ns + c->cost_share * (double)(guest_ns - policy->guest_ns));
+	if (guest_ns && n_writes > policy->n_writes)
+		policy->cost_ns -= (double)(n_writes - policy->n_writes) * c->copied_write_ns;
 	if (!policy->started || guest_ns > policy->guest_ns)
 		policy->guest_ns = guest_ns;
+	policy->n_writes = n_writes;
 }
 
 void mb_policy_fill(struct mb_policy *policy, struct work *w)
@@ -136,11 +139,11 @@ static double cost_of(const struct work *w, const struct unit *u, uint64_t len)
 	return u->cost_ns * (double)len / (double)u->len_bytes;
 }
 
-/* What costs more than there ever is at once leaves a debt. */
-static uint64_t may_cost(
-	const struct mb_policy *policy, const struct work *w, const struct unit *u, uint64_t left)
+/* What costs more than there ever is at once leaves a debt. n: so many of them. */
+static uint64_t may_cost(const struct mb_policy *policy, const struct work *w, const struct unit *u,
+	uint64_t left, unsigned n)
 {
-	const double of_all = cost_of(w, u, left);
+	const double of_all = n * cost_of(w, u, left);
 
 	if (!w->input->guest_ns || of_all <= policy->cost_ns)
 		return left;
@@ -151,23 +154,31 @@ static uint64_t may_cost(
 		u->granule_bytes);
 }
 
-/* How much may go there, of bytes that are left; and what the limit is if that is not all. */
-static uint64_t may_go(const struct mb_policy *policy, const struct work *w, const struct unit *u,
-	int to, uint64_t left, enum mb_why *limit)
+/* How much has room there, of bytes that are left, if so many times as much goes there. */
+static uint64_t has_room(
+	const struct work *w, const struct unit *u, int to, uint64_t left, unsigned n_there)
 {
+	return least((double)left, w->room[to] / n_there, u->granule_bytes);
+}
+
+/* How much budgets allow; and which does not allow more. n: so many times as much goes in all. */
+static uint64_t may_spend(const struct mb_policy *policy, const struct work *w,
+	const struct unit *u, int to, uint64_t left, unsigned n, unsigned n_there,
+	enum mb_why *limit)
+{
+	const uint64_t granule = u->granule_bytes;
 	const struct {
 		enum mb_why why;
 		uint64_t bytes;
 	} limits[] = {
-		{MB_WHY_NO_ROOM, least((double)left, w->room[to], u->granule_bytes)},
 		{MB_WHY_NODE_BUDGET,
-			least((double)left, of_nodes(policy, u, to), u->granule_bytes)},
-		{MB_WHY_BUDGET, least((double)left, policy->bytes, u->granule_bytes)},
-		{MB_WHY_COST_BUDGET, may_cost(policy, w, u, left)},
+			least((double)left, of_nodes(policy, u, to) / n_there, granule)},
+		{MB_WHY_BUDGET, least((double)left, policy->bytes / n, granule)},
+		{MB_WHY_COST_BUDGET, may_cost(policy, w, u, left, n)},
 	};
 	unsigned lowest = 0;
 
-	if (w->plan->n_actions >= w->config->max_actions) {
+	if (w->plan->n_actions + n > w->config->max_actions) {
 		*limit = MB_WHY_PLAN_FULL;
 		return 0;
 	}
@@ -176,6 +187,19 @@ static uint64_t may_go(const struct mb_policy *policy, const struct work *w, con
 			lowest = i;
 	*limit = limits[lowest].why;
 	return limits[lowest].bytes;
+}
+
+/* How much may go there, of bytes that are left; and what the limit is if that is not all. */
+static uint64_t may_go(const struct mb_policy *policy, const struct work *w, const struct unit *u,
+	int to, uint64_t left, enum mb_why *limit)
+{
+	uint64_t may = may_spend(policy, w, u, to, left, 1, 1, limit),
+		 room = has_room(w, u, to, left, 1);
+
+	if (*limit == MB_WHY_PLAN_FULL || room > may)
+		return may;
+	*limit = MB_WHY_NO_ROOM;
+	return room;
 }
 
 static int go(struct mb_policy *policy, struct work *w, struct unit *u, uint64_t at, uint64_t len,
@@ -196,7 +220,8 @@ static int go(struct mb_policy *policy, struct work *w, struct unit *u, uint64_t
 		.cost_ns = cost_of(w, u, len),
 	};
 
-	policy->cost_ns -= action.cost_ns;
+	if (w->input->guest_ns)
+		policy->cost_ns -= action.cost_ns;
 	policy->bytes -= (double)len;
 	policy->node_bytes[to] -= (double)len;
 	if (u->node >= 0 && view < 0)
@@ -259,33 +284,60 @@ static int spread(struct mb_policy *policy, struct work *w, struct unit *u)
 	return rc;
 }
 
+/* Where the view's copy is to be, and what it brings; -1: nowhere. */
+static int copy_target(const struct work *w, const struct unit *u, unsigned v, double *gain)
+{
+	struct unit one = *u;
+	enum mb_why why;
+
+	for (unsigned o = 0; o < w->n_views; o++)
+		if (o != v)
+			one.read[o] = one.write[o] = 0;
+	return mb_policy_accesses(u, v) > 0 ? mb_policy_target(w, &one, 0, gain, &why) : -1;
+}
+
+/*
+ * For each view that is far from it, where there is room. Of what budgets allow as much for each,
+ * since what one of them has a copy of counts as copied.
+ */
 static int replicate(struct mb_policy *policy, struct work *w, struct unit *u)
 {
 	const double net = u->gain / (u->gain + u->small_ns); /* of what each view gains */
-	int rc = 0;
+	unsigned n = 0, n_there[MB_MAX_NODES] = {0};
+	uint64_t len = u->len_bytes, room[MB_HEAT_VIEWS];
+	double gain[MB_HEAT_VIEWS];
+	int to[MB_HEAT_VIEWS], rc = 0;
 
-	for (unsigned v = 0; v < w->n_views && !rc; v++) {
-		struct unit one = *u;
+	for (unsigned v = 0; v < w->n_views; v++) {
+		to[v] = copy_target(w, u, v, &gain[v]);
+		if (to[v] >= 0)
+			n_there[to[v]]++;
+	}
+	u->rest = MB_WHY_NO_ROOM;
+	for (unsigned v = 0; v < w->n_views; v++) {
+		room[v] = to[v] < 0 ? 0 : has_room(w, u, to[v], u->len_bytes, n_there[to[v]]);
+		n += room[v] > 0;
+	}
+	for (unsigned v = 0; v < w->n_views; v++) {
 		enum mb_why why;
-		double gain;
-		uint64_t len;
-		int to;
+		uint64_t may;
 
-		for (unsigned o = 0; o < w->n_views; o++)
-			if (o != v)
-				one.read[o] = one.write[o] = 0;
-		if (!(mb_policy_accesses(u, v) > 0))
+		if (!room[v])
 			continue;
-		to = mb_policy_target(w, &one, 0, &gain, &why);
-		if (to < 0)
-			continue;
-		len = may_go(policy, w, u, to, u->len_bytes, &u->rest);
-		if (!len)
+		may = may_spend(policy, w, u, to[v], len, n, n_there[to[v]], &why);
+		if (may < len)
+			u->rest = why;
+		len = may;
+	}
+	for (unsigned v = 0; v < w->n_views && !rc; v++) {
+		uint64_t of_view = room[v] < len ? room[v] : len;
+
+		if (!of_view)
 			continue;
 		if (u->first_target < 0)
-			u->first_target = to;
-		u->done_bytes = len > u->done_bytes ? len : u->done_bytes;
-		rc = go(policy, w, u, 0, len, to, (int)v, gain * net);
+			u->first_target = to[v];
+		u->done_bytes = of_view > u->done_bytes ? of_view : u->done_bytes;
+		rc = go(policy, w, u, 0, of_view, to[v], (int)v, gain[v] * net);
 	}
 	return rc;
 }

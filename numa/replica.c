@@ -20,6 +20,7 @@
  * are left, then all of it: a write that waits costs as much as some six pages' copies. */
 #define PAGE_FAULTS   3u
 #define PAGES_A_FAULT 8u
+#define SINGLE_SHARE  2u /* of the mappings that there may be */
 #define SHARE_OF_MAX  2u
 
 /* ---- back-off ---- */
@@ -167,17 +168,18 @@ static bool is_away(const struct mb_replicas *r, uint64_t first, uint64_t n)
 
 /*
  * Whether the next write makes all of the block's pages one again, and not only what was written.
- * Each page that goes by itself leaves more mappings behind, of which there are so many.
+ * Each page that goes by itself leaves more mappings behind, and a whole block between others that
+ * have copies some: so the former stops early, and the worker gives up copies before the latter
+ * fails for want of them.
  */
 static bool takes_all(struct mb_replicas *r, const struct block *b)
 {
-	uint64_t mappings;
+	uint64_t mappings = mb_replica_n_mappings(r);
 
-	pthread_mutex_lock(&r->count_lock);
-	mappings = r->n_mappings;
-	pthread_mutex_unlock(&r->count_lock);
+	if (mappings > r->config.max_mappings)
+		mb_replica_give_up_some(r);
 	return b->n_faults >= PAGE_FAULTS + b->n_away / PAGES_A_FAULT ||
-	       mappings + 2 * r->config.n_views > r->config.max_mappings;
+	       mappings > r->config.max_mappings / SINGLE_SHARE;
 }
 
 int mb_replica_written(
@@ -393,13 +395,10 @@ struct job {
 /* Takes its memory and its mappings from what is left. */
 static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 {
-	uint64_t bytes = n * PAGE * (unsigned)__builtin_popcount(views), mappings;
+	uint64_t bytes = n * PAGE * (unsigned)__builtin_popcount(views);
 
 	mb_replica_store_mappings(r);
-	pthread_mutex_lock(&r->count_lock);
-	mappings = r->n_mappings;
-	pthread_mutex_unlock(&r->count_lock);
-	if (mappings + 2 * r->config.n_views > r->config.max_mappings)
+	if (mb_replica_n_mappings(r) + 2 * r->config.n_views > r->config.max_mappings)
 		return false;
 	if (!__atomic_load_n(&r->spare, __ATOMIC_RELAXED))
 		return false;

@@ -21,6 +21,8 @@
 #define STACK_BYTES (256u << 10)
 #define N_MESSAGES  16u
 #define NICE	    (-15)
+#define KEPT	    0.75	/* of the mappings that there may be, when there were more */
+#define GIVE_UP	    (8 * BLOCK) /* when a collapse fails for want of memory or mappings */
 #define FEATURES    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
 
 static int new_uffd(bool user_mode_only)
@@ -98,13 +100,13 @@ static void queue(struct mb_replicas *r, struct block *b, unsigned from, unsigne
 	pthread_mutex_unlock(&r->queue_lock);
 }
 
-/* Waits for one; NULL: the end. It counts as queued until it is claimed. */
+/* Waits for one. It counts as queued until it is claimed. NULL: the end, or too many mappings. */
 static struct block *take(struct mb_replicas *r)
 {
 	struct block *b = NULL;
 
 	pthread_mutex_lock(&r->queue_lock);
-	while (!r->queue_head && !r->stop)
+	while (!r->queue_head && !r->stop && !r->too_many)
 		pthread_cond_wait(&r->queue_wake, &r->queue_lock);
 	if (r->queue_head) {
 		b = &r->block[r->queue_head - 1];
@@ -149,30 +151,59 @@ static void begin(const char *name)
 	setpriority(PRIO_PROCESS, 0, NICE);
 }
 
+static void collapse(struct mb_replicas *r, struct block *b)
+{
+	unsigned from, to;
+	uint64_t ns, first;
+	int rc;
+
+	pthread_mutex_lock(&b->lock);
+	claim(r, b, &from, &to, &ns);
+	first = (uint64_t)(b - r->block) * BLOCK_PAGES + from;
+	rc = mb_replica_written(r, b, first, to - from, true);
+	if (!rc)
+		count_fault(r, b->woken_ns - ns);
+	pthread_mutex_unlock(&b->lock);
+	/* Its writer waits until there is memory. At this priority nobody must spin. */
+	if (rc && !is_over(r)) {
+		mb_replicas_reclaim(r, GIVE_UP);
+		queue(r, b, from, to, ns);
+		mb_replica_nap();
+	}
+}
+
+void mb_replica_give_up_some(struct mb_replicas *r)
+{
+	pthread_mutex_lock(&r->queue_lock);
+	r->too_many = true;
+	pthread_cond_signal(&r->queue_wake);
+	pthread_mutex_unlock(&r->queue_lock);
+}
+
+/* A block at a time, so that writers come first. In order: neighbours that are at home are one
+ * mapping. */
+static void give_up(struct mb_replicas *r)
+{
+	bool given = mb_replicas_reclaim(r, BLOCK);
+
+	if (given && (double)mb_replica_n_mappings(r) > KEPT * (double)r->config.max_mappings)
+		return;
+	pthread_mutex_lock(&r->queue_lock);
+	r->too_many = false;
+	pthread_mutex_unlock(&r->queue_lock);
+}
+
 static void *worker_main(void *arg)
 {
 	struct mb_replicas *r = arg;
-	unsigned from, to;
 	struct block *b;
-	uint64_t ns;
 
 	begin("collapse");
-	while ((b = take(r))) {
-		uint64_t first;
-		int rc;
-
-		pthread_mutex_lock(&b->lock);
-		claim(r, b, &from, &to, &ns);
-		first = (uint64_t)(b - r->block) * BLOCK_PAGES + from;
-		rc = mb_replica_written(r, b, first, to - from, true);
-		if (!rc)
-			count_fault(r, b->woken_ns - ns);
-		pthread_mutex_unlock(&b->lock);
-		/* Its writer waits until there is memory. At this priority nobody must spin. */
-		if (rc && !is_over(r)) {
-			queue(r, b, from, to, ns);
-			mb_replica_nap();
-		}
+	while ((b = take(r)) || !is_over(r)) {
+		if (b)
+			collapse(r, b);
+		else
+			give_up(r);
 	}
 	return NULL;
 }

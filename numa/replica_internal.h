@@ -47,7 +47,7 @@ struct block {
 	/* Under the lock. */
 	bool small;	   /* mapped without huge pages */
 	unsigned n_away;   /* pages that are not HOME_OPEN */
-	unsigned n_faults; /* since it was replicated */
+	unsigned n_faults; /* since it had no copies */
 	uint64_t woken_ns; /* who waited last */
 	struct page whole; /* its level and until, for when all of it was collapsed */
 
@@ -85,7 +85,8 @@ struct mb_replicas {
 	pthread_cond_t queue_wake;
 	uint32_t queue_head, queue_tail; /* index + 1 */
 	pthread_t reader, worker;
-	bool reader_runs, worker_runs, stop; /* stop: under queue_lock */
+	bool reader_runs, worker_runs;
+	bool stop, too_many; /* under queue_lock; too_many: mappings, for the worker */
 	int stop_fd;
 };
 
@@ -111,6 +112,8 @@ void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n);
 int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient);
 /* 10 ms, before what has failed is tried again. */
 void mb_replica_nap(void);
+/* That copies add. */
+uint64_t mb_replica_n_mappings(struct mb_replicas *r);
 /* In every view. */
 void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n);
 /* The memory of these views' copies, which no view maps: n_copies pages, all views together. */
@@ -139,5 +142,7 @@ int mb_replica_written(
 
 int mb_replica_start_threads(struct mb_replicas *r);
 void mb_replica_stop_threads(struct mb_replicas *r);
+/* Has the worker give up copies until there are few enough mappings. Does not wait. */
+void mb_replica_give_up_some(struct mb_replicas *r);
 
 #endif

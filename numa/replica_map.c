@@ -103,6 +103,16 @@ static void note(
 	pthread_mutex_unlock(&r->count_lock);
 }
 
+uint64_t mb_replica_n_mappings(struct mb_replicas *r)
+{
+	uint64_t n;
+
+	pthread_mutex_lock(&r->count_lock);
+	n = r->n_mappings;
+	pthread_mutex_unlock(&r->count_lock);
+	return n;
+}
+
 /* ---- the stage ---- */
 
 static int set_stage(struct mb_replicas *r, int fd, uint64_t first, uint64_t n, void **stage)

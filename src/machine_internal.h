@@ -229,6 +229,7 @@ void mb_machine_remove_replicas(struct mb_machine *machine);
  * or after a view has moved. */
 int mb_machine_replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done);
+uint64_t mb_machine_copied_writes(void *ctx);
 float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view);
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host);
 const char *mb_machine_replicas_state(const struct mb_machine *machine); /* for people */

@@ -78,6 +78,7 @@ static const struct mb_manager_ops ops = {.extents = extents,
 	.look = look,
 	.guest_ns = guest_ns,
 	.move = move,
+	.n_writes = mb_machine_copied_writes,
 	.copied = mb_machine_copied,
 	.replicate = mb_machine_replicate};
 

@@ -126,6 +126,16 @@ float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 	return mb_replicas_share(machine->replicas, offset, len, view);
 }
 
+uint64_t mb_machine_copied_writes(void *ctx)
+{
+	const struct mb_machine *machine = ctx;
+	struct mb_replicas_stats stats = {0};
+
+	if (machine->replicas)
+		mb_replicas_stats(machine->replicas, &stats);
+	return stats.n_faults;
+}
+
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
 {
 	mb_replicas_reclaim_old(machine->replicas, GIVE_BACK / MB_HEAT_BLOCK_BYTES);

@@ -17,7 +17,7 @@ static struct {
 	unsigned n;
 	int rc, move_rc;
 	unsigned n_moves;
-	uint64_t busy_bytes, guest_ns;
+	uint64_t busy_bytes, guest_ns, n_writes;
 	struct mb_move last;
 	struct mb_manager *hold; /* is held in the first move */
 	uint64_t pages[MB_HEAT_BLOCK_PAGES / 64]; /* of the last one */
@@ -105,6 +105,11 @@ static struct {
 	uint64_t bytes, view_bytes[2];
 } copies;
 
+static uint64_t n_writes(void *ctx)
+{
+	return fake.n_writes;
+}
+
 static int replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
 {
@@ -125,8 +130,10 @@ static int replicate(
 
 static float copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 {
-	return copies.views >> view & 1 && offset >= 64 * MIB &&
-	       offset + len <= 64 * MIB + copies.bytes;
+	const uint64_t from = offset > 64 * MIB ? offset : 64 * MIB;
+	const uint64_t end = 64 * MIB + copies.bytes, to = offset + len < end ? offset + len : end;
+
+	return copies.views >> view & 1 && to > from ? (float)(to - from) / (float)len : 0;
 }
 
 static const struct mb_manager_ops ops = {
@@ -134,6 +141,7 @@ static const struct mb_manager_ops ops = {
 	.look = look,
 	.guest_ns = guest_ns,
 	.move = move,
+	.n_writes = n_writes,
 	.copied = copied,
 	.replicate = replicate,
 };
@@ -286,6 +294,54 @@ START_TEST(test_copies)
 	ck_assert_uint_eq(copies.n, n);
 	ck_assert_uint_eq(stats.why_bytes[MB_WHY_LOCAL], 64 * MIB);
 	ck_assert_uint_eq(stats.why_bytes[MB_WHY_BACKING_OFF], 0);
+	mb_manager_destroy(manager);
+}
+END_TEST
+
+/* A part at a time, as the guest's CPU time pays for it, and all of it in the end. _i: for both. */
+START_TEST(test_copies_in_parts)
+{
+	copies.possible = true;
+	fake_burst_ns = 20000000;
+	n_nodes = 3;
+	make();
+	fake.n = 1;
+	fake.extent[0].offset = 64 * MIB;
+	fake.extent[0].node = _i ? 2 : 0;
+	for (unsigned v = 0; v < 2; v++)
+		fake.extent[0].view[v] = (struct mb_heat){.read = 100};
+	fake.guest_ns = 1;
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_gt(copies.bytes, 0);
+	ck_assert_uint_lt(copies.bytes, 32 * MIB);
+	for (unsigned s = 2; s < 60; s++) {
+		fake.guest_ns += SECOND;
+		mb_manager_step(manager, s * SECOND);
+	}
+	ck_assert_uint_eq(copies.bytes, 64 * MIB);
+	ck_assert_uint_eq(copies.view_bytes[0], _i ? 64 * MIB : 0);
+	ck_assert_uint_eq(copies.view_bytes[1], 64 * MIB);
+	mb_manager_destroy(manager);
+	fake_burst_ns = 0;
+}
+END_TEST
+
+/* Writes that waited because of copies are paid, too. */
+START_TEST(test_copied_writes_cost)
+{
+	copies.possible = true;
+	make();
+	fake.guest_ns = 1;
+	fake.n_writes = 5;
+	fake.n = 0;
+	mb_manager_step(manager, SECOND);
+	fake.n = 2;
+	fake.n_writes += 10000;
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 0);
+	fake.guest_ns += 60 * SECOND;
+	mb_manager_step(manager, 3 * SECOND);
+	ck_assert_uint_eq(fake.n_moves, 1);
 	mb_manager_destroy(manager);
 }
 END_TEST
@@ -582,6 +638,8 @@ int main(void)
 	tcase_add_test(cases, test_costs_are_the_guests);
 	tcase_add_test(cases, test_set_view);
 	tcase_add_test(cases, test_copies);
+	tcase_add_loop_test(cases, test_copies_in_parts, 0, 2);
+	tcase_add_test(cases, test_copied_writes_cost);
 	tcase_add_loop_test(cases, test_copies_of_both, 0, 2);
 	tcase_add_test(cases, test_busy);
 	tcase_add_test(cases, test_held);

@@ -599,14 +599,41 @@ START_TEST(test_huge_replica)
 		ck_assert_int_eq(plan.action[0].view, 1);
 		expect(200, MB_WHY_REPLICATE);
 	}
-	/* Where they are not possible parts go by themselves. */
-	config.replicas = false;
+	/* Where they are not possible, or the whole is not known, parts go by themselves. */
 	extent[0].view[1].write = 0;
-	now += 1000 * SECOND;
+	for (unsigned turn = 0; turn < 2; turn++) {
+		config.replicas = turn;
+		extent[200].confidence = turn ? 0.1f : 0.8f;
+		now += 1000 * SECOND;
+		make_plan();
+		expect(1, MB_WHY_MIGRATE);
+		expect(3, MB_WHY_LOCAL);
+		expect(0, turn ? MB_WHY_REPLICATE : MB_WHY_READ_SHARED);
+		ck_assert_uint_ge(plan.n_actions, 50);
+	}
+}
+END_TEST
+
+/* Not for a page or two, and not where each of many pages is written now and then. */
+START_TEST(test_huge_replica_of_parts)
+{
+	config.replicas = true;
+	add_read(PAGE, 0, true, 400, 400);
+	add_read(511 * PAGE, 0, true, 0.3f, 0);
 	make_plan();
-	expect(1, MB_WHY_MIGRATE);
-	expect(3, MB_WHY_LOCAL);
-	expect(0, MB_WHY_READ_SHARED);
+	ck_assert_uint_eq(plan.n_actions, 1);
+	ck_assert_uint_eq(plan.action[0].len_bytes, PAGE);
+	n_extents = 0;
+	now += 1000 * SECOND;
+	for (unsigned i = 0; i < 100; i++) {
+		add_read(2 * PAGE, 0, true, 100, 100);
+		add_read(2 * PAGE, 0, true, 20, 0)->view[0].write = 0.5f;
+	}
+	add_read(112 * PAGE, 0, true, 0, 0);
+	make_plan();
+	ck_assert_uint_ge(plan.n_actions, 100);
+	expect(0, MB_WHY_REPLICATE);
+	expect(1, MB_WHY_LOCAL);
 }
 END_TEST
 
@@ -742,6 +769,7 @@ int main(void)
 	tcase_add_test(cases, test_huge_split_dropped);
 	tcase_add_test(cases, test_huge_split_replica);
 	tcase_add_test(cases, test_huge_replica);
+	tcase_add_test(cases, test_huge_replica_of_parts);
 	tcase_add_test(cases, test_huge_split_elsewhere);
 	tcase_add_test(cases, test_partly_moved);
 	tcase_add_test(cases, test_history_is_bounded);

@@ -410,7 +410,7 @@ START_TEST(test_writes_end_mappings)
 {
 	uint64_t most = 0;
 
-	config.max_mappings = 24;
+	config.max_mappings = 48;
 	if (!make(2))
 		return;
 	replicate(0, BLOCK, 2);

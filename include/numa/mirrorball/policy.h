@@ -51,10 +51,12 @@ struct mb_policy_config {
 	 * faults of each view after it. What moves pays for it together. Add what a pause of all
 	 * vCPUs costs, if there is one. */
 	double split_block_ns;
-	double copy_page_ns; /* 8000: of a replica: copy, and a fault of each view */
+	double copy_page_ns; /* 8000: of a replica for one view: copy, and faults */
 	/* 50000: of a range that gets one, however long: mappings are made and moved, with a word to
 	 * another thread for each (bench/collapse: 30 us, and 250 where CPUs are short) */
 	double copy_run_ns;
+	double copied_write_ns; /* 50000: a write that ends copies, until it goes on (bench/collapse:
+				   14 us, and 60 where CPUs are short) */
 	/* 0.5: of a 2 MiB page that several use, and of which nobody knows more than that some of it
 	 * is written, so much of the gain is expected of copies: the first write to each page that is
 	 * written tells which ones are, and costs as much as two pages' copies. If there are many of
@@ -102,7 +104,8 @@ struct mb_policy_config {
 	uint64_t burst_ns; /* 1 s: the time between two plans */
 
 	/*
-	 * And in time: all moves and copies together cost at most this share of the CPU time that
+	 * And in time: all moves and copies together, with the writes that waited because of the
+	 * latter, cost at most this share of the CPU time that
 	 * the guest has had. The tracker sees touches, not misses, so that a guest with all it uses
 	 * in its caches gains nothing by what it seems to need; this is what it may lose.
 	 */
@@ -156,6 +159,7 @@ struct mb_policy_input {
 	uint64_t now_ns;   /* monotonic; 0 is a time like others */
 	uint64_t guest_ns; /* CPU time that the guest has had so far; 0: not known, costs are not
 			      limited by it */
+	uint64_t n_writes; /* that have waited so far because there were copies */
 	const struct mb_policy_config *config;
 	const struct mb_policy_host *host;
 	unsigned n_views; /* at most MB_HEAT_VIEWS */
