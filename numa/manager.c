@@ -12,6 +12,7 @@
 
 #define STACK_BYTES  (256u << 10) /* the policy's host is large */
 #define SECOND_NS    1000000000ull
+#define TRIES	     5u	 /* one in so many copies of a storm */
 #define COPIED_SHARE 0.5 /* of a block, all views together */
 #define PAGE	     MB_HEAT_PAGE_BYTES
 #define BLOCK	     MB_HEAT_BLOCK_BYTES
@@ -32,6 +33,7 @@ struct mb_manager {
 	/* Only the thread that steps, in a storm. */
 	uint64_t looked_ns;
 	struct gusts moves, copies;
+	struct mb_plan tries; /* only the thread that steps: what is protected, and copied next time */
 
 	/* Protects what follows; no other lock is taken under it, and nothing is called. */
 	pthread_mutex_t lock;
@@ -77,6 +79,7 @@ void mb_manager_destroy(struct mb_manager *m)
 		return;
 	mb_manager_stop(m);
 	mb_policy_destroy(m->policy);
+	mb_plan_finish(&m->tries);
 	pthread_cond_destroy(&m->wake);
 	pthread_mutex_destroy(&m->lock);
 	free(m);
@@ -348,6 +351,43 @@ static void copy(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_
 	pthread_mutex_unlock(&m->lock);
 }
 
+/*
+ * Memory of which it is not known what is written is protected, and gets its copies in the next
+ * turn, but for what was written until then. What is not noted for want of memory stays protected
+ * until it is written. Looks at all actions that are left: there are max_actions.
+ */
+static void begin_try(struct mb_manager *m, struct mb_plan *plan, unsigned i)
+{
+	const struct mb_action first = plan->action[i];
+	struct mb_replicated done = {0};
+	uint64_t len = 0;
+
+	for (unsigned k = i; k < plan->n_actions; k++) {
+		struct mb_action *a = &plan->action[k], *more;
+
+		if (!copies_along(&first, a))
+			continue;
+		more = reallocarray(
+			m->tries.action, m->tries.n_actions + 1u, sizeof(*m->tries.action));
+		if (more) {
+			m->tries.action = more;
+			more[m->tries.n_actions] = *a;
+			more[m->tries.n_actions++].is_try = false;
+		}
+		len = a->len_bytes > len ? a->len_bytes : len;
+		a->len_bytes = 0; /* done */
+	}
+	m->config.ops->protect(m->config.ctx, first.offset, len, &done);
+}
+
+static void end_tries(struct mb_manager *m, uint64_t now_ns)
+{
+	for (unsigned i = 0; i < m->tries.n_actions; i++)
+		if (m->tries.action[i].len_bytes)
+			copy(m, &m->tries, i, now_ns);
+	mb_plan_finish(&m->tries);
+}
+
 /* Small pages of one block. */
 static bool is_piece(const struct mb_action *a)
 {
@@ -424,7 +464,10 @@ static bool act(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_t
 	if (!a->len_bytes)
 		return true;
 	if (a->kind == MB_ACTION_REPLICATE) {
-		copy(m, plan, i, now_ns);
+		if (a->is_try)
+			begin_try(m, plan, i);
+		else
+			copy(m, plan, i, now_ns);
 		return true;
 	}
 	d.rc = is_piece(a) ? move_pieces(m, plan, i, &d) : move_range(m, a, &d);
@@ -485,13 +528,17 @@ static void note_plan(struct mb_manager *m, const struct mb_plan *plan)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* For any of the views or all of them. */
+/* For any of the views or all of them; or what comes before that. */
 static void blow_copies(struct mb_manager *m, uint32_t seed)
 {
 	const struct mb_move what = mb_storm_move(seed, m->config.storm_bytes, &m->config.host);
 	struct mb_replicated done = {0};
 
-	if (what.len_bytes)
+	if (!what.len_bytes)
+		return;
+	if (seed % TRIES == 0)
+		m->config.ops->protect(m->config.ctx, what.offset, what.len_bytes, &done);
+	else
 		m->config.ops->replicate(m->config.ctx, what.offset, what.len_bytes,
 			1 + seed % ((1u << m->config.n_views) - 1), &done);
 }
@@ -644,6 +691,8 @@ static void step(struct mb_manager *m, uint64_t now_ns)
 	/* What is planned counts as done: not while it cannot be. */
 	if (!may_go_on(m) || m->config.storm_bytes)
 		rc = -ECANCELED;
+	if (!rc)
+		end_tries(m, now_ns);
 	if (!rc && m->config.policy.replicas)
 		rc = without_copied(m, &extent, &input.n_extents);
 	input.extent = extent;

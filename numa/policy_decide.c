@@ -251,6 +251,7 @@ static bool is_worth_a_try(const struct work *w, struct unit *u)
 		!mb_policy_pays_back(w, as_read.gain, 2 * as_read.cost_ns))
 		return false;
 	*u = as_read;
+	u->is_try = true;
 	return true;
 }
 

@@ -30,6 +30,7 @@ struct unit {
 	uint64_t granule_bytes; /* what moves whole */
 	bool huge, split;
 	bool in_detail; /* huge, and its pages are known */
+	bool is_try;
 	bool odd, has_record;
 	int node;     /* index; -1: unknown */
 	double share; /* of it that is there */

@@ -213,6 +213,7 @@ static int go(struct mb_policy *policy, struct work *w, struct unit *u, uint64_t
 		.len_bytes = len,
 		.huge = u->huge,
 		.split = u->split,
+		.is_try = u->is_try,
 		.from = u->node < 0 ? -1 : w->host->node[u->node].id,
 		.to = w->host->node[to].id,
 		.view = view,

@@ -388,7 +388,7 @@ int mb_replicas_hold(struct mb_replicas *r, uint64_t offset, uint64_t len)
 /* ---- replicate ---- */
 
 struct job {
-	unsigned views;
+	unsigned views; /* 0: protect only */
 	struct mb_replicated *done;
 };
 
@@ -408,21 +408,24 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	return false;
 }
 
-/* -ECANCELED, which no system call says: a writer waits already, and it is not worth it. */
-static int is_wanted(const struct mb_replicas *r, uint64_t first)
+/*
+ * -ECANCELED, which no system call says: a writer waits already, and it is not worth it. Unless
+ * that is expected (insist): then it waits for the other steps, and gets the page that it wants.
+ */
+static int is_wanted(const struct mb_replicas *r, uint64_t first, bool insist)
 {
 	bool waits_for_it =
 		__atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED);
 
-	return waits_for_it ? -ECANCELED : 0;
+	return waits_for_it && !insist ? -ECANCELED : 0;
 }
 
-static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n)
+static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist)
 {
 	int rc = 0;
 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
-		rc = is_wanted(r, first);
+		rc = is_wanted(r, first, insist);
 		if (rc)
 			break;
 		if (mb_replica_mapping(r->page[first].map, v) == HOME_OPEN)
@@ -431,14 +434,15 @@ static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n)
 	return rc;
 }
 
-static int copy_all(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, void **stage)
+static int copy_all(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, bool insist,
+	void **stage)
 {
 	int rc = 0;
 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
 		if (!(views >> v & 1))
 			continue;
-		rc = is_wanted(r, first);
+		rc = is_wanted(r, first, insist);
 		if (rc)
 			break;
 		rc = mb_replica_copy(r, v, first, n, &stage[v]);
@@ -465,22 +469,26 @@ static int install_all(
 	return rc;
 }
 
-/* Protect, copy, install. Pages [first, first + n) are HOME_OPEN. Caller has the lock. */
+/*
+ * Protect, copy, install; or, with no views, protect. Pages [first, first + n) are alike, and have
+ * no copy: HOME_OPEN, or protected before. Caller has the lock.
+ */
 static int replicate_pages(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, unsigned views)
 {
+	const bool insist = !views || r->page[first].map;
 	void *stage[MB_HEAT_VIEWS] = {NULL};
 	struct found f;
 	int rc = 0;
 
 	if (MB_REPLICA_WRONG == WRONG_COPY_FIRST)
-		rc = copy_all(r, first, n, views, stage);
+		rc = copy_all(r, first, n, views, insist, stage);
 	if (!rc)
-		rc = protect_all(r, first, n);
+		rc = protect_all(r, first, n, insist);
 	if (!rc && MB_REPLICA_WRONG != WRONG_COPY_FIRST)
-		rc = copy_all(r, first, n, views, stage);
+		rc = copy_all(r, first, n, views, insist, stage);
 	if (!rc)
-		rc = is_wanted(r, first);
+		rc = is_wanted(r, first, insist);
 	if (!rc)
 		rc = install_all(r, first, n, views, stage);
 	if (!rc)
@@ -504,6 +512,8 @@ static void replicate_run(
 
 	if (!has_room(r, n, job->views)) {
 		job->done->full_bytes += n * PAGE;
+		if (r->page[first].map)
+			mb_replica_collapse_pages(r, b, first, n, true);
 		return;
 	}
 	rc = replicate_pages(r, b, first, n, job->views);
@@ -516,6 +526,15 @@ static void replicate_run(
 	} else {
 		job->done->failed_bytes += n * PAGE;
 	}
+}
+
+static bool has_copy(const struct mb_replicas *r, const struct page *p)
+{
+	bool has = false;
+
+	for (unsigned v = 0; p->map && v < r->config.n_views; v++)
+		has |= mb_replica_mapping(p->map, v) == COPY_PROTECTED;
+	return has;
 }
 
 static int replicate_part(
@@ -535,12 +554,13 @@ static int replicate_part(
 			b->n_faults = 0;
 		for (uint64_t i = 0, run; i < n; i += run) {
 			const struct page *p = &r->page[first + i];
-			bool away = p->map, wait = waits(p, now);
+			bool there = job->views ? has_copy(r, p) : p->map != 0;
+			bool wait = waits(p, now);
 
-			for (run = 1; i + run < n && (p[run].map != 0) == away &&
-				      waits(&p[run], now) == wait;)
+			for (run = 1;
+				i + run < n && p[run].map == p->map && waits(&p[run], now) == wait;)
 				run++;
-			if (away)
+			if (there)
 				job->done->there_bytes += run * PAGE;
 			else if (wait)
 				job->done->waiting_bytes += run * PAGE;
@@ -560,6 +580,16 @@ int mb_replicas_replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, 
 	struct job job = {.views = views, .done = done};
 
 	if ((offset | len) % PAGE || !views || views >> r->config.n_views)
+		return -EINVAL;
+	return each_block(r, offset, len, replicate_part, &job);
+}
+
+int mb_replicas_protect(
+	struct mb_replicas *r, uint64_t offset, uint64_t len, struct mb_replicated *done)
+{
+	struct job job = {.done = done};
+
+	if ((offset | len) % PAGE)
 		return -EINVAL;
 	return each_block(r, offset, len, replicate_part, &job);
 }

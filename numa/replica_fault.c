@@ -75,19 +75,36 @@ static void count_fault(struct mb_replicas *r, uint64_t ns)
 
 /* ---- the queue ---- */
 
-/* A block is in it once; a fault on other pages of it makes the range longer. */
-static void queue(struct mb_replicas *r, struct block *b, unsigned from, unsigned to, uint64_t ns)
+static void add_page(struct waiting *w, unsigned page)
+{
+	w->first = page < w->first ? (uint16_t)page : w->first;
+	w->last = page > w->last ? (uint16_t)page : w->last;
+	for (unsigned i = 0; i < w->n; i++)
+		if (w->page[i] == page)
+			return;
+	if (w->n < WAITING_PAGES)
+		w->page[w->n++] = (uint16_t)page;
+	else
+		w->more = true;
+}
+
+static void add_waiting(struct waiting *w, const struct waiting *more)
+{
+	for (unsigned i = 0; i < more->n; i++)
+		add_page(w, more->page[i]);
+	w->first = more->first < w->first ? more->first : w->first;
+	w->last = more->last > w->last ? more->last : w->last;
+	w->more |= more->more;
+}
+
+/* A block is in it once, with all of its pages that somebody waits for. */
+static void queue(struct mb_replicas *r, struct block *b, const struct waiting *waiting)
 {
 	uint32_t index = (uint32_t)(b - r->block);
 
 	pthread_mutex_lock(&r->queue_lock);
-	if (b->queued) {
-		b->from = from < b->from ? from : b->from;
-		b->to = to > b->to ? to : b->to;
-	} else {
-		b->from = from;
-		b->to = to;
-		b->queued_ns = ns;
+	if (!b->queued) {
+		b->waiting = *waiting;
 		b->next = 0;
 		__atomic_store_n(&b->queued, true, __ATOMIC_RELAXED);
 		if (r->queue_tail)
@@ -96,8 +113,23 @@ static void queue(struct mb_replicas *r, struct block *b, unsigned from, unsigne
 			r->queue_head = index + 1;
 		r->queue_tail = index + 1;
 		pthread_cond_signal(&r->queue_wake);
+	} else {
+		add_waiting(&b->waiting, waiting);
 	}
 	pthread_mutex_unlock(&r->queue_lock);
+}
+
+static void queue_page(struct mb_replicas *r, struct block *b, unsigned page, uint64_t ns)
+{
+	const struct waiting w = {
+		.since_ns = ns,
+		.n = 1,
+		.page = {(uint16_t)page},
+		.first = (uint16_t)page,
+		.last = (uint16_t)page,
+	};
+
+	queue(r, b, &w);
 }
 
 /* Waits for one. It counts as queued until it is claimed. NULL: the end, or too many mappings. */
@@ -122,15 +154,15 @@ static struct block *take(struct mb_replicas *r)
  * What is to be done to a block that was taken; what comes from now on queues it again. With its
  * lock: whoever replicates it, and so makes us wait, sees until then that a writer does.
  */
-static void claim(
-	struct mb_replicas *r, struct block *b, unsigned *from, unsigned *to, uint64_t *ns)
+static struct waiting claim(struct mb_replicas *r, struct block *b)
 {
+	struct waiting w;
+
 	pthread_mutex_lock(&r->queue_lock);
-	*from = b->from;
-	*to = b->to;
-	*ns = b->queued_ns;
+	w = b->waiting;
 	__atomic_store_n(&b->queued, false, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&r->queue_lock);
+	return w;
 }
 
 static bool is_over(struct mb_replicas *r)
@@ -151,23 +183,41 @@ static void begin(const char *name)
 	setpriority(PRIO_PROCESS, 0, NICE);
 }
 
+/* Pages [first, first + n) of the block; caller has the lock. False: there is no memory for it. */
+static bool collapse_some(
+	struct mb_replicas *r, struct block *b, unsigned first, unsigned n, uint64_t since_ns)
+{
+	int rc = mb_replica_written(r, b, (uint64_t)(b - r->block) * BLOCK_PAGES + first, n, true);
+
+	if (!rc)
+		count_fault(r, b->woken_ns - since_ns);
+	return !rc;
+}
+
+static bool collapse_waiting(struct mb_replicas *r, struct block *b, const struct waiting *w)
+{
+	bool done = true;
+
+	if (w->more)
+		return collapse_some(r, b, w->first, w->last + 1u - w->first, w->since_ns);
+	for (unsigned i = 0; i < w->n && done; i++)
+		done = collapse_some(r, b, w->page[i], 1, w->since_ns);
+	return done;
+}
+
 static void collapse(struct mb_replicas *r, struct block *b)
 {
-	unsigned from, to;
-	uint64_t ns, first;
-	int rc;
+	struct waiting w;
+	bool done;
 
 	pthread_mutex_lock(&b->lock);
-	claim(r, b, &from, &to, &ns);
-	first = (uint64_t)(b - r->block) * BLOCK_PAGES + from;
-	rc = mb_replica_written(r, b, first, to - from, true);
-	if (!rc)
-		count_fault(r, b->woken_ns - ns);
+	w = claim(r, b);
+	done = collapse_waiting(r, b, &w);
 	pthread_mutex_unlock(&b->lock);
-	/* Its writer waits until there is memory. At this priority nobody must spin. */
-	if (rc && !is_over(r)) {
+	/* Its writers wait until there is memory. At this priority nobody must spin. */
+	if (!done && !is_over(r)) {
 		mb_replicas_reclaim(r, GIVE_UP);
-		queue(r, b, from, to, ns);
+		queue(r, b, &w);
 		mb_replica_nap();
 	}
 }
@@ -222,7 +272,7 @@ static void on_fault(struct mb_replicas *r, uint64_t hva, uint64_t ns)
 		if (offset >= r->config.ram_bytes)
 			continue;
 		if (pthread_mutex_trylock(&b->lock)) {
-			queue(r, b, at, at + 1, ns);
+			queue_page(r, b, at, ns);
 			return;
 		}
 		rc = mb_replica_written(r, b, page, 1, false);
@@ -230,7 +280,7 @@ static void on_fault(struct mb_replicas *r, uint64_t hva, uint64_t ns)
 			count_fault(r, b->woken_ns - ns);
 		pthread_mutex_unlock(&b->lock);
 		if (rc)
-			queue(r, b, at, at + 1, ns);
+			queue_page(r, b, at, ns);
 		return;
 	}
 }

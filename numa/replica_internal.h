@@ -31,6 +31,16 @@ struct page {
 };
 _Static_assert(2 * MB_HEAT_VIEWS <= 16, "two bits a view");
 
+/* Pages of a block that writers wait for; of more than there is room for, those from the first of
+ * them to the last. */
+#define WAITING_PAGES 6u
+struct waiting {
+	uint64_t since_ns;
+	uint16_t n, page[WAITING_PAGES];
+	uint16_t first, last;
+	bool more;
+};
+
 struct block {
 	/*
 	 * Held for all steps on its pages. No two of them are held at once. Whoever has it may wait
@@ -51,10 +61,9 @@ struct block {
 	uint64_t woken_ns; /* who waited last */
 	struct page whole; /* its level and until, for when all of it was collapsed */
 
-	/* Under mb_replicas.queue_lock: faults for the worker, on pages [from, to) of the block. */
+	/* Under mb_replicas.queue_lock: faults for the worker. */
 	bool queued; /* atomic: the replicator looks without */
-	uint64_t queued_ns;
-	unsigned from, to;
+	struct waiting waiting;
 	uint32_t next;
 };
 

@@ -111,6 +111,13 @@ void mb_machine_remove_replicas(struct mb_machine *machine)
 	machine->replicas = NULL;
 }
 
+int mb_machine_protect(void *ctx, uint64_t offset, uint64_t len, struct mb_replicated *done)
+{
+	struct mb_machine *machine = ctx;
+
+	return mb_replicas_protect(machine->replicas, offset, len, done);
+}
+
 int mb_machine_replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
 {

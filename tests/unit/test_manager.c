@@ -102,12 +102,18 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 static struct {
 	bool possible;
 	unsigned n, views;
-	uint64_t bytes, view_bytes[2];
+	uint64_t bytes, view_bytes[2], protected_bytes;
 } copies;
 
 static uint64_t n_writes(void *ctx)
 {
 	return fake.n_writes;
+}
+
+static int protect(void *ctx, uint64_t offset, uint64_t len, struct mb_replicated *done)
+{
+	copies.protected_bytes += len;
+	return 0;
 }
 
 static int replicate(
@@ -143,6 +149,7 @@ static const struct mb_manager_ops ops = {
 	.move = move,
 	.n_writes = n_writes,
 	.copied = copied,
+	.protect = protect,
 	.replicate = replicate,
 };
 
@@ -323,6 +330,41 @@ START_TEST(test_copies_in_parts)
 	ck_assert_uint_eq(copies.view_bytes[1], 64 * MIB);
 	mb_manager_destroy(manager);
 	fake_burst_ns = 0;
+}
+END_TEST
+
+/* Where some of it is written it is protected first, and copied in the next turn. */
+START_TEST(test_tries)
+{
+	struct mb_decision d[64];
+	unsigned n;
+
+	copies.possible = true;
+	make();
+	for (unsigned v = 0; v < 2; v++)
+		fake.extent[1].view[v] = (struct mb_heat){.read = 50, .write = 50};
+	mb_manager_step(manager, SECOND);
+	ck_assert_uint_eq(copies.protected_bytes, 64 * MIB);
+	ck_assert_uint_eq(copies.bytes, 0);
+	ck_assert_uint_eq(mb_manager_decisions(manager, d, 64), 0);
+	mb_manager_hold(manager);
+	mb_manager_step(manager, 2 * SECOND);
+	ck_assert_uint_eq(copies.bytes, 0);
+	mb_manager_release(manager);
+	mb_manager_step(manager, 3 * SECOND);
+	ck_assert_uint_eq(copies.bytes, 64 * MIB);
+	n = mb_manager_decisions(manager, d, 64);
+	ck_assert_uint_ge(n, 1);
+	ck_assert_int_eq(d[0].why, MB_WHY_REPLICATE);
+	ck_assert_uint_eq(d[0].moved.moved_bytes, d[0].len_bytes);
+	mb_manager_step(manager, 4 * SECOND);
+	ck_assert_uint_eq(copies.bytes, 64 * MIB);
+	ck_assert_uint_eq(copies.protected_bytes, 64 * MIB);
+	/* One that is never ended is forgotten. */
+	copies.bytes = 0;
+	mb_manager_step(manager, 1000 * SECOND);
+	ck_assert_uint_eq(copies.protected_bytes, 128 * MIB);
+	mb_manager_destroy(manager);
 }
 END_TEST
 
@@ -639,6 +681,7 @@ int main(void)
 	tcase_add_test(cases, test_set_view);
 	tcase_add_test(cases, test_copies);
 	tcase_add_loop_test(cases, test_copies_in_parts, 0, 2);
+	tcase_add_test(cases, test_tries);
 	tcase_add_test(cases, test_copied_writes_cost);
 	tcase_add_loop_test(cases, test_copies_of_both, 0, 2);
 	tcase_add_test(cases, test_busy);

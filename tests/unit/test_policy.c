@@ -90,6 +90,7 @@ START_TEST(test_try)
 	for (unsigned i = 1; i < 5; i++)
 		expect(i, MB_WHY_WRITE_SHARED);
 	ck_assert_uint_eq(plan.n_actions, 1);
+	ck_assert(plan.action[0].is_try);
 	ck_assert_int_eq(plan.action[0].view, 1);
 	ck_assert_uint_eq(plan.action[0].len_bytes, BLOCK);
 	/* In vain: after a while again, and each time after a longer one. */
@@ -595,6 +596,7 @@ START_TEST(test_huge_replica)
 		if (turn == 2)
 			continue;
 		ck_assert_uint_eq(plan.n_actions, 1);
+		ck_assert(!plan.action[0].is_try);
 		ck_assert_uint_eq(plan.action[0].len_bytes, BLOCK);
 		ck_assert_int_eq(plan.action[0].view, 1);
 		expect(200, MB_WHY_REPLICATE);

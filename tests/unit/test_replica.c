@@ -405,6 +405,51 @@ START_TEST(test_backs_off)
 }
 END_TEST
 
+/* What nobody writes after it was protected gets copies, what somebody writes waits. */
+START_TEST(test_protect)
+{
+	struct mb_replicated d = {0};
+
+	config.backoff_ns = 3600000000000;
+	config.max_bytes = BLOCK;
+	if (!make(2))
+		return;
+	ck_assert_int_eq(mb_replicas_protect(replicas, 0, BLOCK, &d), 0);
+	ck_assert_uint_eq(d.copied_bytes, BLOCK);
+	ck_assert_uint_eq(ask().bytes, 0);
+	check();
+	write_pages(3, 2);
+	*word_at(0, 500 * PAGE) = word(500 * PAGE);
+	ck_assert_uint_eq(ask().n_faults, 3);
+	/* Again: there. */
+	d = (struct mb_replicated){0};
+	ck_assert_int_eq(mb_replicas_protect(replicas, 0, BLOCK, &d), 0);
+	ck_assert_uint_eq(d.there_bytes, BLOCK - 3 * PAGE);
+	ck_assert_uint_eq(d.waiting_bytes, 3 * PAGE);
+	d = replicate(0, BLOCK, 2);
+	ck_assert_uint_eq(d.copied_bytes, BLOCK - 3 * PAGE);
+	ck_assert_uint_eq(d.waiting_bytes, 3 * PAGE);
+	ck_assert_uint_eq(ask().bytes, BLOCK - 3 * PAGE);
+	check();
+	/* Where there is no room for copies it is as it was. */
+	d = (struct mb_replicated){0};
+	ck_assert_int_eq(mb_replicas_protect(replicas, BLOCK, BLOCK, &d), 0);
+	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).full_bytes, BLOCK);
+	*word_at(1, BLOCK) = word(BLOCK);
+	ck_assert_uint_eq(ask().n_faults, 3);
+	/* Many writes: all of it waits. */
+	ck_assert_int_eq(mb_replicas_protect(replicas, 2 * BLOCK, BLOCK, &d), 0);
+	write_pages(2 * BLOCK / PAGE, 100);
+	ck_assert_uint_lt(ask().n_faults, 3 + 80);
+	mb_replicas_reclaim(replicas, BYTES);
+	ck_assert_uint_eq(replicate(2 * BLOCK, BLOCK, 2).waiting_bytes, BLOCK);
+	ck_assert_int_eq(mb_replicas_protect(replicas, BYTES, PAGE, &d), -EINVAL);
+	ck_assert_int_eq(mb_replicas_protect(replicas, 1, PAGE, &d), -EINVAL);
+	check();
+	finish();
+}
+END_TEST
+
 /* Where there are many mappings already, a write leaves no more of them. */
 START_TEST(test_writes_end_mappings)
 {
@@ -839,6 +884,7 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);
 	tcase_add_test(all, test_writes_end_mappings);
+	tcase_add_test(all, test_protect);
 	tcase_add_loop_test(all, test_huge_again, 0, 2);
 	tcase_add_test(all, test_hold);
 	tcase_add_test(all, test_bounds);

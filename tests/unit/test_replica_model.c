@@ -16,6 +16,8 @@
  *   wake      who waits for a write runs again, and tries it again
  *   free      the copy's memory is given back
  *
+ * After protect the replicator may as well leave it at that, and copy at another time what nobody wrote.
+ *
  * Each order that is known to be wrong is explored, too, and must be found out.
  */
 #include "run.h"
@@ -372,18 +374,30 @@ static void may_fail(const struct machine *m)
 	reach(&next, REPLICATOR, "fails", -1);
 }
 
+/* Nobody wrote it since. */
+static bool is_protected(const struct machine *m)
+{
+	bool all = true;
+
+	for (unsigned v = 0; v < x.s.n_views; v++)
+		all &= m->map[v] == HOME_PROTECTED;
+	return all;
+}
+
 static void start_replication(const struct machine *m)
 {
-	/* In any views, even all of them. */
-	for (unsigned copies = 1; copies < 1u << x.s.n_views; copies++) {
+	const bool tried = is_protected(m), may_try = x.s.wrong == RIGHT && !tried;
+
+	/* In any views, even all of them; or none, only to protect it. */
+	for (unsigned copies = !may_try; copies < 1u << x.s.n_views; copies++) {
 		struct machine next = *m;
 
-		if (m->lock || m->active)
+		if (m->lock || (m->active && !tried))
 			return;
 		next.lock = REPLICATOR + 1;
 		next.copies = (uint8_t)copies;
 		next.step = 0;
-		next.active = x.s.wrong != HOLD_NOT_SEEN;
+		next.active = tried || x.s.wrong != HOLD_NOT_SEEN;
 		next.pc[REPLICATOR] = CHECK_HOLDS;
 		reach(&next, REPLICATOR, "lock", -1);
 	}
@@ -453,9 +467,9 @@ static void protect(const struct machine *m)
 	}
 	next.step++;
 	if (next.step == x.s.n_views)
-		go_on(&next, x.s.wrong == COPY_BEFORE_PROTECT	   ? INSTALL
-			     : x.s.wrong == INSTALL_BEFORE_PROTECT ? UNLOCK
-								   : COPY);
+		go_on(&next, x.s.wrong == COPY_BEFORE_PROTECT			 ? INSTALL
+			     : x.s.wrong == INSTALL_BEFORE_PROTECT || !m->copies ? UNLOCK
+										 : COPY);
 	reach(&next, REPLICATOR, "protect", (int)v);
 }
 
@@ -473,7 +487,7 @@ static void replicator(const struct machine *m)
 			start_replication(m);
 		return;
 	case CHECK_HOLDS:
-		next.active = !m->holds && x.s.wrong != HOLD_NOT_SEEN;
+		next.active = is_protected(m) || (!m->holds && x.s.wrong != HOLD_NOT_SEEN);
 		next.pc[REPLICATOR] = m->holds ? UNLOCK : copies_first ? COPY : PROTECT;
 		reach(&next, REPLICATOR, "looks for holds", -1);
 		return;

@@ -238,12 +238,17 @@ static uint64_t pick_range(uint64_t r, uint64_t *offset)
 
 static void *replicator_main(void *arg)
 {
-	struct mb_replicated d = {0};
+	struct mb_replicated d = {0}, tried = {0};
 	uint64_t seed = (uintptr_t)arg;
 
 	while (!is_over()) {
 		uint64_t r = rnd(&seed), offset, len = pick_range(r, &offset);
 
+		/* A quarter is tried first. */
+		if (!(r >> 58 & 3)) {
+			mb_replicas_protect(replicas, offset, len, &tried);
+			usleep((useconds_t)(r >> 30) % 300);
+		}
 		mb_replicas_replicate(
 			replicas, offset, len, 1 + (unsigned)(r >> 40) % ((1u << n_views) - 1), &d);
 		if (r >> 60 == 0)

@@ -58,9 +58,9 @@ struct mb_policy_config {
 	double copied_write_ns; /* 50000: a write that ends copies, until it goes on (bench/collapse:
 				   14 us, and 60 where CPUs are short) */
 	/* 0.5: of a 2 MiB page that several use, and of which nobody knows more than that some of it
-	 * is written, so much of the gain is expected of copies: the first write to each page that is
-	 * written tells which ones are, and costs as much as two pages' copies. If there are many of
-	 * them that was in vain, and is tried again after waits that double. 0: is not tried. */
+	 * is written, so much of the gain is expected of copies: it is protected for a while, in
+	 * which the first write to each page tells that it is written. If there are many of them that
+	 * was in vain, and is tried again after waits that double. 0: is not tried. */
 	double try_share;
 	/* 50: what a touch of a 4 KiB page takes longer from then on where 2 MiB were mapped at
 	 * once, as where it has a replica or was taken apart: a walk of page tables after a miss of
@@ -206,6 +206,7 @@ struct mb_action {
 	enum mb_why why; /* MB_WHY_MIGRATE, _REPLICATE or _SPREAD */
 	uint64_t offset, len_bytes;
 	bool huge, split;
+	bool is_try; /* a replica of what may be written, to be seen before it is made */
 	int from; /* -1: from wherever it is; a part of it is on `to` already */
 	int to;
 	int view;	      /* that gets the replica; -1 for a move */

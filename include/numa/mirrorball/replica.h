@@ -74,7 +74,7 @@ void mb_replicas_destroy(struct mb_replicas *replicas);
 
 /* What became of each byte; they add up to the length. */
 struct mb_replicated {
-	uint64_t copied_bytes;	/* every view that was asked for has its copy */
+	uint64_t copied_bytes;	/* every view that was asked for has its copy, or is protected */
 	uint64_t there_bytes;	/* had copies already, of any view: that stays as it is */
 	uint64_t waiting_bytes; /* written not long ago: backs off */
 	uint64_t held_bytes;	/* held, or written meanwhile */
@@ -88,6 +88,14 @@ struct mb_replicated {
  */
 int mb_replicas_replicate(struct mb_replicas *replicas, uint64_t offset, uint64_t len,
 	unsigned views, struct mb_replicated *done);
+
+/*
+ * The first half of that, of memory of which it is not known what is written: all of it is
+ * protected, and what is written from now on shows itself, page by page, as if it had a copy. What
+ * is left after a while gets copies by replicate, which is not given up for a writer then.
+ */
+int mb_replicas_protect(
+	struct mb_replicas *replicas, uint64_t offset, uint64_t len, struct mb_replicated *done);
 
 /* No page of it has a copy then. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
