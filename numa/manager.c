@@ -33,7 +33,7 @@ struct mb_manager {
 	/* Only the thread that steps, in a storm. */
 	uint64_t looked_ns;
 	struct gusts moves, copies;
-	struct mb_plan tries; /* only the thread that steps: what is protected, and copied next time */
+	struct mb_plan tries; /* only the thread that steps: to be copied next time */
 
 	/* Protects what follows; no other lock is taken under it, and nothing is called. */
 	pthread_mutex_t lock;

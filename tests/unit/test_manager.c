@@ -101,7 +101,7 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 
 static struct {
 	bool possible;
-	unsigned n, views;
+	unsigned n, n_protected, views;
 	uint64_t bytes, view_bytes[2], protected_bytes;
 } copies;
 
@@ -112,6 +112,9 @@ static uint64_t n_writes(void *ctx)
 
 static int protect(void *ctx, uint64_t offset, uint64_t len, struct mb_replicated *done)
 {
+	if (storm.copy_us)
+		take_time(true);
+	copies.n_protected++;
 	copies.protected_bytes += len;
 	return 0;
 }
@@ -646,8 +649,9 @@ START_TEST(test_storm_of_copies)
 	make();
 	for (unsigned i = 0; i < 300; i++)
 		mb_manager_step(manager, i * SECOND / 100);
-	ck_assert_uint_eq(fake.n_moves + copies.n, 300);
+	ck_assert_uint_eq(fake.n_moves + copies.n + copies.n_protected, 300);
 	ck_assert_uint_gt(_i ? copies.n : fake.n_moves, 150);
+	ck_assert(!_i || copies.n_protected > 20);
 	ck_assert_uint_gt(_i ? fake.n_moves : copies.n, 1);
 	ck_assert_uint_eq(copies.views, 3);
 	mb_manager_destroy(manager);
