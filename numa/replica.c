@@ -85,13 +85,13 @@ static struct found look(const struct mb_replicas *r, uint64_t first, uint64_t n
 }
 
 static int open_views(
-	struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, bool patient)
+	struct mb_replicas *r, uint64_t first, uint64_t n, unsigned views, enum patience patience)
 {
 	int rc = 0;
 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
 		if (views >> v & 1)
-			rc = mb_replica_open(r, v, first, n, patient);
+			rc = mb_replica_open(r, v, first, n, patience);
 	return rc;
 }
 
@@ -100,16 +100,16 @@ static int open_views(
  * and the last view's make way for home that may be written: then there is one. Pages between that
  * are at home already get nothing else: so it is as many calls however many extents there are.
  */
-static int collapse_views(
-	struct mb_replicas *r, uint64_t first, uint64_t n, const struct found *f, bool may_wait)
+static int collapse_views(struct mb_replicas *r, uint64_t first, uint64_t n, const struct found *f,
+	enum patience patience)
 {
 	unsigned copies = f->copies, away = f->away;
 	int rc = 0;
 
-	if (copies & (copies - 1) && !may_wait)
+	if (copies & (copies - 1) && patience == AT_ONCE)
 		return -EAGAIN;
 	if (MB_REPLICA_WRONG == WRONG_OPEN_FIRST) {
-		rc = open_views(r, first, n, away & ~copies, may_wait);
+		rc = open_views(r, first, n, away & ~copies, patience);
 		usleep(1000);
 	}
 	while (copies && !rc) {
@@ -117,17 +117,17 @@ static int collapse_views(
 
 		copies &= copies - 1;
 		if (copies) {
-			rc = mb_replica_withdraw(r, v, first, n);
+			rc = mb_replica_withdraw(r, v, first, n, patience);
 		} else {
-			rc = mb_replica_open(r, v, first, n, may_wait);
+			rc = mb_replica_open(r, v, first, n, patience);
 			away &= ~(1u << v);
 		}
 	}
-	return rc ? rc : open_views(r, first, n, away, may_wait);
+	return rc ? rc : open_views(r, first, n, away, patience);
 }
 
 int mb_replica_collapse_pages(
-	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait)
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, enum patience patience)
 {
 	uint64_t from = first, to = first + n;
 	struct found before, after;
@@ -140,7 +140,7 @@ int mb_replica_collapse_pages(
 	while (to > from && !r->page[to - 1].map && n < BLOCK_PAGES)
 		to--;
 	before = look(r, from, to - from);
-	rc = collapse_views(r, from, to - from, &before, may_wait);
+	rc = collapse_views(r, from, to - from, &before, patience);
 	/* Who was told of so late that nothing was left to do waits as well. */
 	if (!rc)
 		mb_replica_wake(r, first, n);
@@ -167,23 +167,28 @@ static bool is_away(const struct mb_replicas *r, uint64_t first, uint64_t n)
 }
 
 /*
- * Whether the next write makes all of the block's pages one again, and not only what was written.
- * Each page that goes by itself leaves more mappings behind, and a whole block between others that
- * have copies some: so the former stops early, and the worker gives up copies before the latter
- * fails for want of them.
+ * Whether single pages of a block may be one again. Each leaves more mappings behind, and a whole
+ * block between others that have copies some: so the former ends early, and the worker gives up
+ * copies before the latter fails for want of them.
  */
-static bool takes_all(struct mb_replicas *r, const struct block *b)
+static bool may_be_single(struct mb_replicas *r)
 {
 	uint64_t mappings = mb_replica_n_mappings(r);
 
 	if (mappings > r->config.max_mappings)
 		mb_replica_give_up_some(r);
-	return b->n_faults >= PAGE_FAULTS + b->n_away / PAGES_A_FAULT ||
-	       mappings > r->config.max_mappings / SINGLE_SHARE;
+	return mappings <= r->config.max_mappings / SINGLE_SHARE;
+}
+
+/* Whether the next write makes all of the block's pages one again, and not only what was written.
+ */
+static bool takes_all(struct mb_replicas *r, const struct block *b)
+{
+	return b->n_faults >= PAGE_FAULTS + b->n_away / PAGES_A_FAULT || !may_be_single(r);
 }
 
 int mb_replica_written(
-	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait)
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, enum patience patience)
 {
 	uint64_t block_first = (uint64_t)(b - r->block) * BLOCK_PAGES;
 	unsigned before = b->n_away;
@@ -192,13 +197,13 @@ int mb_replica_written(
 
 	/* Another writer was first. */
 	if (!is_away(r, first, n))
-		return mb_replica_collapse_pages(r, b, first, n, may_wait);
+		return mb_replica_collapse_pages(r, b, first, n, patience);
 	if (takes_all(r, b)) {
-		rc = mb_replica_collapse_pages(r, b, block_first, BLOCK_PAGES, may_wait);
+		rc = mb_replica_collapse_pages(r, b, block_first, BLOCK_PAGES, patience);
 		if (!rc)
 			back_off(r, &b->whole, now);
 	} else {
-		rc = mb_replica_collapse_pages(r, b, first, n, may_wait);
+		rc = mb_replica_collapse_pages(r, b, first, n, patience);
 		for (uint64_t i = first; i < first + n && !rc; i++)
 			back_off(r, &r->page[i], now);
 	}
@@ -237,10 +242,34 @@ static int collapse_part(
 	if (!__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
 		return 0;
 	pthread_mutex_lock(&b->lock);
+	if (b->n_away && !may_be_single(r)) {
+		first = (uint64_t)(b - r->block) * BLOCK_PAGES;
+		n = BLOCK_PAGES;
+	}
 	if (b->n_away)
-		rc = mb_replica_collapse_pages(r, b, first, n, true);
+		rc = mb_replica_collapse_pages(r, b, first, n, PATIENT);
 	pthread_mutex_unlock(&b->lock);
 	return rc;
+}
+
+int mb_replica_give_up_block(struct mb_replicas *r)
+{
+	for (uint64_t i = 0; i < r->n_blocks; i++) {
+		uint64_t k = r->given_up++ % r->n_blocks;
+		struct block *b = &r->block[k];
+		int rc = -ENOENT;
+
+		if (!__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
+			continue;
+		pthread_mutex_lock(&b->lock);
+		if (mb_replica_frees_mappings(r, k))
+			rc = mb_replica_collapse_pages(
+				r, b, k * BLOCK_PAGES, BLOCK_PAGES, SHORT_PATIENCE);
+		pthread_mutex_unlock(&b->lock);
+		if (rc != -ENOENT)
+			return rc;
+	}
+	return -ENOENT;
 }
 
 int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
@@ -317,7 +346,7 @@ static int remap_part(struct mb_replicas *r, struct block *b, uint64_t first, ui
 
 	pthread_mutex_lock(&b->lock);
 	if (!b->n_away) {
-		rc = mb_replica_open(r, remap->view, first, n, false);
+		rc = mb_replica_open(r, remap->view, first, n, AT_ONCE);
 		if (!rc)
 			mb_replica_settle(r, remap->view, first, n);
 	}
@@ -408,24 +437,12 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	return false;
 }
 
-/*
- * -ECANCELED, which no system call says: a writer waits already, and it is not worth it. Unless
- * that is expected (insist): then it waits for the other steps, and gets the page that it wants.
- */
-static int is_wanted(const struct mb_replicas *r, uint64_t first, bool insist)
-{
-	bool waits_for_it =
-		__atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED);
-
-	return waits_for_it && !insist ? -ECANCELED : 0;
-}
-
 static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist)
 {
 	int rc = 0;
 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
-		rc = is_wanted(r, first, insist);
+		rc = mb_replica_is_wanted(r, first, insist);
 		if (rc)
 			break;
 		if (mb_replica_mapping(r->page[first].map, v) == HOME_OPEN)
@@ -442,10 +459,10 @@ static int copy_all(struct mb_replicas *r, uint64_t first, uint64_t n, unsigned 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
 		if (!(views >> v & 1))
 			continue;
-		rc = is_wanted(r, first, insist);
+		rc = mb_replica_is_wanted(r, first, insist);
 		if (rc)
 			break;
-		rc = mb_replica_copy(r, v, first, n, &stage[v]);
+		rc = mb_replica_copy(r, v, first, n, insist, &stage[v]);
 		if (rc)
 			stage[v] = NULL;
 	}
@@ -488,7 +505,7 @@ static int replicate_pages(
 	if (!rc && MB_REPLICA_WRONG != WRONG_COPY_FIRST)
 		rc = copy_all(r, first, n, views, insist, stage);
 	if (!rc)
-		rc = is_wanted(r, first, insist);
+		rc = mb_replica_is_wanted(r, first, insist);
 	if (!rc)
 		rc = install_all(r, first, n, views, stage);
 	if (!rc)
@@ -501,7 +518,7 @@ static int replicate_pages(
 	mb_replica_free(r, first, n, views & ~f.copies,
 		n * (unsigned)__builtin_popcount(views & ~f.copies));
 	/* What cannot be undone now is undone by the first write. */
-	mb_replica_collapse_pages(r, b, first, n, true);
+	mb_replica_collapse_pages(r, b, first, n, PATIENT);
 	return rc;
 }
 
@@ -513,7 +530,7 @@ static void replicate_run(
 	if (!has_room(r, n, job->views)) {
 		job->done->full_bytes += n * PAGE;
 		if (r->page[first].map)
-			mb_replica_collapse_pages(r, b, first, n, true);
+			mb_replica_collapse_pages(r, b, first, n, PATIENT);
 		return;
 	}
 	rc = replicate_pages(r, b, first, n, job->views);

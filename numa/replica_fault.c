@@ -21,8 +21,8 @@
 #define STACK_BYTES (256u << 10)
 #define N_MESSAGES  16u
 #define NICE	    (-15)
-#define KEPT	    0.75	/* of the mappings that there may be, when there were more */
-#define GIVE_UP	    (8 * BLOCK) /* when a collapse fails for want of memory or mappings */
+#define KEPT	    0.75 /* of the mappings that there may be, when there were more */
+#define OVER	    1.25 /* of them, and writers wait for the worker */
 #define FEATURES    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | FEATURE_WP_SHMEM)
 
 static int new_uffd(bool user_mode_only)
@@ -187,7 +187,8 @@ static void begin(const char *name)
 static bool collapse_some(
 	struct mb_replicas *r, struct block *b, unsigned first, unsigned n, uint64_t since_ns)
 {
-	int rc = mb_replica_written(r, b, (uint64_t)(b - r->block) * BLOCK_PAGES + first, n, true);
+	int rc = mb_replica_written(
+		r, b, (uint64_t)(b - r->block) * BLOCK_PAGES + first, n, SHORT_PATIENCE);
 
 	if (!rc)
 		count_fault(r, b->woken_ns - since_ns);
@@ -216,7 +217,7 @@ static void collapse(struct mb_replicas *r, struct block *b)
 	pthread_mutex_unlock(&b->lock);
 	/* Its writers wait until there is memory. At this priority nobody must spin. */
 	if (!done && !is_over(r)) {
-		mb_replicas_reclaim(r, GIVE_UP);
+		mb_replica_give_up_some(r);
 		queue(r, b, &w);
 		mb_replica_nap();
 	}
@@ -230,19 +231,30 @@ void mb_replica_give_up_some(struct mb_replicas *r)
 	pthread_mutex_unlock(&r->queue_lock);
 }
 
-/* A block at a time, so that writers come first. In order: neighbours that are at home are one
- * mapping. */
+static bool are_too_many(struct mb_replicas *r)
+{
+	bool too_many;
+
+	pthread_mutex_lock(&r->queue_lock);
+	too_many = r->too_many;
+	pthread_mutex_unlock(&r->queue_lock);
+	return too_many;
+}
+
+/* A block at a time. */
 static void give_up(struct mb_replicas *r)
 {
-	bool given = mb_replicas_reclaim(r, BLOCK);
+	const double kept = KEPT * (double)r->config.max_mappings;
+	int rc = mb_replica_give_up_block(r);
 
-	if (given && (double)mb_replica_n_mappings(r) > KEPT * (double)r->config.max_mappings)
+	if (rc != -ENOENT && (double)mb_replica_n_mappings(r) > kept)
 		return;
 	pthread_mutex_lock(&r->queue_lock);
 	r->too_many = false;
 	pthread_mutex_unlock(&r->queue_lock);
 }
 
+/* Writers and what is given up take turns: without the latter the former may be helped no more. */
 static void *worker_main(void *arg)
 {
 	struct mb_replicas *r = arg;
@@ -250,15 +262,21 @@ static void *worker_main(void *arg)
 
 	begin("collapse");
 	while ((b = take(r)) || !is_over(r)) {
+		if (are_too_many(r))
+			give_up(r);
 		if (b)
 			collapse(r, b);
-		else
-			give_up(r);
 	}
 	return NULL;
 }
 
 /* ---- the reader ---- */
+
+/* The worker gives up copies for each write then: so they cannot be quicker. */
+static bool is_over_limit(struct mb_replicas *r)
+{
+	return (double)mb_replica_n_mappings(r) > OVER * (double)r->config.max_mappings;
+}
 
 static void on_fault(struct mb_replicas *r, uint64_t hva, uint64_t ns)
 {
@@ -271,11 +289,11 @@ static void on_fault(struct mb_replicas *r, uint64_t hva, uint64_t ns)
 
 		if (offset >= r->config.ram_bytes)
 			continue;
-		if (pthread_mutex_trylock(&b->lock)) {
+		if (is_over_limit(r) || pthread_mutex_trylock(&b->lock)) {
 			queue_page(r, b, at, ns);
 			return;
 		}
-		rc = mb_replica_written(r, b, page, 1, false);
+		rc = mb_replica_written(r, b, page, 1, AT_ONCE);
 		if (!rc)
 			count_fault(r, b->woken_ns - ns);
 		pthread_mutex_unlock(&b->lock);

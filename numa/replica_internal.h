@@ -87,6 +87,7 @@ struct mb_replicas {
 
 	uint64_t bytes;			/* atomic */
 	uint64_t cursor;		/* atomic: the block where reclaim goes on */
+	uint64_t given_up; /* only the worker: the block where it goes on to give up copies */
 	uint64_t n_old; /* atomic: blocks from the first on that reclaim_old has left */
 	struct mb_replicas_stats stats; /* its counters are atomic */
 
@@ -104,25 +105,39 @@ static inline enum mapping mb_replica_mapping(uint16_t map, unsigned view)
 	return (enum mapping)(map >> 2 * view & 3);
 }
 
+/* What a step does that fails for want of memory or mappings: nothing; try for 30 ms; for 10 s. Only
+ * who has at least some may wait for the reader of the userfaultfd. */
+enum patience { AT_ONCE, SHORT_PATIENCE, PATIENT };
+
 /* ---- numa/replica_map.c: the steps. The caller has the lock of the block. ---- */
 
 /* All on pages [first, first + n), which are alike and in one block. -errno: nothing has changed.
  */
 int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
-/* The same in place of a copy, for a collapse: uses what is in store, and tries for 10 s. */
-int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
+/* The same in place of a copy, for a collapse: uses what is in store. */
+int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n,
+	enum patience patience);
+/*
+ * -ECANCELED, which no system call says: a writer waits already, and it is not worth it. Unless that
+ * is expected (insist): then it waits for the other steps, and gets the page that it wants.
+ */
+int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insist);
 /* *stage: for install, or for drop. */
-int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void **stage);
+int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist,
+	void **stage);
 /* Takes the stage, even if it fails. */
 int mb_replica_install(
 	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage);
 void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n);
-/* Uses what is in store; patient: tries for 10 s. */
-int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient);
+/* Uses what is in store. */
+int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n,
+	enum patience patience);
 /* 10 ms, before what has failed is tried again. */
 void mb_replica_nap(void);
 /* That copies add. */
 uint64_t mb_replica_n_mappings(struct mb_replicas *r);
+/* Whether there would be fewer if all of this block were at home. */
+bool mb_replica_frees_mappings(struct mb_replicas *r, uint64_t block);
 /* In every view. */
 void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n);
 /* The memory of these views' copies, which no view maps: n_copies pages, all views together. */
@@ -138,14 +153,17 @@ bool mb_replica_use_store(struct mb_replicas *r);
 /* ---- numa/replica.c ---- */
 
 /*
- * Makes pages [first, first + n) of a block one again, and wakes who waits for them. -EAGAIN, where
- * it may not wait: that would have needed to. Caller has the lock.
+ * Makes pages [first, first + n) of a block one again, and wakes who waits for them. -EAGAIN, at
+ * once: that would have needed to wait. Caller has the lock.
  */
 int mb_replica_collapse_pages(
-	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait);
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, enum patience patience);
 /* The same because of a write of these pages, or more. Caller has the lock. */
 int mb_replica_written(
-	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, bool may_wait);
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, enum patience patience);
+
+/* Collapses the next block of which that frees mappings, for the worker. -ENOENT: there is none. */
+int mb_replica_give_up_block(struct mb_replicas *r);
 
 /* ---- numa/replica_fault.c ---- */
 

@@ -24,7 +24,9 @@
  * is in anonymous memory, and of a shared page keeps contents and protection. And neighbours in a
  * file become one mapping.
  */
-#define TRIES	    1000u /* 10 ms apart */
+#define TRIES	    1000u /* 10 ms apart, of who is patient */
+#define FEW_TRIES   3u
+#define READ_BYTES  (128ull << 10) /* at a time, of who gives up for a writer */
 #define NAP_NS	    10000000l
 #define STORE_PAGES 128u /* half of them are mappings in store */
 
@@ -38,6 +40,11 @@ void mb_replica_nap(void)
 	struct timespec wait = {.tv_nsec = NAP_NS};
 
 	nanosleep(&wait, NULL);
+}
+
+static unsigned tries(enum patience patience)
+{
+	return patience == PATIENT ? TRIES : patience == SHORT_PATIENCE ? FEW_TRIES : 0;
 }
 
 static int failed(struct mb_replicas *r)
@@ -111,6 +118,22 @@ uint64_t mb_replica_n_mappings(struct mb_replicas *r)
 	n = r->n_mappings;
 	pthread_mutex_unlock(&r->count_lock);
 	return n;
+}
+
+bool mb_replica_frees_mappings(struct mb_replicas *r, uint64_t block)
+{
+	const uint64_t first = block * BLOCK_PAGES, next = first + BLOCK_PAGES;
+	uint64_t before = 0, after = 0;
+
+	pthread_mutex_lock(&r->count_lock);
+	for (unsigned v = 0; v < r->config.n_views; v++) {
+		before += edges(r, v, first, next);
+		after += first && mb_replica_mapping(r->page[first - 1].map, v) != HOME_OPEN;
+		after += block + 1 < r->n_blocks &&
+			 mb_replica_mapping(r->page[next].map, v) != HOME_OPEN;
+	}
+	pthread_mutex_unlock(&r->count_lock);
+	return before > after;
 }
 
 /* ---- the stage ---- */
@@ -197,29 +220,40 @@ int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uin
 	return rc;
 }
 
-int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
+int mb_replica_withdraw(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, enum patience patience)
 {
 	int rc;
 
 	for (unsigned i = 0; (rc = mb_replica_protect(r, view, first, n)) != 0; i++) {
 		if (mb_replica_use_store(r))
 			continue;
-		if (i >= TRIES)
+		if (i >= tries(patience))
 			return rc;
 		mb_replica_nap();
 	}
 	return 0;
 }
 
+int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insist)
+{
+	bool waits_for_it =
+		__atomic_load_n(&r->block[first / BLOCK_PAGES].queued, __ATOMIC_RELAXED);
+
+	return waits_for_it && !insist ? -ECANCELED : 0;
+}
+
 /* From the file itself: no page of home enters a page table, and a hole stays one. */
-int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void **stage)
+int mb_replica_copy(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist, void **stage)
 {
 	uint64_t done = 0;
 	int rc = set_stage(r, r->copy_fd[view], first, n, stage);
 
 	while (!rc && done < n * PAGE) {
+		uint64_t left = n * PAGE - done;
 		ssize_t got = r->calls->read(r->config.ram_fd, (char *)*stage + done,
-			n * PAGE - done, (off_t)(first * PAGE + done));
+			left < READ_BYTES ? left : READ_BYTES, (off_t)(first * PAGE + done));
 
 		if (got > 0)
 			done += (uint64_t)got;
@@ -227,6 +261,8 @@ int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64
 			rc = -EIO;
 		else if (errno != EINTR)
 			rc = failed(r);
+		if (!rc && done < n * PAGE)
+			rc = mb_replica_is_wanted(r, first, insist);
 		if (rc)
 			mb_replica_drop(r, *stage, n);
 	}
@@ -243,7 +279,8 @@ int mb_replica_install(
 	return rc;
 }
 
-int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool patient)
+int mb_replica_open(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, enum patience patience)
 {
 	char *at = view_at(r, view, first);
 
@@ -256,7 +293,7 @@ int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64
 
 		if (mb_replica_use_store(r))
 			continue;
-		if (!hole && (!patient || i >= TRIES))
+		if (!hole && i >= tries(patience))
 			return rc;
 		if (i >= TRIES)
 			end_with_hole(r, rc);
