@@ -43,6 +43,7 @@ void mb_policy_defaults(struct mb_policy_config *config)
 		.busy_share = 0.7,
 		.busy_gap = 0.3,
 		.max_actions = 4096,
+		.max_tries = 16,
 		.max_records = 16384,
 	};
 }

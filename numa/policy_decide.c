@@ -243,7 +243,7 @@ static bool is_worth_a_try(const struct work *w, struct unit *u)
 
 	if (!w->config->replicas || !(w->config->try_share > 0) || !u->huge || u->in_detail)
 		return false;
-	if (u->has_record && w->input->now_ns < u->next_ns)
+	if (w->input->now_ns < u->next_try_ns)
 		return false;
 	decide_replicas(w, &as_read);
 	as_read.gain *= w->config->try_share;

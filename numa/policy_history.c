@@ -31,6 +31,9 @@ unsigned mb_policy_moves(const struct mb_policy_config *config, const struct rec
 	uint64_t at = r->last_ns;
 	unsigned moves = r->moves;
 
+	*next_ns = 0;
+	if (!moves)
+		return 0;
 	*next_ns = later(r->last_ns, mb_policy_wait_ns(config, r->moves));
 	if (moves >= config->max_moves)
 		*next_ns = later(r->last_ns, forgiven_ns(config, moves));
@@ -41,6 +44,17 @@ unsigned mb_policy_moves(const struct mb_policy_config *config, const struct rec
 		moves--;
 	}
 	return moves;
+}
+
+uint64_t mb_policy_next_try_ns(const struct mb_policy_config *config, const struct record *r)
+{
+	return r->tries ? later(r->tried_ns, mb_policy_wait_ns(config, r->tries)) : 0;
+}
+
+static bool is_tried(const struct mb_policy_config *config, const struct record *r, uint64_t now_ns)
+{
+	return r->tries &&
+	       now_ns < later(later(r->tried_ns, config->backoff_max_ns), config->backoff_max_ns);
 }
 
 /* ---- keeping it ---- */
@@ -57,10 +71,15 @@ static void emit(struct list *list, struct record r)
 	struct record *last = list->n ? &list->record[list->n - 1] : NULL;
 	uint64_t next_ns;
 
-	if (r.offset >= r.end || !mb_policy_moves(list->config, &r, list->now_ns, &next_ns))
+	if (!mb_policy_moves(list->config, &r, list->now_ns, &next_ns))
+		r.moves = 0;
+	if (!is_tried(list->config, &r, list->now_ns))
+		r.tries = 0;
+	if (r.offset >= r.end || (!r.moves && !r.tries))
 		return;
 	if (last && last->end == r.offset && last->moves == r.moves && last->node == r.node &&
-		last->last_ns == r.last_ns)
+		last->last_ns == r.last_ns && last->tries == r.tries &&
+		last->tried_ns == r.tried_ns)
 		last->end = r.end;
 	else
 		list->record[list->n++] = r;
@@ -81,6 +100,8 @@ static void join(struct list *list, uint64_t granule)
 		to->end = r.end;
 		to->moves = to->moves > r.moves ? to->moves : r.moves;
 		to->last_ns = to->last_ns > r.last_ns ? to->last_ns : r.last_ns;
+		to->tries = to->tries > r.tries ? to->tries : r.tries;
+		to->tried_ns = to->tried_ns > r.tried_ns ? to->tried_ns : r.tried_ns;
 		to->node = to->node == r.node ? r.node : -1;
 	}
 	list->n = n;
@@ -106,7 +127,9 @@ static unsigned collect(const struct work *w, struct record *moved)
 			.end = a->offset + a->len_bytes,
 			.last_ns = w->input->now_ns,
 			.node = a->kind == MB_ACTION_MIGRATE ? a->to : a->from,
-			.moves = 1,
+			.moves = !a->is_try,
+			.tries = a->is_try,
+			.tried_ns = w->input->now_ns,
 		};
 	}
 	qsort(moved, w->plan->n_actions, sizeof(*moved), by_offset);
@@ -128,7 +151,16 @@ static struct record both(struct list *list, const struct record *old, const str
 	uint64_t next_ns;
 
 	r.end = old->end < new->end ? old->end : new->end;
-	r.moves = 1 + mb_policy_moves(list->config, old, list->now_ns, &next_ns);
+	if (new->moves) {
+		r.moves = 1 + mb_policy_moves(list->config, old, list->now_ns, &next_ns);
+		r.tries = old->tries;
+		r.tried_ns = old->tried_ns;
+	} else {
+		r.moves = old->moves;
+		r.node = old->node;
+		r.last_ns = old->last_ns;
+		r.tries = 1 + old->tries;
+	}
 	return r;
 }
 

@@ -168,9 +168,13 @@ static void add_history(struct reader *r, struct unit *u)
 	for (unsigned i = find_record(policy, u->offset);
 		i < policy->n_records && policy->record[i].offset < u->offset + u->len_bytes; i++) {
 		const struct record *record = &policy->record[i];
-		uint64_t next_ns;
-		unsigned moves = mb_policy_moves(w->config, record, w->input->now_ns, &next_ns);
+		uint64_t next_ns = mb_policy_next_try_ns(w->config, record);
+		unsigned moves;
 
+		u->next_try_ns = next_ns > u->next_try_ns ? next_ns : u->next_try_ns;
+		if (!record->moves)
+			continue;
+		moves = mb_policy_moves(w->config, record, w->input->now_ns, &next_ns);
 		u->moves = moves > u->moves ? moves : u->moves;
 		u->next_ns = next_ns > u->next_ns ? next_ns : u->next_ns;
 		node = !u->has_record || node == record->node ? record->node : -1;

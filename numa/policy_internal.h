@@ -4,12 +4,12 @@
 
 #include <mirrorball/policy.h>
 
-/* What has moved: [offset, end). In order, without overlap. */
+/* What has moved, or where copies were tried: [offset, end). In order, without overlap. */
 struct record {
 	uint64_t offset, end;
-	uint64_t last_ns;
+	uint64_t last_ns, tried_ns;
 	int node; /* where to; -1: several */
-	unsigned moves;
+	unsigned moves, tries; /* one of both is not 0 */
 };
 
 struct mb_policy {
@@ -40,7 +40,7 @@ struct unit {
 	double write_touches, all_touches;
 	/* From the history. */
 	unsigned moves;
-	uint64_t next_ns;
+	uint64_t next_ns, next_try_ns;
 	/* What was decided. */
 	enum mb_why why;
 	int target;
@@ -77,7 +77,7 @@ struct work {
 	struct part *part;
 	unsigned n_parts, room_parts;
 	struct mb_plan *plan;
-	unsigned room_actions;
+	unsigned room_actions, n_tries;
 };
 
 static inline double mb_policy_accesses(const struct unit *u, unsigned view)
@@ -121,6 +121,9 @@ uint64_t mb_policy_wait_ns(const struct mb_policy_config *config, unsigned moves
 /* Moves that are not forgiven, and when the next may be. */
 unsigned mb_policy_moves(const struct mb_policy_config *config, const struct record *r,
 	uint64_t now_ns, uint64_t *next_ns);
+/* When copies may be tried again: each try doubles the wait, and nothing is forgiven but all of it
+ * after the longest wait, since where one was not in vain there is nothing to try. */
+uint64_t mb_policy_next_try_ns(const struct mb_policy_config *config, const struct record *r);
 /* The history with the plan's actions in it, at `out`. -ENOMEM. */
 int mb_policy_remember(
 	const struct mb_policy *policy, const struct work *w, struct record **out, unsigned *n_out);

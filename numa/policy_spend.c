@@ -5,6 +5,8 @@
 
 #include "policy_internal.h"
 
+#define MAX_DEBT 5 /* for writes of what had copies, in cost_burst_ns */
+
 /* ---- budgets ---- */
 
 static double capacity(const struct mb_policy_config *config, uint64_t bytes_per_s)
@@ -56,8 +58,11 @@ static void fill_cost(struct mb_policy *policy, const struct work *w)
 	else if (guest_ns > policy->guest_ns)
 		policy->cost_ns = fmin(burst_ns,
 			policy->cost_ns + c->cost_share * (double)(guest_ns - policy->guest_ns));
-	if (guest_ns && n_writes > policy->n_writes)
-		policy->cost_ns -= (double)(n_writes - policy->n_writes) * c->copied_write_ns;
+	/* They have been paid already: no longer than for a while nothing else is. */
+	if (guest_ns && n_writes > policy->n_writes && policy->cost_ns > -MAX_DEBT * burst_ns)
+		policy->cost_ns = fmax(-MAX_DEBT * burst_ns,
+			policy->cost_ns -
+				(double)(n_writes - policy->n_writes) * c->copied_write_ns);
 	if (!policy->started || guest_ns > policy->guest_ns)
 		policy->guest_ns = guest_ns;
 	policy->n_writes = n_writes;
@@ -297,6 +302,12 @@ static int copy_target(const struct work *w, const struct unit *u, unsigned v, d
 	return mb_policy_accesses(u, v) > 0 ? mb_policy_target(w, &one, 0, gain, &why) : -1;
 }
 
+/* In blocks. */
+static uint64_t may_try(const struct work *w)
+{
+	return w->config->max_tries > w->n_tries ? w->config->max_tries - w->n_tries : 0;
+}
+
 /*
  * For each view that is far from it, where there is room. Of what budgets allow as much for each,
  * since what one of them has a copy of counts as copied.
@@ -315,6 +326,10 @@ static int replicate(struct mb_policy *policy, struct work *w, struct unit *u)
 			n_there[to[v]]++;
 	}
 	u->rest = MB_WHY_NO_ROOM;
+	if (u->is_try && len > may_try(w) * u->granule_bytes) {
+		len = may_try(w) * u->granule_bytes;
+		u->rest = MB_WHY_WRITE_SHARED;
+	}
 	for (unsigned v = 0; v < w->n_views; v++) {
 		room[v] = to[v] < 0 ? 0 : has_room(w, u, to[v], u->len_bytes, n_there[to[v]]);
 		n += room[v] > 0;
@@ -340,6 +355,8 @@ static int replicate(struct mb_policy *policy, struct work *w, struct unit *u)
 		u->done_bytes = of_view > u->done_bytes ? of_view : u->done_bytes;
 		rc = go(policy, w, u, 0, of_view, to[v], (int)v, gain[v] * net);
 	}
+	if (u->is_try)
+		w->n_tries += (unsigned)(u->done_bytes / u->granule_bytes);
 	return rc;
 }
 

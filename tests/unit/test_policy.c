@@ -94,7 +94,7 @@ START_TEST(test_try)
 	ck_assert_int_eq(plan.action[0].view, 1);
 	ck_assert_uint_eq(plan.action[0].len_bytes, BLOCK);
 	/* In vain: after a while again, and each time after a longer one. */
-	for (unsigned s = 1; s < 600; s++) {
+	for (unsigned s = 1; s < 3600; s++) {
 		now += SECOND;
 		make_plan();
 		if (!plan.n_actions) {
@@ -105,12 +105,47 @@ START_TEST(test_try)
 		last = s;
 		n++;
 	}
-	ck_assert_uint_ge(n, 4);
-	ck_assert_uint_le(n, 6);
+	ck_assert_uint_ge(n, 7);
+	ck_assert_uint_le(n, 9);
+	/* What is certain does not wait for that. */
+	extent[0].view[0] = (struct mb_heat){0};
+	make_plan();
+	expect(0, MB_WHY_MIGRATE);
+	ck_assert_uint_eq(verdict_of(0)->moves, 0);
 	config.try_share = 0;
-	now += 3600 * SECOND;
+	extent[0].view[0] = extent[0].view[1];
+	now += 10000 * SECOND;
 	make_plan();
 	expect(0, MB_WHY_WRITE_SHARED);
+}
+END_TEST
+
+/* Few at a time, and each in its turn, however many there are. */
+START_TEST(test_tries_are_few)
+{
+	unsigned tried[300] = {0}, most = 0;
+
+	config.replicas = true;
+	guest_ns = SECOND;
+	add_read(200 * BLOCK, 0, true, 60, 60);
+	for (unsigned i = 0; i < 100; i++)
+		add_read(BLOCK, 0, true, 40 + i % 7, 40);
+	for (unsigned i = 0; i < n_extents; i++)
+		extent[i].view[0].write = extent[i].view[1].write = 60;
+	for (unsigned s = 0; s < 3600; s++) {
+		make_plan();
+		ck_assert_uint_le(plan.bytes, 16 * BLOCK);
+		for (unsigned k = 0; k < plan.n_actions; k++)
+			for (uint64_t at = 0; at < plan.action[k].len_bytes; at += BLOCK)
+				tried[(plan.action[k].offset + at) / BLOCK]++;
+		now += SECOND;
+		guest_ns += 4 * SECOND;
+	}
+	for (unsigned i = 0; i < 300; i++) {
+		ck_assert_uint_ge(tried[i], 4);
+		most = tried[i] > most ? tried[i] : most;
+	}
+	ck_assert_uint_le(most, 10);
 }
 END_TEST
 
@@ -752,6 +787,7 @@ int main(void)
 	tcase_add_test(cases, test_migrate);
 	tcase_add_test(cases, test_shared);
 	tcase_add_test(cases, test_try);
+	tcase_add_test(cases, test_tries_are_few);
 	tcase_add_test(cases, test_shared_elsewhere);
 	tcase_add_test(cases, test_spread);
 	tcase_add_test(cases, test_threshold);

@@ -126,7 +126,8 @@ struct mb_policy_config {
 	bool replicas; /* whether they can be made; false */
 
 	unsigned max_actions; /* 4096 of one plan */
-	unsigned max_records; /* 16384 of the history, 32 bytes each */
+	unsigned max_tries;   /* 16 of one plan: a vCPU waits a little in each block */
+	unsigned max_records; /* 16384 of the history, 48 bytes each */
 };
 void mb_policy_defaults(struct mb_policy_config *config);
 
