@@ -280,12 +280,15 @@ static struct mb_decision decide(const struct mb_action *a, uint64_t now_ns)
 		.gain_ns_per_s = a->gain_ns_per_s};
 }
 
+typedef int replicate_fn(
+	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done);
+
 /* Adds what became of it to that of each view. */
-static int copy_part(
-	struct mb_manager *m, uint64_t offset, uint64_t len, unsigned views, struct mb_moved *moved)
+static int copy_part(struct mb_manager *m, replicate_fn *replicate, uint64_t offset, uint64_t len,
+	unsigned views, struct mb_moved *moved)
 {
 	struct mb_replicated done = {0};
-	int rc = m->config.ops->replicate(m->config.ctx, offset, len, views, &done);
+	int rc = replicate(m->config.ctx, offset, len, views, &done);
 
 	for (unsigned v = 0; v < m->config.n_views; v++) {
 		if (!(views >> v & 1))
@@ -326,7 +329,8 @@ static unsigned views_at(const struct mb_plan *plan, unsigned i, uint64_t from, 
  * that are left: there are max_actions. A decision for each view, as a move is, but nothing has
  * moved.
  */
-static void copy(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_t now_ns)
+static void copy(struct mb_manager *m, replicate_fn *replicate, struct mb_plan *plan, unsigned i,
+	uint64_t now_ns)
 {
 	const struct mb_action first = plan->action[i];
 	struct mb_moved moved[MB_HEAT_VIEWS] = {{0}};
@@ -334,7 +338,7 @@ static void copy(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_
 	int rc = 0;
 
 	for (uint64_t from = 0, to; !rc && (views = views_at(plan, i, from, &to)) != 0; from = to)
-		rc = copy_part(m, first.offset + from, to - from, views, moved);
+		rc = copy_part(m, replicate, first.offset + from, to - from, views, moved);
 	pthread_mutex_lock(&m->lock);
 	for (unsigned k = i; k < plan->n_actions; k++) {
 		struct mb_action *a = &plan->action[k];
@@ -384,7 +388,7 @@ static void end_tries(struct mb_manager *m, uint64_t now_ns)
 {
 	for (unsigned i = 0; i < m->tries.n_actions; i++)
 		if (m->tries.action[i].len_bytes)
-			copy(m, &m->tries, i, now_ns);
+			copy(m, m->config.ops->finish, &m->tries, i, now_ns);
 	mb_plan_finish(&m->tries);
 }
 
@@ -467,7 +471,7 @@ static bool act(struct mb_manager *m, struct mb_plan *plan, unsigned i, uint64_t
 		if (a->is_try)
 			begin_try(m, plan, i);
 		else
-			copy(m, plan, i, now_ns);
+			copy(m, m->config.ops->replicate, plan, i, now_ns);
 		return true;
 	}
 	d.rc = is_piece(a) ? move_pieces(m, plan, i, &d) : move_range(m, a, &d);

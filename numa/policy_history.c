@@ -4,6 +4,8 @@
 
 #include "policy_internal.h"
 
+#define MOST_TRIES 32u /* that a record can have had: each doubles the wait */
+
 uint64_t mb_policy_wait_ns(const struct mb_policy_config *config, unsigned moves)
 {
 	uint64_t wait = config->backoff_ns;
@@ -71,10 +73,15 @@ static void emit(struct list *list, struct record r)
 	struct record *last = list->n ? &list->record[list->n - 1] : NULL;
 	uint64_t next_ns;
 
-	if (!mb_policy_moves(list->config, &r, list->now_ns, &next_ns))
+	if (!mb_policy_moves(list->config, &r, list->now_ns, &next_ns)) {
 		r.moves = 0;
+		r.last_ns = 0;
+		r.node = -1;
+	}
 	if (!is_tried(list->config, &r, list->now_ns))
 		r.tries = 0;
+	if (!r.tries)
+		r.tried_ns = 0;
 	if (r.offset >= r.end || (!r.moves && !r.tries))
 		return;
 	if (last && last->end == r.offset && last->moves == r.moves && last->node == r.node &&
@@ -83,6 +90,17 @@ static void emit(struct list *list, struct record r)
 		last->end = r.end;
 	else
 		list->record[list->n++] = r;
+}
+
+/* Those that have only so many tries: another one each is the worst that comes of it. */
+static void forget_tries(struct list *list, unsigned tries)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < list->n; i++)
+		if (list->record[i].moves || list->record[i].tries > tries)
+			list->record[n++] = list->record[i];
+	list->n = n;
 }
 
 /* Joins records whose begins are in the same granule. */
@@ -219,6 +237,8 @@ int mb_policy_remember(
 	n_moved = collect(w, moved);
 	merge(&list, policy, moved, n_moved);
 	free(moved);
+	for (unsigned tries = 1; list.n > max && tries < MOST_TRIES; tries++)
+		forget_tries(&list, tries);
 	for (uint64_t granule = MB_HEAT_BLOCK_BYTES; list.n > (max ? max : 1) && granule;
 		granule *= 2)
 		join(&list, granule);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/range.h>
 #include <mirrorball/topology.h>
@@ -152,9 +153,18 @@ int mb_replica_collapse_pages(
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
 		if (before.away >> v & 1)
 			mb_replica_settle(r, v, from, to - from);
+	return rc;
+}
+
+/*
+ * Lets go of a block. Only here, when all is done: a part that fails may leave a block empty for a
+ * moment, of which the next part gets copies.
+ */
+void mb_replica_unlock(struct block *b)
+{
 	if (!b->n_away)
 		__atomic_store_n(&b->active, false, __ATOMIC_SEQ_CST);
-	return rc;
+	pthread_mutex_unlock(&b->lock);
 }
 
 static bool is_away(const struct mb_replicas *r, uint64_t first, uint64_t n)
@@ -242,34 +252,68 @@ static int collapse_part(
 	if (!__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
 		return 0;
 	pthread_mutex_lock(&b->lock);
-	if (b->n_away && !may_be_single(r)) {
-		first = (uint64_t)(b - r->block) * BLOCK_PAGES;
-		n = BLOCK_PAGES;
-	}
-	if (b->n_away)
+	if (is_away(r, first, n) && n < BLOCK_PAGES && !may_be_single(r)) {
+		rc = mb_replica_collapse_pages(
+			r, b, (uint64_t)(b - r->block) * BLOCK_PAGES, BLOCK_PAGES, PATIENT);
+		if (!rc)
+			back_off(r, &b->whole, now_ms(r));
+	} else if (is_away(r, first, n)) {
 		rc = mb_replica_collapse_pages(r, b, first, n, PATIENT);
-	pthread_mutex_unlock(&b->lock);
+	}
+	mb_replica_unlock(b);
 	return rc;
+}
+
+/* -EBUSY: somebody is at it, and may wait for us. */
+static int give_up(struct mb_replicas *r, uint64_t k)
+{
+	struct block *b = &r->block[k];
+	int rc = 0;
+
+	if (pthread_mutex_trylock(&b->lock))
+		return -EBUSY;
+	if (b->n_away)
+		rc = mb_replica_collapse_pages(r, b, k * BLOCK_PAGES, BLOCK_PAGES, SHORT_PATIENCE);
+	mb_replica_unlock(b);
+	return rc;
+}
+
+/* The one that frees most mappings, from `from` on; of none of them, the end of several side by
+ * side, so that they free some in the end; n_blocks: there is none at all. */
+static uint64_t dearest_block(struct mb_replicas *r, uint64_t from)
+{
+	uint64_t best = r->n_blocks;
+	int most = INT_MIN;
+
+	for (uint64_t i = 0; i < r->n_blocks && most <= 0; i++) {
+		uint64_t k = (from + i) % r->n_blocks;
+		int freed;
+
+		if (!__atomic_load_n(&r->block[k].active, __ATOMIC_SEQ_CST))
+			continue;
+		freed = mb_replica_freed_mappings(r, k);
+		if (freed > most) {
+			most = freed;
+			best = k;
+		}
+	}
+	return best;
 }
 
 int mb_replica_give_up_block(struct mb_replicas *r)
 {
-	for (uint64_t i = 0; i < r->n_blocks; i++) {
-		uint64_t k = r->given_up++ % r->n_blocks;
-		struct block *b = &r->block[k];
-		int rc = -ENOENT;
+	for (uint64_t from = r->given_up, n = 0; n < r->n_blocks; n++) {
+		uint64_t k = dearest_block(r, from);
+		int rc;
 
-		if (!__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
-			continue;
-		pthread_mutex_lock(&b->lock);
-		if (mb_replica_frees_mappings(r, k))
-			rc = mb_replica_collapse_pages(
-				r, b, k * BLOCK_PAGES, BLOCK_PAGES, SHORT_PATIENCE);
-		pthread_mutex_unlock(&b->lock);
-		if (rc != -ENOENT)
+		if (k == r->n_blocks)
+			return -ENOENT;
+		rc = give_up(r, k);
+		from = r->given_up = k + 1;
+		if (rc != -EBUSY)
 			return rc;
 	}
-	return -ENOENT;
+	return -EBUSY;
 }
 
 int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
@@ -418,6 +462,7 @@ int mb_replicas_hold(struct mb_replicas *r, uint64_t offset, uint64_t len)
 
 struct job {
 	unsigned views; /* 0: protect only */
+	bool finish;	/* only what is protected */
 	struct mb_replicated *done;
 };
 
@@ -431,6 +476,10 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 		return false;
 	if (!__atomic_load_n(&r->spare, __ATOMIC_RELAXED))
 		return false;
+	/* What is protected only has room if one view's copies would have. */
+	if (!views)
+		return __atomic_load_n(&r->bytes, __ATOMIC_RELAXED) + n * PAGE <=
+		       r->config.max_bytes;
 	if (__atomic_add_fetch(&r->bytes, bytes, __ATOMIC_RELAXED) <= r->config.max_bytes)
 		return true;
 	__atomic_sub_fetch(&r->bytes, bytes, __ATOMIC_RELAXED);
@@ -554,40 +603,59 @@ static bool has_copy(const struct mb_replicas *r, const struct page *p)
 	return has;
 }
 
+static void replicate_runs(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, struct job *job)
+{
+	const uint64_t now = now_ms(r);
+
+	for (uint64_t i = 0, run; i < n; i += run) {
+		const struct page *p = &r->page[first + i];
+		bool there = job->views ? has_copy(r, p) : p->map != 0;
+		bool wait = waits(p, now);
+
+		for (run = 1; i + run < n && p[run].map == p->map && waits(&p[run], now) == wait;)
+			run++;
+		if (there)
+			job->done->there_bytes += run * PAGE;
+		else if (job->finish ? !p->map : wait)
+			job->done->waiting_bytes += run * PAGE;
+		else
+			replicate_run(r, b, first + i, run, job);
+	}
+}
+
+/* What was protected for copies that cannot be made now. */
+static void give_up_protected(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n)
+{
+	for (uint64_t i = 0, run; i < n; i += run) {
+		const struct page *p = &r->page[first + i];
+
+		for (run = 1; i + run < n && p[run].map == p->map;)
+			run++;
+		if (p->map && !has_copy(r, p))
+			mb_replica_collapse_pages(r, b, first + i, run, PATIENT);
+	}
+}
+
 static int replicate_part(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
 {
 	struct job *job = arg;
-	uint64_t now = now_ms(r);
+	bool held;
 
 	pthread_mutex_lock(&b->lock);
 	__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&b->holds, __ATOMIC_SEQ_CST)) {
-		job->done->held_bytes += n * PAGE;
-	} else if (waits(&b->whole, now)) {
-		job->done->waiting_bytes += n * PAGE;
+	held = __atomic_load_n(&b->holds, __ATOMIC_SEQ_CST);
+	if (held || waits(&b->whole, now_ms(r))) {
+		*(held ? &job->done->held_bytes : &job->done->waiting_bytes) += n * PAGE;
+		if (job->finish)
+			give_up_protected(r, b, first, n);
 	} else {
 		if (!b->n_away)
 			b->n_faults = 0;
-		for (uint64_t i = 0, run; i < n; i += run) {
-			const struct page *p = &r->page[first + i];
-			bool there = job->views ? has_copy(r, p) : p->map != 0;
-			bool wait = waits(p, now);
-
-			for (run = 1;
-				i + run < n && p[run].map == p->map && waits(&p[run], now) == wait;)
-				run++;
-			if (there)
-				job->done->there_bytes += run * PAGE;
-			else if (wait)
-				job->done->waiting_bytes += run * PAGE;
-			else
-				replicate_run(r, b, first + i, run, job);
-		}
+		replicate_runs(r, b, first, n, job);
 	}
-	if (!b->n_away)
-		__atomic_store_n(&b->active, false, __ATOMIC_SEQ_CST);
-	pthread_mutex_unlock(&b->lock);
+	mb_replica_unlock(b);
 	return 0;
 }
 
@@ -595,6 +663,16 @@ int mb_replicas_replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, 
 	struct mb_replicated *done)
 {
 	struct job job = {.views = views, .done = done};
+
+	if ((offset | len) % PAGE || !views || views >> r->config.n_views)
+		return -EINVAL;
+	return each_block(r, offset, len, replicate_part, &job);
+}
+
+int mb_replicas_finish(struct mb_replicas *r, uint64_t offset, uint64_t len, unsigned views,
+	struct mb_replicated *done)
+{
+	struct job job = {.views = views, .finish = true, .done = done};
 
 	if ((offset | len) % PAGE || !views || views >> r->config.n_views)
 		return -EINVAL;

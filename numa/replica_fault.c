@@ -214,7 +214,7 @@ static void collapse(struct mb_replicas *r, struct block *b)
 	pthread_mutex_lock(&b->lock);
 	w = claim(r, b);
 	done = collapse_waiting(r, b, &w);
-	pthread_mutex_unlock(&b->lock);
+	mb_replica_unlock(b);
 	/* Its writers wait until there is memory. At this priority nobody must spin. */
 	if (!done && !is_over(r)) {
 		mb_replica_give_up_some(r);
@@ -241,12 +241,21 @@ static bool are_too_many(struct mb_replicas *r)
 	return too_many;
 }
 
-/* A block at a time. */
+/* The worker gives up copies then until there are fewer, before it helps a writer. */
+static bool is_over_limit(struct mb_replicas *r)
+{
+	return (double)mb_replica_n_mappings(r) > OVER * (double)r->config.max_mappings;
+}
+
+/* A block, or as many as it takes. */
 static void give_up(struct mb_replicas *r)
 {
 	const double kept = KEPT * (double)r->config.max_mappings;
-	int rc = mb_replica_give_up_block(r);
+	int rc;
 
+	do
+		rc = mb_replica_give_up_block(r);
+	while (!rc && is_over_limit(r));
 	if (rc != -ENOENT && (double)mb_replica_n_mappings(r) > kept)
 		return;
 	pthread_mutex_lock(&r->queue_lock);
@@ -272,12 +281,6 @@ static void *worker_main(void *arg)
 
 /* ---- the reader ---- */
 
-/* The worker gives up copies for each write then: so they cannot be quicker. */
-static bool is_over_limit(struct mb_replicas *r)
-{
-	return (double)mb_replica_n_mappings(r) > OVER * (double)r->config.max_mappings;
-}
-
 static void on_fault(struct mb_replicas *r, uint64_t hva, uint64_t ns)
 {
 	for (unsigned v = 0; v < r->config.n_views; v++) {
@@ -296,7 +299,7 @@ static void on_fault(struct mb_replicas *r, uint64_t hva, uint64_t ns)
 		rc = mb_replica_written(r, b, page, 1, AT_ONCE);
 		if (!rc)
 			count_fault(r, b->woken_ns - ns);
-		pthread_mutex_unlock(&b->lock);
+		mb_replica_unlock(b);
 		if (rc)
 			queue_page(r, b, at, ns);
 		return;

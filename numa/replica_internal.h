@@ -136,8 +136,8 @@ int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64
 void mb_replica_nap(void);
 /* That copies add. */
 uint64_t mb_replica_n_mappings(struct mb_replicas *r);
-/* Whether there would be fewer if all of this block were at home. */
-bool mb_replica_frees_mappings(struct mb_replicas *r, uint64_t block);
+/* How many fewer there would be if all of this block were at home; below 0: more. */
+int mb_replica_freed_mappings(struct mb_replicas *r, uint64_t block);
 /* In every view. */
 void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n);
 /* The memory of these views' copies, which no view maps: n_copies pages, all views together. */
@@ -162,7 +162,13 @@ int mb_replica_collapse_pages(
 int mb_replica_written(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, enum patience patience);
 
-/* Collapses the next block of which that frees mappings, for the worker. -ENOENT: there is none. */
+/* Who has the lock of a block, and did something with it. */
+void mb_replica_unlock(struct block *b);
+
+/*
+ * Collapses a block, for the worker: the next of those of which that frees mappings, or any.
+ * -ENOENT: there is none. -EBUSY: others have the locks of all of them.
+ */
 int mb_replica_give_up_block(struct mb_replicas *r);
 
 /* ---- numa/replica_fault.c ---- */

@@ -120,20 +120,33 @@ uint64_t mb_replica_n_mappings(struct mb_replicas *r)
 	return n;
 }
 
-bool mb_replica_frees_mappings(struct mb_replicas *r, uint64_t block)
+/* All of it was copied at once, and nothing was written since: no look at each page. */
+static bool is_even(const struct mb_replicas *r, uint64_t block)
+{
+	bool even = r->block[block].n_away == BLOCK_PAGES;
+
+	for (unsigned v = 0; v < r->config.n_views && even; v++)
+		even = r->block_pages[v][block] == BLOCK_PAGES || !r->block_pages[v][block];
+	return even;
+}
+
+int mb_replica_freed_mappings(struct mb_replicas *r, uint64_t block)
 {
 	const uint64_t first = block * BLOCK_PAGES, next = first + BLOCK_PAGES;
-	uint64_t before = 0, after = 0;
+	int freed = 0;
+	bool even;
 
 	pthread_mutex_lock(&r->count_lock);
+	even = is_even(r, block);
 	for (unsigned v = 0; v < r->config.n_views; v++) {
-		before += edges(r, v, first, next);
-		after += first && mb_replica_mapping(r->page[first - 1].map, v) != HOME_OPEN;
-		after += block + 1 < r->n_blocks &&
+		freed += even ? (int)(edges(r, v, first, first) + edges(r, v, next, next))
+			      : (int)edges(r, v, first, next);
+		freed -= first && mb_replica_mapping(r->page[first - 1].map, v) != HOME_OPEN;
+		freed -= block + 1 < r->n_blocks &&
 			 mb_replica_mapping(r->page[next].map, v) != HOME_OPEN;
 	}
 	pthread_mutex_unlock(&r->count_lock);
-	return before > after;
+	return freed;
 }
 
 /* ---- the stage ---- */
@@ -226,6 +239,7 @@ int mb_replica_withdraw(
 	int rc;
 
 	for (unsigned i = 0; (rc = mb_replica_protect(r, view, first, n)) != 0; i++) {
+		mb_replica_give_up_some(r);
 		if (mb_replica_use_store(r))
 			continue;
 		if (i >= tries(patience))
@@ -291,6 +305,7 @@ int mb_replica_open(
 		int rc = failed(r);
 		bool hole = is_hole(at, n);
 
+		mb_replica_give_up_some(r);
 		if (mb_replica_use_store(r))
 			continue;
 		if (!hole && i >= tries(patience))

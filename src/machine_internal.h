@@ -228,6 +228,8 @@ void mb_machine_remove_replicas(struct mb_machine *machine);
 /* The manager's; on its thread. Reclaim: some of them, each time, while a node is short of memory
  * or after a view has moved. */
 int mb_machine_protect(void *ctx, uint64_t offset, uint64_t len, struct mb_replicated *done);
+int mb_machine_finish_copies(
+	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done);
 int mb_machine_replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done);
 uint64_t mb_machine_copied_writes(void *ctx);

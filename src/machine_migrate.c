@@ -81,6 +81,7 @@ static const struct mb_manager_ops ops = {.extents = extents,
 	.n_writes = mb_machine_copied_writes,
 	.copied = mb_machine_copied,
 	.protect = mb_machine_protect,
+	.finish = mb_machine_finish_copies,
 	.replicate = mb_machine_replicate};
 
 /* A group's touches come from the CPUs that its vCPUs may run on. */

@@ -118,6 +118,14 @@ int mb_machine_protect(void *ctx, uint64_t offset, uint64_t len, struct mb_repli
 	return mb_replicas_protect(machine->replicas, offset, len, done);
 }
 
+int mb_machine_finish_copies(
+	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
+{
+	struct mb_machine *machine = ctx;
+
+	return mb_replicas_finish(machine->replicas, offset, len, views, done);
+}
+
 int mb_machine_replicate(
 	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
 {

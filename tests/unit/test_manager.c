@@ -101,7 +101,7 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 
 static struct {
 	bool possible;
-	unsigned n, n_protected, views;
+	unsigned n, n_protected, n_finished, views;
 	uint64_t bytes, view_bytes[2], protected_bytes;
 } copies;
 
@@ -137,6 +137,13 @@ static int replicate(
 	return 0;
 }
 
+static int finish(
+	void *ctx, uint64_t offset, uint64_t len, unsigned views, struct mb_replicated *done)
+{
+	copies.n_finished++;
+	return replicate(ctx, offset, len, views, done);
+}
+
 static float copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 {
 	const uint64_t from = offset > 64 * MIB ? offset : 64 * MIB;
@@ -153,6 +160,7 @@ static const struct mb_manager_ops ops = {
 	.n_writes = n_writes,
 	.copied = copied,
 	.protect = protect,
+	.finish = finish,
 	.replicate = replicate,
 };
 
@@ -357,6 +365,7 @@ START_TEST(test_tries)
 	mb_manager_release(manager);
 	mb_manager_step(manager, 3 * SECOND);
 	ck_assert_uint_eq(copies.bytes, 16 * MIB);
+	ck_assert_uint_eq(copies.n_finished, copies.n);
 	n = mb_manager_decisions(manager, d, 64);
 	ck_assert_uint_ge(n, 1);
 	ck_assert_int_eq(d[0].why, MB_WHY_REPLICATE);

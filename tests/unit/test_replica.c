@@ -405,6 +405,15 @@ START_TEST(test_backs_off)
 }
 END_TEST
 
+/* What is left of what was protected. */
+static struct mb_replicated complete(uint64_t offset, uint64_t len)
+{
+	struct mb_replicated d = {0};
+
+	ck_assert_int_eq(mb_replicas_finish(replicas, offset, len, 2, &d), 0);
+	return d;
+}
+
 /* What nobody writes after it was protected gets copies, what somebody writes waits. */
 START_TEST(test_protect)
 {
@@ -426,26 +435,80 @@ START_TEST(test_protect)
 	ck_assert_int_eq(mb_replicas_protect(replicas, 0, BLOCK, &d), 0);
 	ck_assert_uint_eq(d.there_bytes, BLOCK - 3 * PAGE);
 	ck_assert_uint_eq(d.waiting_bytes, 3 * PAGE);
-	d = replicate(0, BLOCK, 2);
+	d = complete(0, BLOCK);
 	ck_assert_uint_eq(d.copied_bytes, BLOCK - 3 * PAGE);
 	ck_assert_uint_eq(d.waiting_bytes, 3 * PAGE);
 	ck_assert_uint_eq(ask().bytes, BLOCK - 3 * PAGE);
 	check();
-	/* Where there is no room for copies it is as it was. */
+	/* No room, not even for one view. */
 	d = (struct mb_replicated){0};
 	ck_assert_int_eq(mb_replicas_protect(replicas, BLOCK, BLOCK, &d), 0);
-	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).full_bytes, BLOCK);
-	*word_at(1, BLOCK) = word(BLOCK);
-	ck_assert_uint_eq(ask().n_faults, 3);
+	ck_assert_uint_eq(d.full_bytes, BLOCK);
+	mb_replicas_reclaim(replicas, BYTES);
 	/* Many writes: all of it waits. */
 	ck_assert_int_eq(mb_replicas_protect(replicas, 2 * BLOCK, BLOCK, &d), 0);
 	write_pages(2 * BLOCK / PAGE, 100);
 	ck_assert_uint_lt(ask().n_faults, 3 + 80);
-	mb_replicas_reclaim(replicas, BYTES);
-	ck_assert_uint_eq(replicate(2 * BLOCK, BLOCK, 2).waiting_bytes, BLOCK);
+	ck_assert_uint_eq(complete(2 * BLOCK, BLOCK).waiting_bytes, BLOCK);
 	ck_assert_int_eq(mb_replicas_protect(replicas, BYTES, PAGE, &d), -EINVAL);
 	ck_assert_int_eq(mb_replicas_protect(replicas, 1, PAGE, &d), -EINVAL);
+	ck_assert_int_eq(mb_replicas_finish(replicas, 0, PAGE, 0, &d), -EINVAL);
 	check();
+	finish();
+}
+END_TEST
+
+/* However long the wait after a write is: what was written while it was protected gets no copy. */
+START_TEST(test_protect_is_seen)
+{
+	struct mb_replicated d = {0};
+	uint64_t faults;
+
+	config.backoff_ns = 1000000;
+	if (!make(2))
+		return;
+	ck_assert_int_eq(mb_replicas_protect(replicas, 0, BLOCK, &d), 0);
+	write_pages(3, 10);
+	usleep(20000);
+	d = complete(0, BLOCK);
+	ck_assert_uint_eq(d.copied_bytes, BLOCK - 10 * PAGE);
+	ck_assert_uint_eq(d.waiting_bytes, 10 * PAGE);
+	faults = ask().n_faults;
+	write_pages(3, 10);
+	ck_assert_uint_eq(ask().n_faults, faults);
+	/* Held, or out of turn: nothing is left protected. */
+	ck_assert_int_eq(mb_replicas_protect(replicas, BLOCK, BLOCK, &d), 0);
+	ck_assert_int_eq(mb_replicas_hold(replicas, BLOCK, PAGE), 0);
+	ck_assert_uint_eq(complete(BLOCK, BLOCK).held_bytes, BLOCK);
+	mb_replicas_release(replicas, BLOCK, PAGE);
+	write_pages(BLOCK / PAGE, 10);
+	ck_assert_uint_eq(ask().n_faults, faults);
+	ck_assert_uint_eq(complete(2 * BLOCK, BLOCK).waiting_bytes, BLOCK);
+	check();
+	finish();
+}
+END_TEST
+
+/* A part of a block that finds no room must not hide from devices that others have copies. */
+START_TEST(test_hold_after_full)
+{
+	struct mb_replicated d = {0};
+	uint64_t at = 110 * PAGE;
+
+	config.max_bytes = 150 * PAGE;
+	if (!make(3))
+		return;
+	ck_assert_int_eq(mb_replicas_protect(replicas, 0, 100 * PAGE, &d), 0);
+	d = replicate(0, 120 * PAGE, 6);
+	ck_assert_uint_eq(d.full_bytes, 100 * PAGE);
+	ck_assert_uint_eq(d.copied_bytes, 20 * PAGE);
+	ck_assert_int_eq(mb_replicas_hold(replicas, at, PAGE), 0);
+	ck_assert(mb_replicas_share(replicas, at, PAGE, 1) == 0);
+	ck_assert_int_eq(pwrite(fd, &(uint64_t){4711}, 8, (off_t)at), 8);
+	mb_replicas_release(replicas, at, PAGE);
+	check_but(at, 4711);
+	ck_assert_int_eq(mb_replicas_collapse(replicas, 0, BLOCK), 0);
+	ck_assert_uint_eq(ask().bytes, 0);
 	finish();
 }
 END_TEST
@@ -885,6 +948,8 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_backs_off);
 	tcase_add_test(all, test_writes_end_mappings);
 	tcase_add_test(all, test_protect);
+	tcase_add_test(all, test_protect_is_seen);
+	tcase_add_test(all, test_hold_after_full);
 	tcase_add_loop_test(all, test_huge_again, 0, 2);
 	tcase_add_test(all, test_hold);
 	tcase_add_test(all, test_bounds);

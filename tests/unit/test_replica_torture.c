@@ -244,13 +244,17 @@ static void *replicator_main(void *arg)
 	while (!is_over()) {
 		uint64_t r = rnd(&seed), offset, len = pick_range(r, &offset);
 
-		/* A quarter is tried first. */
-		if (!(r >> 58 & 3)) {
+		unsigned views = 1 + (unsigned)(r >> 40) % ((1u << n_views) - 1);
+
+		/* A quarter is tried first, and some of that forgotten. */
+		if (r >> 58 & 3) {
+			mb_replicas_replicate(replicas, offset, len, views, &d);
+		} else {
 			mb_replicas_protect(replicas, offset, len, &tried);
 			usleep((useconds_t)(r >> 30) % 300);
+			if (r >> 56 & 3)
+				mb_replicas_finish(replicas, offset, len, views, &d);
 		}
-		mb_replicas_replicate(
-			replicas, offset, len, 1 + (unsigned)(r >> 40) % ((1u << n_views) - 1), &d);
 		if (r >> 60 == 0)
 			mb_replicas_reclaim(replicas, len);
 	}

@@ -28,10 +28,13 @@ struct mb_manager_ops {
 	uint64_t (*guest_ns)(void *ctx); /* as mb_policy_input's */
 	/* mb_mover_move */
 	int (*move)(void *ctx, const struct mb_move *move, struct mb_moved *moved);
-	/* Of mb_replicas_stats, _share, _protect and _replicate; only with policy.replicas. */
+	/* Of mb_replicas_stats, _share, _protect, _finish and _replicate; only with
+	 * policy.replicas. */
 	uint64_t (*n_writes)(void *ctx);
 	float (*copied)(void *ctx, uint64_t offset, uint64_t len, unsigned view);
 	int (*protect)(void *ctx, uint64_t offset, uint64_t len, struct mb_replicated *done);
+	int (*finish)(void *ctx, uint64_t offset, uint64_t len, unsigned views,
+		struct mb_replicated *done);
 	int (*replicate)(void *ctx, uint64_t offset, uint64_t len, unsigned views,
 		struct mb_replicated *done);
 };

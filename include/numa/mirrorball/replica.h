@@ -90,12 +90,15 @@ int mb_replicas_replicate(struct mb_replicas *replicas, uint64_t offset, uint64_
 	unsigned views, struct mb_replicated *done);
 
 /*
- * The first half of that, of memory of which it is not known what is written: all of it is
- * protected, and what is written from now on shows itself, page by page, as if it had a copy. What
- * is left after a while gets copies by replicate, which is not given up for a writer then.
+ * That in two halves, for memory of which it is not known what is written: all of it is protected,
+ * and what is written from now on shows itself, page by page, as if it had a copy. What is left
+ * after a while gets its copies, for which writers wait then, and what is not left counts as
+ * waiting. Neither: it is as if it had no copies, but in small pages, until somebody writes it.
  */
 int mb_replicas_protect(
 	struct mb_replicas *replicas, uint64_t offset, uint64_t len, struct mb_replicated *done);
+int mb_replicas_finish(struct mb_replicas *replicas, uint64_t offset, uint64_t len, unsigned views,
+	struct mb_replicated *done);
 
 /* No page of it has a copy then. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
