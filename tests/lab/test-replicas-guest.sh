@@ -18,7 +18,7 @@ replicas() {
 # tell_map NAME: what the map shows, and what of the guest that is
 tell_map() {
 	local tell
-	mirrorball heat --json --seconds 1 --interval 0.5 "$1" >"$1.heat" || bad "$1: mirrorball heat --json"
+	mirrorball heat --json --seconds 3 --interval 0.5 "$1" >"$1.heat" || bad "$1: mirrorball heat --json"
 	mirrorball heat --once --seconds 1 "$1" >"$1.map" || bad "$1: mirrorball heat --once"
 	cat "$1.map"
 	tell=$(/in/copied-what "$1.heat" "$1.out")
