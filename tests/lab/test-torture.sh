@@ -71,8 +71,8 @@ all_free() { # FILE
 	for node in 0 1 2 3; do free_mib "$node"; done | tr '\n' ' '
 }
 
-# Takes memory of that node until hardly any is left, and gives it back, for ever.
-press() {
+# Takes memory of that node until hardly any is left, tells so, and gives it back, for ever.
+fill() {
 	echo 1000 >"/proc/$BASHPID/oom_score_adj"
 	exec numactl --membind="$full" python3 - "$full" <<-'END'
 		import mmap, re, sys, time
@@ -88,9 +88,22 @@ press() {
 		            taken[-1].write(b"x" * (8 * MIB))
 		        else:
 		            time.sleep(0.1)
+		    print("full", flush=True)
 		    taken.clear()
 		    time.sleep(5)
 	END
+}
+
+# Where the kernel finds none at all it ends who takes it: another one begins. Ended, it leaves none behind.
+press() {
+	local filler
+	trap 'kill "$filler"; exit' TERM
+	while :; do
+		fill &
+		filler=$!
+		wait "$filler"
+		sleep 1
+	done
 }
 
 # Sends vCPUs of a process to other nodes, some a second.
@@ -257,11 +270,11 @@ stock_kernels() {
 start warm "${options[@]}" --memory 64M splash churn size=4M ms=3000
 ended 60
 before=$(all_free meminfo.before)
-press 2>press.err &
+press >press.out 2>press.err &
 press=$!
 churns
 stock_kernels
-kill -0 "$press" || bad "there was pressure on node $full: $(cat press.err)"
+grep -q full press.out || bad "there was pressure on node $full: $(cat press.err)"
 kill "$press"
 wait "$press"
 after=$(all_free meminfo.after)
