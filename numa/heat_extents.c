@@ -60,16 +60,8 @@ static bool are_alike(const struct mb_extent *a, const struct mb_extent *b, unsi
 	return true;
 }
 
-int mb_heat_append(struct mb_heat_list *list, const struct mb_extent *e)
+int mb_heat_push(struct mb_heat_list *list, const struct mb_extent *e)
 {
-	struct mb_extent *last = list->n ? &list->extent[list->n - 1] : NULL;
-
-	if (last && are_alike(last, e, list->n_views)) {
-		last->len_bytes += e->len_bytes;
-		last->confidence = fminf(last->confidence, e->confidence);
-		last->age_ms = last->age_ms > e->age_ms ? last->age_ms : e->age_ms;
-		return 0;
-	}
 	if (list->n == list->room) {
 		unsigned room = list->room ? 2 * list->room : 256;
 		struct mb_extent *more = reallocarray(list->extent, room, sizeof(*more));
@@ -80,6 +72,18 @@ int mb_heat_append(struct mb_heat_list *list, const struct mb_extent *e)
 		list->room = room;
 	}
 	list->extent[list->n++] = *e;
+	return 0;
+}
+
+int mb_heat_append(struct mb_heat_list *list, const struct mb_extent *e)
+{
+	struct mb_extent *last = list->n ? &list->extent[list->n - 1] : NULL;
+
+	if (!last || !are_alike(last, e, list->n_views))
+		return mb_heat_push(list, e);
+	last->len_bytes += e->len_bytes;
+	last->confidence = fminf(last->confidence, e->confidence);
+	last->age_ms = last->age_ms > e->age_ms ? last->age_ms : e->age_ms;
 	return 0;
 }
 

@@ -136,6 +136,8 @@ struct mb_heat_list {
 	unsigned n_views;
 };
 int mb_heat_append(struct mb_heat_list *list, const struct mb_extent *e);
+/* The same for one that is to stay by itself. */
+int mb_heat_push(struct mb_heat_list *list, const struct mb_extent *e);
 struct mb_heat mb_heat_of(float touch, float write, unsigned window);
 /* The same rates seen through another window. */
 void mb_heat_know_through(struct known *known, unsigned n_views, unsigned from, unsigned to);

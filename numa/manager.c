@@ -8,12 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "copied.h"
 #include "storm.h"
 
 #define STACK_BYTES  (256u << 10) /* the policy's host is large */
 #define SECOND_NS    1000000000ull
 #define TRIES	     5u	 /* one in so many copies of a storm */
-#define COPIED_SHARE 0.5 /* of a block, all views together */
 #define PAGE	     MB_HEAT_PAGE_BYTES
 #define BLOCK	     MB_HEAT_BLOCK_BYTES
 
@@ -124,13 +124,6 @@ static bool may_go_on(struct mb_manager *m)
 
 /* ---- what is known ---- */
 
-static double copied(const struct mb_manager *m, const struct mb_extent *e, unsigned view)
-{
-	return m->config.policy.replicas
-		       ? m->config.ops->copied(m->config.ctx, e->offset, e->len_bytes, view)
-		       : 0;
-}
-
 /* A second, by the policy's estimate; *local: those by views that have this node, or a copy. */
 static double accesses(
 	const struct mb_manager *m, const struct mb_extent *e, int node, double *local)
@@ -143,7 +136,7 @@ static double accesses(
 
 	for (unsigned v = 0; v < m->config.n_views; v++) {
 		double of_view = pages * per_touch * (double)(e->view[v].read + e->view[v].write);
-		double of_copies = of_view * copied(m, e, v);
+		double of_copies = of_view * mb_copied(&m->config, e, v);
 
 		sum += of_view;
 		*local += of_copies;
@@ -578,95 +571,6 @@ static void blow(struct mb_manager *m)
 	m->rest_ns = mb_storm_rest_ns(copies ? took_ns : 0);
 }
 
-/* How much of it has copies, all views together. */
-static double copied_share(const struct mb_manager *m, const struct mb_extent *e)
-{
-	double share = 0;
-
-	for (unsigned v = 0; v < m->config.n_views; v++)
-		share += copied(m, e, v);
-	return share;
-}
-
-/* The first part of it, by blocks, of which all has copies or none, as *has_copies says. */
-static struct mb_extent first_part(
-	const struct mb_manager *m, const struct mb_extent *e, bool *has_copies)
-{
-	const uint64_t end = e->offset + e->len_bytes;
-	struct mb_extent part = *e, next = *e;
-
-	part.len_bytes = 0;
-	while (next.offset < end) {
-		uint64_t to = (next.offset / BLOCK + 1) * BLOCK;
-		bool has;
-
-		next.len_bytes = (to < end ? to : end) - next.offset;
-		has = copied_share(m, &next) >= COPIED_SHARE;
-		if (part.len_bytes && has != *has_copies)
-			break;
-		*has_copies = has;
-		part.len_bytes += next.len_bytes;
-		next.offset += next.len_bytes;
-	}
-	return part;
-}
-
-struct list {
-	struct mb_extent *extent;
-	unsigned n, room;
-};
-
-static int append(struct list *list, const struct mb_extent *e)
-{
-	if (list->n == list->room) {
-		unsigned room = list->room ? 2 * list->room : 256;
-		struct mb_extent *more = reallocarray(list->extent, room, sizeof(*more));
-
-		if (!more)
-			return -ENOMEM;
-		list->extent = more;
-		list->room = room;
-	}
-	list->extent[list->n++] = *e;
-	return 0;
-}
-
-/*
- * What has copies already is decided, until a write or a lack of memory ends that. Where its home
- * is would not be known, either: a view's page tables tell of the copy. -ENOMEM.
- */
-static int without_copied(struct mb_manager *m, struct mb_extent **extent, unsigned *n)
-{
-	struct list kept = {0};
-	int rc = 0;
-
-	for (unsigned i = 0; i < *n && !rc; i++) {
-		struct mb_extent rest = (*extent)[i];
-
-		if (!(copied_share(m, &rest) > 0)) {
-			rc = append(&kept, &rest);
-			continue;
-		}
-		while (rest.len_bytes && !rc) {
-			bool has_copies = false;
-			struct mb_extent part = first_part(m, &rest, &has_copies);
-
-			if (!has_copies)
-				rc = append(&kept, &part);
-			rest.offset += part.len_bytes;
-			rest.len_bytes -= part.len_bytes;
-		}
-	}
-	if (rc) {
-		free(kept.extent);
-		return rc;
-	}
-	free(*extent);
-	*extent = kept.extent;
-	*n = kept.n;
-	return 0;
-}
-
 /* Looks, and does what the policy says. */
 static void step(struct mb_manager *m, uint64_t now_ns)
 {
@@ -698,7 +602,7 @@ static void step(struct mb_manager *m, uint64_t now_ns)
 	if (!rc)
 		end_tries(m, now_ns);
 	if (!rc && m->config.policy.replicas)
-		rc = without_copied(m, &extent, &input.n_extents);
+		rc = mb_without_copied(&m->config, &extent, &input.n_extents);
 	input.extent = extent;
 	rc = rc ? rc : mb_policy_plan(m->policy, &input, &plan);
 	if (!rc) {

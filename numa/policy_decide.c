@@ -207,21 +207,26 @@ static double small_cost(const struct work *w, const struct unit *u)
 	       w->config->small_walk_ns;
 }
 
+int mb_policy_copy_target(const struct work *w, const struct unit *u, unsigned view, double *gain)
+{
+	struct unit one = *u;
+	enum mb_why why;
+
+	for (unsigned v = 0; v < w->n_views; v++)
+		if (v != view)
+			one.read[v] = one.write[v] = 0;
+	return mb_policy_accesses(u, view) > 0 ? mb_policy_target(w, &one, 0, gain, &why) : -1;
+}
+
 /* Replicas for the views that are far from it, if that is worth it. */
 static void decide_replicas(const struct work *w, struct unit *u)
 {
 	u->why = MB_WHY_LOCAL;
 	u->gain = u->cost_ns = 0;
 	for (unsigned v = 0; v < w->n_views; v++) {
-		struct unit one = *u;
 		double gain;
-		enum mb_why why;
 
-		for (unsigned o = 0; o < w->n_views; o++)
-			if (o != v)
-				one.read[o] = one.write[o] = 0;
-		if (!(mb_policy_accesses(u, v) > 0) ||
-			mb_policy_target(w, &one, 0, &gain, &why) < 0)
+		if (mb_policy_copy_target(w, u, v, &gain) < 0)
 			continue;
 		u->why = MB_WHY_REPLICATE;
 		u->gain += gain;

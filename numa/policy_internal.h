@@ -109,6 +109,8 @@ bool mb_policy_is_move(enum mb_why why);
 /* The best node but for those of `without`, and what it brings; -1, and why not. */
 int mb_policy_target(const struct work *w, const struct unit *u, uint64_t without, double *gain,
 	enum mb_why *why);
+/* Where the view's copy is to be, and what it brings; -1: nowhere. */
+int mb_policy_copy_target(const struct work *w, const struct unit *u, unsigned view, double *gain);
 double mb_policy_copy_cost(const struct work *w, uint64_t len); /* for one view */
 bool mb_policy_pays_back(const struct work *w, double gain, double cost_ns);
 

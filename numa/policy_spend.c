@@ -290,18 +290,6 @@ static int spread(struct mb_policy *policy, struct work *w, struct unit *u)
 	return rc;
 }
 
-/* Where the view's copy is to be, and what it brings; -1: nowhere. */
-static int copy_target(const struct work *w, const struct unit *u, unsigned v, double *gain)
-{
-	struct unit one = *u;
-	enum mb_why why;
-
-	for (unsigned o = 0; o < w->n_views; o++)
-		if (o != v)
-			one.read[o] = one.write[o] = 0;
-	return mb_policy_accesses(u, v) > 0 ? mb_policy_target(w, &one, 0, gain, &why) : -1;
-}
-
 /* In blocks. */
 static uint64_t may_try(const struct work *w)
 {
@@ -321,7 +309,7 @@ static int replicate(struct mb_policy *policy, struct work *w, struct unit *u)
 	int to[MB_HEAT_VIEWS], rc = 0;
 
 	for (unsigned v = 0; v < w->n_views; v++) {
-		to[v] = copy_target(w, u, v, &gain[v]);
+		to[v] = mb_policy_copy_target(w, u, v, &gain[v]);
 		if (to[v] >= 0)
 			n_there[to[v]]++;
 	}

@@ -105,9 +105,9 @@ struct mb_policy_config {
 
 	/*
 	 * And in time: all moves and copies together, with the writes that waited because of the
-	 * latter, cost at most this share of the CPU time that
-	 * the guest has had. The tracker sees touches, not misses, so that a guest with all it uses
-	 * in its caches gains nothing by what it seems to need; this is what it may lose.
+	 * latter, cost at most this share of the CPU time that the guest has had. The tracker sees
+	 * touches, not misses, so that a guest with all it uses in its caches gains nothing by what
+	 * it seems to need; this is what it may lose.
 	 */
 	double cost_share; /* 0.01: with the tracker's 0.005 less than the 0.02 that are noticed */
 	uint64_t cost_burst_ns; /* 200 ms: what may be spent at once, and by a guest that has just
