@@ -165,14 +165,15 @@ static struct waiting claim(struct mb_replicas *r, struct block *b)
 	return w;
 }
 
-static bool is_over(struct mb_replicas *r)
+/* A flag that the queue's lock protects. */
+static bool is_set(struct mb_replicas *r, const bool *flag)
 {
-	bool stop;
+	bool set;
 
 	pthread_mutex_lock(&r->queue_lock);
-	stop = r->stop;
+	set = *flag;
 	pthread_mutex_unlock(&r->queue_lock);
-	return stop;
+	return set;
 }
 
 /* vCPUs wait for these threads, for a moment at a time; where CPUs are short they come first. It
@@ -216,7 +217,7 @@ static void collapse(struct mb_replicas *r, struct block *b)
 	done = collapse_waiting(r, b, &w);
 	mb_replica_unlock(b);
 	/* Its writers wait until there is memory. At this priority nobody must spin. */
-	if (!done && !is_over(r)) {
+	if (!done && !is_set(r, &r->stop)) {
 		mb_replica_give_up_some(r);
 		queue(r, b, &w);
 		mb_replica_nap();
@@ -229,16 +230,6 @@ void mb_replica_give_up_some(struct mb_replicas *r)
 	r->too_many = true;
 	pthread_cond_signal(&r->queue_wake);
 	pthread_mutex_unlock(&r->queue_lock);
-}
-
-static bool are_too_many(struct mb_replicas *r)
-{
-	bool too_many;
-
-	pthread_mutex_lock(&r->queue_lock);
-	too_many = r->too_many;
-	pthread_mutex_unlock(&r->queue_lock);
-	return too_many;
 }
 
 /* The worker gives up copies then until there are fewer, before it helps a writer. */
@@ -270,8 +261,8 @@ static void *worker_main(void *arg)
 	struct block *b;
 
 	begin("collapse");
-	while ((b = take(r)) || !is_over(r)) {
-		if (are_too_many(r))
+	while ((b = take(r)) || !is_set(r, &r->stop)) {
+		if (is_set(r, &r->too_many))
 			give_up(r);
 		if (b)
 			collapse(r, b);
