@@ -297,7 +297,8 @@ static void end_block(struct reader *r)
 		confidence = fmin(confidence, one.confidence);
 	}
 	all.confidence = confidence;
-	add_history(r, &all);
+	if (whole)
+		add_history(r, &all);
 	if (whole && (mb_policy_class(r->w, &all) == CLASS_SINGLE || !(parts.single > 0) ||
 			     gets_copies_whole(r->w, &all, &parts))) {
 		u = new_unit(r);
