@@ -14,6 +14,9 @@
 #define PAGE_FAULTS   3u
 #define PAGES_A_FAULT 8u
 #define SINGLE_SHARE  2u /* of the mappings that there may be */
+/* For a writer of a block that is being copied, until the worker has the block: some 5 ms. */
+#define WRITERS_NS    50000l
+#define WRITERS_TRIES 100u
 
 /* ---- back-off ---- */
 
@@ -585,12 +588,14 @@ static void replicate_run(
 	}
 }
 
-static void replicate_runs(
+/* One run after the other, until a writer waits for the block; how many pages that were. */
+static uint64_t replicate_runs(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, struct job *job)
 {
 	const uint64_t now = now_ms(r);
+	uint64_t i, run;
 
-	for (uint64_t i = 0, run; i < n; i += run) {
+	for (i = 0; i < n && !(i && mb_replica_is_wanted(r, first, false)); i += run) {
 		const struct page *p = &r->page[first + i];
 		bool there = job->views ? look(r, first + i, 1).copies : p->map != 0;
 		bool wait = waits(p, now);
@@ -604,6 +609,7 @@ static void replicate_runs(
 		else
 			replicate_run(r, b, first + i, run, job);
 	}
+	return i;
 }
 
 /* What was protected for copies that cannot be made now. */
@@ -619,25 +625,41 @@ static void give_up_protected(struct mb_replicas *r, struct block *b, uint64_t f
 	}
 }
 
+/* A lock is not handed over: whoever asks for it again at once would have it again. */
+static void let_writers(const struct block *b)
+{
+	const struct timespec wait = {.tv_nsec = WRITERS_NS};
+
+	for (unsigned i = 0; i < WRITERS_TRIES && __atomic_load_n(&b->queued, __ATOMIC_RELAXED); i++)
+		nanosleep(&wait, NULL);
+}
+
+/* Writers of the block wait for one run of pages, not for all of them. */
 static int replicate_part(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
 {
 	struct job *job = arg;
-	bool held;
 
-	pthread_mutex_lock(&b->lock);
-	__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
-	held = __atomic_load_n(&b->holds, __ATOMIC_SEQ_CST);
-	if (held || waits(&b->whole, now_ms(r))) {
-		*(held ? &job->done->held_bytes : &job->done->waiting_bytes) += n * PAGE;
-		if (job->finish)
-			give_up_protected(r, b, first, n);
-	} else {
-		if (!b->n_away)
-			b->n_faults = 0;
-		replicate_runs(r, b, first, n, job);
+	for (uint64_t done; n; first += done, n -= done) {
+		bool held;
+
+		pthread_mutex_lock(&b->lock);
+		__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
+		held = __atomic_load_n(&b->holds, __ATOMIC_SEQ_CST);
+		if (held || waits(&b->whole, now_ms(r))) {
+			*(held ? &job->done->held_bytes : &job->done->waiting_bytes) += n * PAGE;
+			if (job->finish)
+				give_up_protected(r, b, first, n);
+			done = n;
+		} else {
+			if (!b->n_away)
+				b->n_faults = 0;
+			done = replicate_runs(r, b, first, n, job);
+		}
+		mb_replica_unlock(b);
+		if (done < n)
+			let_writers(b);
 	}
-	mb_replica_unlock(b);
 	return 0;
 }
 

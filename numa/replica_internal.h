@@ -119,7 +119,7 @@ int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, ui
 	enum patience patience);
 /*
  * -ECANCELED, which no system call says: a writer waits already, and it is not worth it. Unless that
- * is expected (insist): then it waits for the other steps, and gets the page that it wants.
+ * is expected (insist): then it waits for the other steps of this run, and gets the page that it wants.
  */
 int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insist);
 /* *stage: for install, or for drop. */

@@ -795,12 +795,15 @@ END_TEST
 
 /* ---- a writer comes while others are copied ---- */
 
-static bool slow; /* atomic */
+static bool slow;		   /* atomic */
+static unsigned n_reads, reads_before; /* atomic; the latter when the writer was done */
 
 static ssize_t slow_read(int file, void *buf, size_t len, off_t offset)
 {
-	if (__atomic_load_n(&slow, __ATOMIC_RELAXED))
+	if (__atomic_load_n(&slow, __ATOMIC_RELAXED)) {
 		usleep(20000);
+		__atomic_add_fetch(&n_reads, 1, __ATOMIC_RELAXED);
+	}
 	return pread(file, buf, len, offset);
 }
 
@@ -816,14 +819,17 @@ static void *write_first(void *arg)
 	while (mb_replicas_share(replicas, 0, PAGE, 1) == 0)
 		usleep(100);
 	*word_at(0, 0) = 4711;
+	__atomic_store_n(
+		&reads_before, __atomic_load_n(&n_reads, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
 	return NULL;
 }
 
-/* It waits for one step, not for all of them: what is left is not copied. */
+/* It waits for one step, not for all of them. In the second case each step of copying is one that a
+ * writer does not stop. */
 START_TEST(test_writer_comes_first)
 {
 	const unsigned n = 200;
-	struct mb_replicated d;
+	struct mb_replicated d = {0};
 	pthread_t writer;
 
 	config.calls = &slow_calls;
@@ -835,12 +841,16 @@ START_TEST(test_writer_comes_first)
 		ck_assert_uint_eq(replicate(i * PAGE, PAGE, 2).copied_bytes, PAGE);
 		*word_at(0, i * PAGE) = word(i * PAGE);
 	}
+	if (_i)
+		ck_assert_int_eq(mb_replicas_protect(replicas, 0, n * PAGE, &d), 0);
 	__atomic_store_n(&slow, true, __ATOMIC_RELAXED);
 	ck_assert_int_eq(pthread_create(&writer, NULL, write_first, NULL), 0);
-	d = replicate(0, n * PAGE, 2);
+	d = _i ? complete(0, n * PAGE) : replicate(0, n * PAGE, 2);
 	pthread_join(writer, NULL);
 	ck_assert_uint_eq(d.waiting_bytes, n / 2 * PAGE);
-	ck_assert_uint_gt(d.held_bytes, 0);
+	ck_assert(_i ? !d.held_bytes : d.held_bytes > 0);
+	ck_assert_uint_eq(d.copied_bytes + d.held_bytes, n / 2 * PAGE);
+	ck_assert_uint_lt(reads_before, n / 4);
 	check_but(0, 4711);
 	finish();
 }
@@ -958,7 +968,7 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_bounds);
 	tcase_add_test(all, test_tracked);
 	tcase_add_loop_test(all, test_failures, 0, 4);
-	tcase_add_test(all, test_writer_comes_first);
+	tcase_add_loop_test(all, test_writer_comes_first, 0, 2);
 	tcase_add_test(all, test_no_mappings_left);
 	tcase_add_loop_test(all, test_no_mappings_left_of_two, 0, 3);
 	tcase_add_loop_test(all, test_no_memory_for_a_while, 0, 2);
