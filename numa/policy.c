@@ -60,7 +60,7 @@ void mb_policy_host_init(
 			.usable = node->has_memory && mems_allowed >> i & 1,
 			.has_cpus = CPU_COUNT(&node->cpus) > 0,
 			.total_bytes = node->mem_total_bytes,
-			.free_bytes = node->mem_free_bytes,
+			.free_bytes = node->mem_available_bytes,
 		};
 		memcpy(host->node[i].distance, node->distance, sizeof(node->distance));
 	}

@@ -170,6 +170,20 @@ void mb_topology_read_memory(struct mb_topology *topo, int sysfs_fd)
 		read_memory(&topo->node[i], sysfs_fd);
 }
 
+int mb_numa_available(unsigned id, uint64_t *bytes)
+{
+	struct mb_node node = {.id = id};
+	int sysfs_fd = open("/sys", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	*bytes = 0;
+	if (sysfs_fd < 0)
+		return -errno;
+	read_memory(&node, sysfs_fd);
+	close(sysfs_fd);
+	*bytes = node.mem_available_bytes;
+	return node.has_memory ? 0 : -ENODEV;
+}
+
 void mb_topology_restrict(struct mb_topology *topo, const cpu_set_t *allowed)
 {
 	for (unsigned i = 0; i < topo->n_nodes; i++)

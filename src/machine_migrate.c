@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/manager.h>
-#include <numa.h>
 #include <string.h>
 
 #include "machine_internal.h"
@@ -39,10 +38,9 @@ static void look(void *ctx, struct mb_policy_host *host)
 
 	for (unsigned i = 0; i < host->n_nodes; i++) {
 		struct mb_policy_node *node = &host->node[i];
-		long long free_bytes = 0, total_bytes = numa_node_size64(node->id, &free_bytes);
+		const bool there = !mb_numa_available((unsigned)node->id, &node->free_bytes);
 
-		node->free_bytes = total_bytes > 0 ? (uint64_t)free_bytes : 0;
-		node->usable = total_bytes > 0 && allowed >> i & 1;
+		node->usable = there && allowed >> i & 1;
 	}
 	mb_machine_reclaim(machine, host);
 }

@@ -135,7 +135,7 @@ struct mb_policy_node {
 	int id;	       /* the kernel's number: what extents and actions say */
 	bool usable;   /* memory may be put there: it has some, and the cpuset allows it */
 	bool has_cpus; /* without, it is a target only where those with CPUs have no room */
-	uint64_t total_bytes, free_bytes;
+	uint64_t total_bytes, free_bytes; /* the latter with what is easily reclaimed, as file caches */
 	double busy; /* of its controller's bandwidth, 0 to 1; 0 where nobody knows */
 	/* To the node at that index. Below 10: unknown, taken as 20. 255: unreachable. */
 	uint16_t distance[MB_MAX_NODES];

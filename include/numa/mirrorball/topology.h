@@ -36,6 +36,12 @@ int mb_topology_read(struct mb_topology *topo, int sysfs_fd, struct mb_error *er
 /* Reads the memory of its nodes anew. */
 void mb_topology_read_memory(struct mb_topology *topo, int sysfs_fd);
 
+/*
+ * Bytes of the node that are free, or easily reclaimed, now (an estimate); 0 where there are none any
+ * more. -errno: no such node, or no memory in it.
+ */
+int mb_numa_available(unsigned id, uint64_t *bytes);
+
 /* Takes away the CPUs that are not in `allowed` (a cpuset's, sched_getaffinity(2)); every node stays. */
 void mb_topology_restrict(struct mb_topology *topo, const cpu_set_t *allowed);
 
