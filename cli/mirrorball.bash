@@ -96,7 +96,7 @@ _mirrorball_run() {
 	--views) _mirrorball_words "auto 1 2" "$cur" ;;
 	--track) _mirrorball_words "auto on off auto,budget= on,budget=" "$cur" ;;
 	--migrate) _mirrorball_words "auto on off storm" "$cur" ;;
-	--replicas) _mirrorball_words "off 256M 1G 25% 100%" "$cur" ;;
+	--replicas) _mirrorball_words "auto off 256M 1G 25% 100%" "$cur" ;;
 	--placement) _mirrorball_words "auto nodes= spread none" "$cur" ;;
 	--cpus) _mirrorball_words "1 2 4 8" "$cur" ;;
 	--memory) _mirrorball_words "512M 1G 2G 4G 8G 16G" "$cur" ;;

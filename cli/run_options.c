@@ -64,18 +64,20 @@ const struct cli_option cli_run_options[] = {
 	[OPT_OVERCOMMIT] = {"memory-overcommit", NULL,
 		"allow more than the host has; the guest must not touch it all"},
 	[OPT_VIEWS] = {"views", "N|auto",
-		"views of guest memory; auto: one for each NUMA node, as far as the host has them, "
-		"with --track on, and 1 without (default: auto)"},
+		"views of guest memory; auto: one for each NUMA node that it is on, as far as the "
+		"host has them, where it is tracked, and otherwise 1 (default: auto)"},
 	[OPT_TRACK] = {"track", "auto|on|off[,budget=PERCENT]",
-		"count which view touches and writes which memory, for 'mirrorball heat'; auto: while "
-		"somebody watches. budget: of the guest's time (default: auto,budget=0.5)"},
+		"count which view touches and writes which memory; auto: where memory migrates, and "
+		"while 'mirrorball heat' watches. budget: of the guest's time (default: "
+		"auto,budget=0.5)"},
 	[OPT_MIGRATE] = {"migrate", "auto|on|off|storm",
-		"move memory to the NUMA node that uses it; auto: with --track on; on: tracks, too; "
-		"storm: anywhere, all the time, to test Mirrorball. Does nothing on a host with one "
-		"node (default: auto)"},
-	[OPT_REPLICAS] = {"replicas", "off|SIZE|PERCENT%",
+		"move memory to the NUMA node that uses it; auto: where vCPUs are on several nodes; "
+		"on: tracks, too; storm: anywhere, all the time, to test Mirrorball. Does nothing on "
+		"a host with one node (default: auto)"},
+	[OPT_REPLICAS] = {"replicas", "auto|off|SIZE|PERCENT%",
 		"memory for copies of pages that several views read, one for each; so much, or "
-		"percent of --memory. Tracks and migrates, too; needs two views (default: off)"},
+		"percent of --memory: tracks and migrates, too. auto: 25% where memory migrates and "
+		"each node has a view (default: auto)"},
 	[OPT_PLACEMENT] = {"placement", "auto|nodes=LIST|spread|none",
 		"NUMA nodes of the host for vCPUs and memory. auto: the fewest that hold them, by "
 		"free memory and load, and others when they are overloaded; nodes: these, as 0,2-3; "
@@ -232,8 +234,8 @@ static int set_replicas(struct cli_run *run, const char *value, struct mb_error 
 	char digits[8];
 
 	run->replica_percent = 0;
-	run->config.replica_bytes = 0;
-	if (!strcmp(value, "off"))
+	run->config.replica_bytes = strcmp(value, "auto") ? 0 : MB_REPLICAS_AUTO;
+	if (!strcmp(value, "auto") || !strcmp(value, "off"))
 		return 0;
 	if (!len || value[len - 1] != '%')
 		return cli_parse_size(value, &run->config.replica_bytes, err);
@@ -398,7 +400,9 @@ static int parse_words(struct cli_run *run, int argc, char **argv, struct mb_err
 
 static bool makes_replicas(const struct cli_run *run)
 {
-	return run->config.replica_bytes || run->replica_percent;
+	const uint64_t bytes = run->config.replica_bytes;
+
+	return (bytes && bytes != MB_REPLICAS_AUTO) || run->replica_percent;
 }
 
 static bool must_track(const struct cli_run *run)
@@ -482,7 +486,9 @@ int cli_run_parse(struct cli_run *run, int argc, char **argv, struct mb_error *e
 	struct cli_option_user user = {.set = set_option, .repeatable = repeatable, .ctx = run};
 	int first, rc;
 
-	*run = (struct cli_run){.config = {.console = MB_CONSOLE_SERIAL, .out_fd = STDOUT_FILENO}};
+	*run = (struct cli_run){.config = {.console = MB_CONSOLE_SERIAL,
+					.out_fd = STDOUT_FILENO,
+					.replica_bytes = MB_REPLICAS_AUTO}};
 	rc = cli_options_walk(cli_run_options, argc, argv, &user, &first, err);
 	if (rc || run->help || run->version)
 		return rc;

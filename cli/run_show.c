@@ -22,9 +22,16 @@ static const char *const track_names[] = {
 	[MB_TRACK_OFF] = "off",
 };
 static const char *const track_texts[] = {
-	[MB_TRACK_AUTO] = "while somebody watches",
+	[MB_TRACK_AUTO] = "where memory migrates, and while somebody watches",
 	[MB_TRACK_ON] = "always",
 	[MB_TRACK_OFF] = "never",
+};
+
+static const char *const migrate_texts[] = {
+	[MB_MIGRATE_AUTO] = "between NUMA nodes, if vCPUs are on several",
+	[MB_MIGRATE_ON] = "between NUMA nodes, if there are several",
+	[MB_MIGRATE_OFF] = "never",
+	[MB_MIGRATE_STORM] = "between NUMA nodes, at random",
 };
 
 static const char *const migrate_names[] = {
@@ -111,6 +118,19 @@ static void show_file(const char *label, const char *path)
 	printf(", %llu KiB\n", (unsigned long long)(file_bytes(path) + 1023) >> 10);
 }
 
+static void show_copied(const struct mb_machine_config *c)
+{
+	char size[32];
+
+	cli_format_size(c->replica_bytes, size, sizeof(size));
+	if (!c->replica_bytes || c->migrate == MB_MIGRATE_OFF || c->track == MB_TRACK_OFF)
+		show_row("copied", "never");
+	else if (c->replica_bytes != MB_REPLICAS_AUTO)
+		show_row("copied", size);
+	else
+		show_row("copied", "up to a quarter of it, if each NUMA node has a view");
+}
+
 static void show_table(const struct cli_run *run, const struct mb_host *host)
 {
 	const struct mb_machine_config *c = &run->config;
@@ -135,13 +155,10 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		printf("%-10sauto (the host has %u)\n", "views", host->n_views);
 	printf("%-10s%s\n", "tracked", track_texts[c->track]);
 	printf("%-10s%s\n", "migrated",
-		c->migrate == MB_MIGRATE_OFF || c->track != MB_TRACK_ON
-			? "never"
-			: "between NUMA nodes, if there are several");
+		migrate_texts[c->track == MB_TRACK_OFF ? MB_MIGRATE_OFF : c->migrate]);
 	placement_text(c, place, sizeof(place));
 	show_row("placement", place);
-	cli_format_size(c->replica_bytes, size, sizeof(size));
-	show_row("copied", c->replica_bytes ? size : "never");
+	show_copied(c);
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
 
@@ -253,7 +270,10 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	mb_json_put(root, "track", json_string(track_names[c->track]), &rc);
 	mb_json_put(root, "migrate", json_string(migrate_names[c->migrate]), &rc);
 	mb_json_put(root, "placement", json_string(place), &rc);
-	mb_json_put(root, "replica_bytes", json_integer((json_int_t)c->replica_bytes), &rc);
+	mb_json_put(root, "replica_bytes",
+		c->replica_bytes == MB_REPLICAS_AUTO ? json_string("auto")
+						     : json_integer((json_int_t)c->replica_bytes),
+		&rc);
 	mb_json_put(root, "disks", disks, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);

@@ -79,18 +79,12 @@ uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group)
  * As many groups of vCPUs as there are nodes to be told apart, and views as are of use for that: one
  * for each, or two by turns. What has a copy in each view stays in it.
  */
-static void choose_views(struct mb_machine *machine)
+static void choose_groups(struct mb_machine *machine)
 {
 	const struct mb_machine_config *config = &machine->config;
 	struct mb_topology topo;
 	unsigned n = 0;
 
-	machine->n_views = config->n_views ? config->n_views : 1;
-	if (machine->n_views > MB_MAX_GROUPS)
-		machine->n_views = MB_MAX_GROUPS;
-	machine->n_groups = machine->n_views;
-	if (config->n_views || config->track != MB_TRACK_ON || machine->host->n_views == 1)
-		return;
 	mb_machine_chosen_topology(machine, &topo);
 	for (unsigned i = 0; i < topo.n_nodes; i++)
 		n += CPU_COUNT(&topo.node[i].cpus) > 0;
@@ -101,7 +95,29 @@ static void choose_views(struct mb_machine *machine)
 	if (n < 2)
 		return;
 	machine->n_views = n < machine->host->n_views ? n : machine->host->n_views;
-	machine->n_groups = config->replica_bytes ? machine->n_views : n;
+	machine->n_groups = config->replica_bytes && config->replica_bytes != MB_REPLICAS_AUTO
+				    ? machine->n_views
+				    : n;
+}
+
+/* What was left to the machine to decide, now that its nodes are known. */
+static void choose_views(struct mb_machine *machine)
+{
+	struct mb_machine_config *config = &machine->config;
+	const bool by_itself = config->track == MB_TRACK_AUTO &&
+			       config->migrate == MB_MIGRATE_AUTO &&
+			       config->placement != MB_PLACE_NONE;
+
+	machine->n_views = config->n_views ? config->n_views : 1;
+	if (machine->n_views > MB_MAX_GROUPS)
+		machine->n_views = MB_MAX_GROUPS;
+	machine->n_groups = machine->n_views;
+	if (!config->n_views && machine->host->n_views > 1 &&
+		(config->track == MB_TRACK_ON || by_itself))
+		choose_groups(machine);
+	if (by_itself && machine->n_groups > 1 && mb_machine_nodes_with_memory(machine) > 1)
+		config->track = MB_TRACK_ON;
+	mb_machine_choose_replicas(machine);
 }
 
 static int place(struct mb_machine *machine, struct mb_error *err)

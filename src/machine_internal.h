@@ -99,6 +99,7 @@ struct mb_machine {
 	struct mb_vcpus *vcpus;
 	struct mb_tracker *tracker; /* NULL: switched off */
 	struct mb_replicas *replicas; /* NULL: no page has copies */
+	bool no_room_for_copies;      /* in its cgroup */
 	bool said_copies_stay;	      /* only the main loop */
 	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */
 	struct mb_manager *manager;
@@ -208,6 +209,9 @@ void mb_machine_remove_tracker(struct mb_machine *machine);
 int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_remove_manager(struct mb_machine *machine);
 void mb_machine_weigh_group(struct mb_machine *machine, unsigned group); /* its CPUs have changed */
+unsigned mb_machine_nodes_with_memory(struct mb_machine *machine);
+/* For people; NULL: nothing is against it. Once its nodes and views are chosen. */
+const char *mb_machine_why_no_migration(struct mb_machine *machine);
 const char *mb_machine_migrate_state(struct mb_machine *machine); /* for people */
 /* Nothing is looked at or moved from hold to release: while vCPUs stand still, or memory is emptied.
  * Counted. */
@@ -219,6 +223,7 @@ void mb_machine_release_memory(struct mb_machine *machine);
  * memory; removed after vCPUs and devices. Given up, all of it is at home: after the manager is
  * removed it stays so.
  */
+void mb_machine_choose_replicas(struct mb_machine *machine); /* how much; once its views are chosen */
 int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_give_up_replicas(struct mb_machine *machine);
 /* A view's vCPUs run on another node: its copies are made there, and all that there are, of all
@@ -235,8 +240,8 @@ int mb_machine_replicate(
 uint64_t mb_machine_copied_writes(void *ctx);
 float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view);
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host);
-const char *mb_machine_replicas_state(const struct mb_machine *machine); /* for people */
-json_t *mb_machine_replicas_json(const struct mb_machine *machine, int *rc);
+const char *mb_machine_replicas_state(struct mb_machine *machine); /* for people */
+json_t *mb_machine_replicas_json(struct mb_machine *machine, int *rc);
 
 /* src/machine_numa.c */
 json_t *mb_machine_migration_json(struct mb_machine *machine); /* NULL: out of memory */

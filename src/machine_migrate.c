@@ -107,8 +107,9 @@ void mb_machine_weigh_group(struct mb_machine *machine, unsigned g)
 	mb_manager_set_view(machine->manager, g, &view);
 }
 
-static unsigned nodes_with_memory(const struct mb_topology *topo)
+unsigned mb_machine_nodes_with_memory(struct mb_machine *machine)
 {
+	const struct mb_topology *topo = mb_machine_topology(machine);
 	unsigned n = 0;
 
 	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
@@ -116,20 +117,28 @@ static unsigned nodes_with_memory(const struct mb_topology *topo)
 	return n;
 }
 
-/* NULL: nothing is against it. */
-static const char *why_not(struct mb_machine *machine)
+const char *mb_machine_why_no_migration(struct mb_machine *machine)
 {
-	if (machine->config.migrate == MB_MIGRATE_OFF)
+	const struct mb_machine_config *config = &machine->config;
+
+	if (config->migrate == MB_MIGRATE_OFF)
 		return "switched off";
-	if (!machine->tracker || machine->config.track != MB_TRACK_ON)
-		return "off without --track on";
-	return nodes_with_memory(mb_machine_topology(machine)) > 1 ? NULL
-								   : "off on a host with one node";
+	if (mb_machine_nodes_with_memory(machine) < 2)
+		return "off on a host with one node";
+	if (config->track == MB_TRACK_ON)
+		return NULL;
+	if (config->track == MB_TRACK_OFF)
+		return "off with --track off";
+	if (config->placement == MB_PLACE_NONE)
+		return "off with --placement none, without --track on";
+	if (config->n_views == 1 || machine->host->n_views == 1)
+		return "off with one view";
+	return "off with all vCPUs on one node";
 }
 
 const char *mb_machine_migrate_state(struct mb_machine *machine)
 {
-	const char *why = why_not(machine);
+	const char *why = mb_machine_why_no_migration(machine);
 
 	if (!machine->manager)
 		return why ? why : "not possible on this host";
@@ -156,7 +165,7 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	};
 	int rc;
 
-	if (why_not(machine))
+	if (mb_machine_why_no_migration(machine))
 		return 0;
 	for (unsigned v = 0; v < machine->n_views; v++)
 		mover.view_base[v] = mb_ram_view_base(machine->ram, v);

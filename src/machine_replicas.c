@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mirrorball/cgroup.h>
+#include <mirrorball/clock.h>
 #include <mirrorball/json.h>
 #include <string.h>
 
@@ -7,19 +9,49 @@
 /* One in so many bytes of a node is free, or it is short: as low_free_share in policy.h. */
 #define SHORT_SHARE 25u
 #define GIVE_BACK   (256ull << 20) /* a turn of the manager's; a millisecond for each 2 MiB */
+#define AT_A_TIME   (64ull << 20)  /* and a new look whether a node is still short */
+#define SHORT_NS    250000000ull   /* a turn, while it is */
+#define AUTO_SHARE  4u		   /* of guest memory, for copies, unless told otherwise */
+#define OTHER_SHARE 16u /* of it, for what the process needs beside it, as page tables */
 /* In a storm nothing backs off: what was written is copied again as soon as it blows there. */
 #define STORM_BACKOFF_NS 1u
 
+/* NULL: nothing is against it. */
 static const char *why_not(const struct mb_machine *machine)
 {
 	if (!machine->config.replica_bytes)
-		return "off";
+		return machine->no_room_for_copies ? "off: its cgroup has no memory for them" : "off";
 	if (machine->n_views < 2)
 		return "off with one view";
-	return NULL;
+	return machine->n_groups > machine->n_views ? "off with fewer views than nodes" : NULL;
 }
 
-const char *mb_machine_replicas_state(const struct mb_machine *machine)
+/* Of guest memory; as much of it that nobody has touched yet must have room beside it. */
+static uint64_t automatic_bytes(struct mb_machine *machine)
+{
+	const uint64_t memory = machine->config.memory_bytes;
+	uint64_t left = mb_cgroup_memory_left(NULL), most = memory / AUTO_SHARE;
+
+	if (left == UINT64_MAX)
+		return most;
+	left = left > memory + memory / OTHER_SHARE ? left - memory - memory / OTHER_SHARE : 0;
+	return left < most ? left : most;
+}
+
+void mb_machine_choose_replicas(struct mb_machine *machine)
+{
+	struct mb_machine_config *config = &machine->config;
+
+	if (config->replica_bytes != MB_REPLICAS_AUTO)
+		return;
+	config->replica_bytes = 0;
+	if (mb_machine_why_no_migration(machine) || config->migrate == MB_MIGRATE_STORM)
+		return;
+	config->replica_bytes = automatic_bytes(machine) & ~(MB_HEAT_BLOCK_BYTES - 1);
+	machine->no_room_for_copies = !config->replica_bytes;
+}
+
+const char *mb_machine_replicas_state(struct mb_machine *machine)
 {
 	const char *why = why_not(machine);
 
@@ -59,7 +91,7 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 		.watch = watch,
 		.ctx = machine,
 	};
-	int rc;
+	struct mb_error why;
 
 	if (why_not(machine))
 		return 0;
@@ -76,10 +108,14 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 		config.view_base[v] = mb_ram_view_base(machine->ram, v);
 		config.view_node[v] = node_of_view(machine, v);
 	}
-	rc = mb_replicas_create(&config, &machine->replicas, err);
-	if (!rc)
-		mb_ram_set_replicas(machine->ram, machine->replicas);
-	return rc;
+	/* It is worth less than the machine. */
+	if (mb_replicas_create(&config, &machine->replicas, &why)) {
+		mb_log("%s: runs, but no page of its memory gets a copy: %s", machine->config.name,
+			why.text);
+		return 0;
+	}
+	mb_ram_set_replicas(machine->ram, machine->replicas);
+	return 0;
 }
 
 void mb_machine_give_up_replicas(struct mb_machine *machine)
@@ -151,20 +187,33 @@ uint64_t mb_machine_copied_writes(void *ctx)
 	return stats.n_faults;
 }
 
+static bool is_short(const struct mb_policy_node *node)
+{
+	uint64_t free_bytes;
+
+	return !mb_numa_available((unsigned)node->id, &free_bytes) &&
+	       free_bytes < node->total_bytes / SHORT_SHARE;
+}
+
+/* Whoever needs memory now may take it faster than a turn comes. */
+static void reclaim_while_short(struct mb_machine *machine, const struct mb_policy_node *node)
+{
+	const uint64_t until_ns = mb_now_ns() + SHORT_NS;
+
+	while (is_short(node) && mb_replicas_reclaim(machine->replicas, AT_A_TIME) &&
+		mb_now_ns() < until_ns)
+		;
+}
+
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
 {
 	mb_replicas_reclaim_old(machine->replicas, GIVE_BACK / MB_HEAT_BLOCK_BYTES);
-	for (unsigned i = 0; i < host->n_nodes; i++) {
-		const struct mb_policy_node *node = &host->node[i];
-
-		if (node->free_bytes >= node->total_bytes / SHORT_SHARE)
-			continue;
-		mb_replicas_reclaim(machine->replicas, GIVE_BACK);
-		return;
-	}
+	for (unsigned i = 0; machine->replicas && i < host->n_nodes; i++)
+		if (host->node[i].free_bytes < host->node[i].total_bytes / SHORT_SHARE)
+			reclaim_while_short(machine, &host->node[i]);
 }
 
-json_t *mb_machine_replicas_json(const struct mb_machine *machine, int *rc)
+json_t *mb_machine_replicas_json(struct mb_machine *machine, int *rc)
 {
 	json_t *r = json_object(), *below, *views;
 	struct mb_replicas_stats s;

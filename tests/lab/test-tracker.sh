@@ -10,31 +10,54 @@ lab_options=(--in "$(dirname "$0")/tracker.sh" --in "$(dirname "$0")/../kvm/heat
 
 # ---- views
 
-# chooses WHAT VIEWS OPTION...
+# chooses WHAT CHOICE OPTION...: how many views, whether memory migrates, whether it is copied and into how many MiB at most
 chooses() {
 	local what=$1 wanted=$2
 	shift 2
 	start views --quiet --memory 256M "$@" splash hello ms=60000
 	answers views
-	expect "$what: views" "$wanted" "$(grep -o '"views": *[0-9]*' views.stat | tr -dc 0-9)"
+	expect "$what" "$wanted" "$(python3 - views.stat <<-'END'
+		import json, sys
+		m = json.load(open(sys.argv[1]))
+		copies = m["replicas"]
+		print(m["views"], m["migration"]["state"], copies["state"], copies.get("max_bytes", 0) >> 20, sep=", ")
+	END
+	)"
 	kill -INT "$pid"
 	ended 20
 	rm views.stat
 }
 
-views() {
-	chooses "--track on" 2 --cpus 4 --track on,budget=50
-	chooses "--track auto" 1 --cpus 4 --track auto
-	chooses "one vCPU" 1 --cpus 1 --track on
-	as_user=(taskset -c 2-3)
-	chooses "CPUs of one node" 1 --cpus 4 --track on
-	mkdir -p /sys/fs/cgroup/one
-	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
-	cat /sys/devices/system/node/node1/cpulist >/sys/fs/cgroup/one/cpuset.cpus
-	echo 1 >/sys/fs/cgroup/one/cpuset.mems
+# in_cgroup NAME FILE=VALUE...: as_user
+in_cgroup() {
+	local group=/sys/fs/cgroup/$1 setting
+	shift
+	mkdir -p "$group"
+	for setting; do echo "${setting#*=}" >"$group/${setting%%=*}"; done
 	# shellcheck disable=SC2016 # of the inner shell
-	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/one/cgroup.procs; exec "$@"' sh)
-	chooses "a cpuset of one node" 1 --cpus 4 --track on
+	as_user=(sh -c 'echo $$ >'"$group"'/cgroup.procs; exec "$@"' sh)
+}
+
+views() {
+	local one="off with all vCPUs on one node, off, 0"
+	chooses "by itself" "2, on, on, 64" --cpus 4
+	chooses "two vCPUs" "1, $one" --cpus 2
+	chooses "one vCPU, tracked" "1, on, off with one view, 0" --cpus 1 --track on
+	chooses "tracked" "2, on, on, 64" --cpus 4 --track on,budget=50
+	chooses "no copies" "2, on, off, 0" --cpus 4 --replicas off
+	chooses "no migration" "1, switched off, off, 0" --cpus 4 --migrate off
+	chooses "not tracked" "1, off with --track off, off, 0" --cpus 4 --track off
+	chooses "not placed" "1, off with --placement none, without --track on, off, 0" --cpus 4 --placement none
+	as_user=(taskset -c 2-3)
+	chooses "CPUs of one node" "1, $one" --cpus 4
+	echo +cpuset +memory >/sys/fs/cgroup/cgroup.subtree_control
+	in_cgroup one "cpuset.cpus=$(cat /sys/devices/system/node/node1/cpulist)" cpuset.mems=1
+	chooses "a cpuset of one node" "1, $one" --cpus 4
+	in_cgroup enough memory.max=$((256 + 16 + 64 + 32 << 20))
+	chooses "a cgroup with room for copies" "2, on, on, 64" --cpus 4
+	in_cgroup little memory.max=$((256 + 16 + 1 << 20))
+	chooses "a cgroup without" "2, on, off: its cgroup has no memory for them, 0" --cpus 4
+	chooses "a cgroup without, and told to" "2, on, on, 128" --cpus 4 --replicas 128M
 	as_user=()
 }
 
@@ -142,11 +165,8 @@ rates() {
 
 # Whoever the kernel ends, nothing hangs.
 limited() {
-	mkdir -p /sys/fs/cgroup/limited
 	echo +memory >/sys/fs/cgroup/cgroup.subtree_control
-	echo 96M >/sys/fs/cgroup/limited/memory.max
-	# shellcheck disable=SC2016 # of the inner shell
-	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/limited/cgroup.procs; exec "$@"' sh)
+	in_cgroup limited memory.max=96M
 	begin limited private size=192M ms=5000
 	ended 60
 	echo "limited: status $status, $(grep oom_kill /sys/fs/cgroup/limited/memory.events | xargs)"

@@ -10,7 +10,7 @@ track=on,budget=50
 begin() {
 	local name=$1
 	shift
-	start "$name" --quiet "${machine[@]}" --track "$track" splash "$@"
+	start "$name" --quiet "${machine[@]}" --track "$track" --replicas off splash "$@"
 }
 
 # ended_ok NAME SECONDS: by itself, and splash found its memory as it should be

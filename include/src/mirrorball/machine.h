@@ -39,18 +39,21 @@ enum mb_console_kind {
 
 /* When it is counted who touches which memory. */
 enum mb_track {
-	MB_TRACK_AUTO, /* while somebody asks for it through the control socket */
+	MB_TRACK_AUTO, /* where memory migrates; otherwise while somebody asks through the control socket */
 	MB_TRACK_ON,
 	MB_TRACK_OFF,
 };
 
 /* Whether memory moves to the node that uses it. */
 enum mb_migrate {
-	MB_MIGRATE_AUTO, /* with MB_TRACK_ON, on a host with several nodes */
-	MB_MIGRATE_ON,	 /* the same; cli/ sees to it that it is tracked */
+	MB_MIGRATE_AUTO, /* where vCPUs are on several nodes of a host with memory on several, but for MB_PLACE_NONE; and with MB_TRACK_ON */
+	MB_MIGRATE_ON,	 /* on a host with memory on several nodes; cli/ sees to it that it is tracked */
 	MB_MIGRATE_OFF,
 	MB_MIGRATE_STORM, /* at random, all the time: for torture; cli/ sees to it that it is tracked */
 };
+
+/* A quarter of its memory, or what its cgroup leaves, where it migrates and has a view for each node. */
+#define MB_REPLICAS_AUTO UINT64_MAX
 
 struct mb_machine_config {
 	const char *name; /* never NULL */
@@ -62,7 +65,7 @@ struct mb_machine_config {
 	enum mb_migrate migrate;
 	enum mb_place_kind placement;	    /* on which nodes of the host: numa/placement.h */
 	struct mb_node_ids placement_nodes; /* of MB_PLACE_NODES */
-	uint64_t replica_bytes; /* for copies of what several views read; 0: none are made */
+	uint64_t replica_bytes; /* for copies of what several views read; 0: none are made; or MB_REPLICAS_AUTO */
 
 	/* Either a kernel ... */
 	const char *kernel_path;
