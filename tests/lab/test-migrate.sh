@@ -20,6 +20,19 @@ pages() {
 		END { print n[0] + 0, n[1] + 0 }' "/proc/$1/numa_maps" || echo 0 0
 }
 
+# node_kib KEY: of node 0
+node_kib() { awk -v key="$1:" '$3 == key { print $4 }' /sys/devices/system/node/node0/meminfo; }
+
+# Node 0 has hardly any memory free, but file caches, which make room.
+fill() {
+	local wanted=$((400 << 10))
+	exec 7</lab/guest/root0.img # its cache goes with who has it open last
+	taskset -c 0 fallocate -l "$(($(node_kib MemFree) - wanted))K" /tmp/full
+	taskset -c 0 dd if=/lab/guest/root0.img of=/dev/null bs=1M count=$((wanted * 5 / 4 >> 10)) status=none
+	echo "wrong: $(node_kib MemFree) of $(node_kib MemTotal) KiB of node 0 are free, $(node_kib 'Inactive(file)') in file caches"
+	expect "wrong: hardly any memory is free where it belongs" 1 "$(($(node_kib MemFree) * 25 < $(node_kib MemTotal)))"
+}
+
 # Everything begins on node 1, where only half of it belongs: the cpuset says so, and then no more.
 wrong() {
 	local before after moved=0 end
@@ -34,6 +47,7 @@ wrong() {
 	sleep 3
 	before=$(pages "$pid")
 	echo "wrong: $(asked wrong "(m['locality'] or 0) * 100") % local at first"
+	fill
 	echo 0-1 >/sys/fs/cgroup/wrong/cpuset.mems
 	end=$((SECONDS + 150))
 	until [ "${moved:-0}" -ge $((24 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
@@ -55,6 +69,8 @@ wrong() {
 	kill -INT "$pid"
 	ended 20
 	expect "wrong: status" 130 "$status"
+	exec 7<&-
+	rm /tmp/full
 }
 
 # Memory changes its user every few seconds, and is followed some of the time.
