@@ -13,9 +13,12 @@ void mb_rebalance_defaults(struct mb_rebalance_config *config)
 	};
 }
 
+/* A vCPU wants no more than a CPU: what is measured beyond that is the clocks' inaccuracy. */
 static double demand(const struct mb_rebalance_group *g)
 {
-	return g->busy_cpus + g->waiting_cpus;
+	double cpus = g->busy_cpus + g->waiting_cpus;
+
+	return cpus < g->n_vcpus ? cpus : g->n_vcpus;
 }
 
 static bool suffers(const struct mb_rebalance_config *config, const struct mb_place_host *host,

@@ -124,6 +124,7 @@ START_TEST(test_target)
 	ck_assert(!check());
 	/* A quiet one may be filled, but not more. */
 	host.node[3].busy_cpus = 0.7;
+	group[0].n_vcpus = 8;
 	group[0].busy_cpus = group[0].waiting_cpus = 4;
 	ck_assert(check());
 	ck_assert_uint_eq(moved.to, 3);
@@ -131,7 +132,12 @@ START_TEST(test_target)
 	ck_assert(!check());
 	host.node[3].busy_cpus = 0;
 	group[0].waiting_cpus = 4.1;
+	group[0].n_vcpus = 9;
 	ck_assert(!check());
+	/* What was measured may be more than its vCPUs can want. */
+	group[0].n_vcpus = 8;
+	ck_assert(check());
+	group[0].n_vcpus = 4;
 	/* Its memory must have room, and promises count. */
 	group[0].waiting_cpus = 4;
 	ck_assert(check());
