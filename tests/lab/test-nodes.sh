@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # More nodes than KVM has views: vCPUs change views by turns, each node's memory is told, it follows its users, and
-# nothing is lost meanwhile: checked by splash, and by a stock guest whose vCPUs go and come back.
+# nothing is lost meanwhile: checked by splash, and by a stock guest whose vCPUs go and come back. And a view that leaves a
+# node has its copies where it goes.
 # tests/run: alone
 lab_options=(--nodes 4 --cpus-per-node 1 --memory-per-node 640M --in "$(dirname "$0")/tracker.sh")
 . "$(dirname "$0")/guests.sh"
@@ -44,6 +45,72 @@ copied() {
 	expect "copied: vCPUs stay in their views" 0 $(($(changes) - before))
 }
 
+# look_at_copies FILE...: into kib, as the kernel tells: those that are mapped on nodes 0 to 3, and all in these files
+look_at_copies() {
+	read -ra kib < <(
+		awk '/mirrorball-copies/ { for (i = 1; i <= NF; i++) if ($i ~ /^N[0-3]=/) { split($i, a, /[N=]/); n[a[2]] += a[3] * 4 } }
+			END { printf "%d %d %d %d ", n[0], n[1], n[2], n[3] }' "/proc/$pid/numa_maps"
+		stat -L -c %b "$@" | awk '{ n += $1 / 2 } END { print n + 0 }'
+	)
+}
+
+# copies_left FROM TO: there are some on TO and none on FROM. The tracker takes pages out of page tables, where nobody tells
+# their node: what counts is a look that finds nearly all of them mapped.
+copies_left() {
+	((kib[$1] == 0 && kib[$2] >= 1024 && (kib[0] + kib[1] + kib[2] + kib[3]) * 10 >= kib[4] * 9))
+}
+
+# Hogs on a node of a view that has copies there: it leaves, all copies are given back, and its new ones are where it runs.
+leaves() {
+	local task comm on=() free=(0 1 2 3) others=() files kib=() hogs=() from='' to node end
+	machine=(--cpus 2 --memory 64M --replicas "100%")
+	begin leaves readshare size=16M ms=900000
+	answers leaves
+	for task in /proc/"$pid"/task/*; do
+		read -r comm 2>/dev/null <"$task/comm" || continue
+		case $comm in
+		vcpu*) on+=("$(awk '/^Cpus_allowed_list/ { print $2 }' "$task/status")") ;;
+		io*) ;;
+		*) others+=("${task##*/}") ;;
+		esac
+	done
+	for node in "${on[@]}"; do unset "free[$node]"; done
+	free=("${free[@]}")
+	expect "leaves: runs on two nodes of one CPU each" "2 2" "${#on[@]} ${#free[@]}"
+	mapfile -t files < <(find "/proc/$pid/fd" -lname '*mirrorball-copies*')
+	# A view goes to an idle node only, so what else runs here keeps to the other one.
+	for task in "${others[@]}" $$; do taskset -pc "${free[0]}" "$task"; done >/dev/null 2>&1
+	end=$((SECONDS + 180))
+	until [ -n "$from" ] || [ "$SECONDS" -ge "$end" ]; do
+		sleep 1
+		look_at_copies "${files[@]}"
+		for node in "${on[@]}"; do [ "${kib[node]}" -lt 1024 ] || from=$node; done
+	done
+	echo "leaves: KiB of copies on each node, and all, after $((SECONDS - begun)) s: ${kib[*]}"
+	expect "leaves: a view on nodes ${on[*]} has copies there, and there are none elsewhere" "1 0 0" \
+		"${from:+1} ${kib[free[0]]} ${kib[free[1]]}"
+	for _ in 1 2 3; do
+		taskset -c "${from:-${on[0]}}" sh -c 'while :; do :; done' &
+		hogs+=($!)
+	done
+	await leaves.err 'moved 1 vCPUs' 300 || bad "leaves: stays on an overloaded node"
+	kill "${hogs[@]}"
+	wait "${hogs[@]}" 2>/dev/null
+	for task in "${others[@]}" $$; do taskset -pc 0-3 "$task"; done >/dev/null 2>&1
+	cat leaves.err
+	to=$(sed -n 's/.* from node '"$from"', .* to node \([0-3]\): .*/\1/p' leaves.err)
+	expect "leaves: node $from, for one of nodes ${free[*]}" 1 "$(grep -cx "[${free[0]}${free[1]}]" <<<"$to")"
+	echo "leaves: gone after $((SECONDS - begun)) s"
+	end=$((SECONDS + 120))
+	until look_at_copies "${files[@]}" && copies_left "${from:-0}" "${to:-0}" || [ "$SECONDS" -ge "$end" ]; do
+		sleep 0.5
+	done
+	echo "leaves: KiB of copies on each node, and all, after $((SECONDS - begun)) s: ${kib[*]}"
+	expect "leaves: copies on node $to, none on node $from" 0 "$(copies_left "${from:-0}" "${to:-0}"; echo $?)"
+	kill -INT "$pid"
+	ended 60
+}
+
 offline() {
 	local before
 	before=$(changes)
@@ -65,8 +132,9 @@ offline() {
 	expect "offline: vCPUs changed views" 1 $(($(changes) - before >= 4))
 }
 
-private
-storm
-copied
-in_lanes offline
+for part in private storm copied leaves "in_lanes offline"; do
+	begun=$SECONDS
+	$part
+	echo "$part: $((SECONDS - begun)) s"
+done
 finish
