@@ -118,12 +118,22 @@ static void show_file(const char *label, const char *path)
 	printf(", %llu KiB\n", (unsigned long long)(file_bytes(path) + 1023) >> 10);
 }
 
+/* What is left to the machine depends on the host, too. */
+static bool may_migrate(const struct mb_machine_config *c)
+{
+	if (c->track == MB_TRACK_AUTO && c->migrate == MB_MIGRATE_AUTO)
+		return c->n_views != 1 && c->placement != MB_PLACE_NONE &&
+		       c->placement != MB_PLACE_SPREAD;
+	return c->track == MB_TRACK_ON && c->migrate != MB_MIGRATE_OFF;
+}
+
 static void show_copied(const struct mb_machine_config *c)
 {
 	char size[32];
 
 	cli_format_size(c->replica_bytes, size, sizeof(size));
-	if (!c->replica_bytes || c->migrate == MB_MIGRATE_OFF || c->track == MB_TRACK_OFF)
+	if (!c->replica_bytes || !may_migrate(c) || c->n_views == 1 ||
+		(c->migrate == MB_MIGRATE_STORM && c->replica_bytes == MB_REPLICAS_AUTO))
 		show_row("copied", "never");
 	else if (c->replica_bytes != MB_REPLICAS_AUTO)
 		show_row("copied", size);
@@ -154,8 +164,7 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 	else
 		printf("%-10sauto (the host has %u)\n", "views", host->n_views);
 	printf("%-10s%s\n", "tracked", track_texts[c->track]);
-	printf("%-10s%s\n", "migrated",
-		migrate_texts[c->track == MB_TRACK_OFF ? MB_MIGRATE_OFF : c->migrate]);
+	printf("%-10s%s\n", "migrated", migrate_texts[may_migrate(c) ? c->migrate : MB_MIGRATE_OFF]);
 	placement_text(c, place, sizeof(place));
 	show_row("placement", place);
 	show_copied(c);

@@ -315,8 +315,29 @@ int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
 	return r ? each_block(r, offset, len, collapse_part, NULL) : 0;
 }
 
-uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes)
+static unsigned views_of(const struct mb_replicas *r, int node)
 {
+	unsigned views = 0;
+
+	for (unsigned v = 0; v < r->config.n_views; v++)
+		if (node < 0 || mb_replica_node(r, v) == node)
+			views |= 1u << v;
+	return views;
+}
+
+static bool has_copies(const struct mb_replicas *r, uint64_t block, unsigned views)
+{
+	bool has = false;
+
+	for (unsigned v = 0; v < r->config.n_views && !has; v++)
+		has = views >> v & 1 &&
+		      __atomic_load_n(&r->block_pages[v][block], __ATOMIC_RELAXED) > 0;
+	return has;
+}
+
+uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes, int node)
+{
+	const unsigned views = r ? views_of(r, node) : 0;
 	uint64_t before = r ? __atomic_load_n(&r->bytes, __ATOMIC_RELAXED) : 0, now = before;
 	int rc = 0;
 
@@ -324,6 +345,8 @@ uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes)
 	for (uint64_t i = 0; r && i < r->n_blocks && now && before - now < bytes && !rc; i++) {
 		uint64_t k = __atomic_fetch_add(&r->cursor, 1, __ATOMIC_RELAXED) % r->n_blocks;
 
+		if (!has_copies(r, k, views))
+			continue;
 		rc = mb_replicas_collapse(r, k * BLOCK, BLOCK);
 		now = __atomic_load_n(&r->bytes, __ATOMIC_RELAXED);
 		if (now > before)
@@ -588,14 +611,20 @@ static void replicate_run(
 	}
 }
 
-/* One run after the other, until a writer waits for the block; how many pages that were. */
+static bool is_wanted(const struct block *b)
+{
+	return __atomic_load_n(&b->queued, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&b->holds, __ATOMIC_SEQ_CST);
+}
+
+/* One run after the other, until somebody waits for the block; how many pages that were. */
 static uint64_t replicate_runs(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, struct job *job)
 {
 	const uint64_t now = now_ms(r);
 	uint64_t i, run;
 
-	for (i = 0; i < n && !(i && mb_replica_is_wanted(r, first, false)); i += run) {
+	for (i = 0; i < n && !(i && is_wanted(b)); i += run) {
 		const struct page *p = &r->page[first + i];
 		bool there = job->views ? look(r, first + i, 1).copies : p->map != 0;
 		bool wait = waits(p, now);
@@ -625,40 +654,45 @@ static void give_up_protected(struct mb_replicas *r, struct block *b, uint64_t f
 	}
 }
 
-/* A lock is not handed over: whoever asks for it again at once would have it again. */
-static void let_writers(const struct block *b)
+/*
+ * A lock is not handed over: whoever asks for it again at once would have it again. False: it took
+ * too long, as where memory is short.
+ */
+static bool let_writers(const struct block *b)
 {
 	const struct timespec wait = {.tv_nsec = WRITERS_NS};
+	unsigned i = 0;
 
-	for (unsigned i = 0; i < WRITERS_TRIES && __atomic_load_n(&b->queued, __ATOMIC_RELAXED); i++)
+	while (__atomic_load_n(&b->queued, __ATOMIC_RELAXED) && i++ < WRITERS_TRIES)
 		nanosleep(&wait, NULL);
+	return i < WRITERS_TRIES;
 }
 
-/* Writers of the block wait for one run of pages, not for all of them. */
+/* Writers of the block wait for one run of pages, not for all of them; nor does who holds it. */
 static int replicate_part(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
 {
 	struct job *job = arg;
+	bool begun = false, held = false;
 
 	for (uint64_t done; n; first += done, n -= done) {
-		bool held;
-
 		pthread_mutex_lock(&b->lock);
 		__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
-		held = __atomic_load_n(&b->holds, __ATOMIC_SEQ_CST);
+		held = held || __atomic_load_n(&b->holds, __ATOMIC_SEQ_CST);
 		if (held || waits(&b->whole, now_ms(r))) {
 			*(held ? &job->done->held_bytes : &job->done->waiting_bytes) += n * PAGE;
 			if (job->finish)
 				give_up_protected(r, b, first, n);
 			done = n;
 		} else {
-			if (!b->n_away)
+			if (!b->n_away && !begun)
 				b->n_faults = 0;
+			begun = true;
 			done = replicate_runs(r, b, first, n, job);
 		}
 		mb_replica_unlock(b);
 		if (done < n)
-			let_writers(b);
+			held = !let_writers(b);
 	}
 	return 0;
 }

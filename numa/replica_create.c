@@ -22,8 +22,8 @@ static int prefer_node(struct mb_replicas *r, unsigned view, unsigned node)
 	void *all;
 	int rc;
 
-	/* The file keeps the policy, and the host's balancing leaves it alone. Preferred: a copy
-	 * elsewhere is of no use, but does no harm. */
+	/* The file keeps the policy, and the host's balancing leaves it alone. Preferred: nobody is
+	 * to be killed for a copy. */
 	all = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, r->copy_fd[view], 0);
 	if (all == MAP_FAILED)
 		return -errno;
@@ -36,9 +36,16 @@ int mb_replicas_set_node(struct mb_replicas *r, unsigned view, unsigned node)
 {
 	int rc = view < r->config.n_views ? prefer_node(r, view, node) : -EINVAL;
 
-	if (!rc)
-		__atomic_store_n(&r->n_old, r->n_blocks, __ATOMIC_RELEASE);
-	return rc;
+	if (rc)
+		return rc;
+	__atomic_store_n(&r->config.view_node[view], (int)node, __ATOMIC_RELAXED);
+	__atomic_store_n(&r->n_old, r->n_blocks, __ATOMIC_RELEASE);
+	return 0;
+}
+
+int mb_replica_node(const struct mb_replicas *r, unsigned view)
+{
+	return __atomic_load_n(&r->config.view_node[view], __ATOMIC_RELAXED);
 }
 
 static int open_copies(struct mb_replicas *r, unsigned view)

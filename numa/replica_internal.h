@@ -122,6 +122,8 @@ int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, ui
  * is expected (insist): then it waits for the other steps of this run, and gets the page that it wants.
  */
 int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insist);
+/* Where the view's copies are to be; -1: anywhere. */
+int mb_replica_node(const struct mb_replicas *r, unsigned view);
 /* *stage: for install, or for drop. */
 int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist,
 	void **stage);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <mirrorball/log.h>
+#include <numaif.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -257,6 +258,30 @@ int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insis
 	return waits_for_it && !insist ? -ECANCELED : 0;
 }
 
+/*
+ * Where a node has no memory free, but caches of files, Linux takes memory of another one sooner than
+ * that; to move pages it makes room. A copy that is elsewhere is of no use.
+ */
+static int bring(struct mb_replicas *r, unsigned view, char *stage, uint64_t n)
+{
+	const int node = mb_replica_node(r, view);
+	void *page[BLOCK_PAGES], *last = stage + (n - 1) * PAGE;
+	int to[BLOCK_PAGES], status[BLOCK_PAGES], is = node;
+
+	if (node < 0 || move_pages(0, 1, &last, NULL, &is, 0) || is < 0 || is == node)
+		return 0;
+	for (uint64_t i = 0; i < n; i++) {
+		page[i] = stage + i * PAGE;
+		to[i] = node;
+	}
+	if (move_pages(0, n, page, to, status, MPOL_MF_MOVE) < 0)
+		return failed(r);
+	if (move_pages(0, 1, &last, NULL, &is, 0) || is == node)
+		return 0;
+	errno = ENOSPC;
+	return failed(r);
+}
+
 /* From the file itself: no page of home enters a page table, and a hole stays one. */
 int mb_replica_copy(
 	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist, void **stage)
@@ -277,6 +302,8 @@ int mb_replica_copy(
 			rc = failed(r);
 		if (!rc && done < n * PAGE)
 			rc = mb_replica_is_wanted(r, first, insist);
+		else if (!rc)
+			rc = bring(r, view, *stage, n);
 		if (rc)
 			mb_replica_drop(r, *stage, n);
 	}

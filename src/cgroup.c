@@ -47,6 +47,25 @@ static bool find_group(const char *root, char group[LINE])
 	return found;
 }
 
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint64_t left_of_group(const char *root, const char *group)
+{
+	uint64_t max = UINT64_MAX, high = UINT64_MAX, current = 0;
+
+	read_bytes(root, group, "memory.max", &max);
+	read_bytes(root, group, "memory.high", &high);
+	max = least(max, high);
+	if (max == UINT64_MAX)
+		return max;
+	read_bytes(root, group, "memory.current", &current);
+	return current < max ? max - current : 0;
+}
+
+/* From the group up to the root, which has a limit where it is that of a container. */
 uint64_t mb_cgroup_memory_left(const char *root)
 {
 	uint64_t left = UINT64_MAX;
@@ -56,15 +75,10 @@ uint64_t mb_cgroup_memory_left(const char *root)
 		root = "";
 	if (!find_group(root, group))
 		return left;
-	/* The root has no limit. */
-	while ((slash = strrchr(group, '/')) != NULL && slash[1]) {
-		uint64_t max, current = 0, here;
-
-		if (read_bytes(root, group, "memory.max", &max)) {
-			read_bytes(root, group, "memory.current", &current);
-			here = current < max ? max - current : 0;
-			left = here < left ? here : left;
-		}
+	while ((slash = strrchr(group, '/')) != NULL) {
+		if (!slash[1])
+			*slash = '\0';
+		left = least(left, left_of_group(root, group));
 		*slash = '\0';
 	}
 	return left;

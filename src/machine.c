@@ -75,6 +75,17 @@ uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group)
 	return nodes;
 }
 
+static unsigned nodes_with_vcpus(struct mb_machine *machine)
+{
+	struct mb_topology topo;
+	unsigned n = 0;
+
+	mb_machine_chosen_topology(machine, &topo);
+	for (unsigned i = 0; i < topo.n_nodes; i++)
+		n += CPU_COUNT(&topo.node[i].cpus) > 0;
+	return n < machine->config.n_vcpus ? n : machine->config.n_vcpus;
+}
+
 /*
  * As many groups of vCPUs as there are nodes to be told apart, and views as are of use for that: one
  * for each, or two by turns. What has a copy in each view stays in it.
@@ -82,14 +93,8 @@ uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group)
 static void choose_groups(struct mb_machine *machine)
 {
 	const struct mb_machine_config *config = &machine->config;
-	struct mb_topology topo;
-	unsigned n = 0;
+	unsigned n = nodes_with_vcpus(machine);
 
-	mb_machine_chosen_topology(machine, &topo);
-	for (unsigned i = 0; i < topo.n_nodes; i++)
-		n += CPU_COUNT(&topo.node[i].cpus) > 0;
-	if (n > config->n_vcpus)
-		n = config->n_vcpus;
 	if (n > MB_MAX_GROUPS)
 		n = MB_MAX_GROUPS;
 	if (n < 2)
@@ -104,19 +109,16 @@ static void choose_groups(struct mb_machine *machine)
 static void choose_views(struct mb_machine *machine)
 {
 	struct mb_machine_config *config = &machine->config;
-	const bool by_itself = config->track == MB_TRACK_AUTO &&
-			       config->migrate == MB_MIGRATE_AUTO &&
-			       config->placement != MB_PLACE_NONE;
 
+	machine->by_itself = mb_machine_migrates_by_itself(machine, nodes_with_vcpus(machine));
+	if (machine->by_itself)
+		config->track = MB_TRACK_ON;
 	machine->n_views = config->n_views ? config->n_views : 1;
 	if (machine->n_views > MB_MAX_GROUPS)
 		machine->n_views = MB_MAX_GROUPS;
 	machine->n_groups = machine->n_views;
-	if (!config->n_views && machine->host->n_views > 1 &&
-		(config->track == MB_TRACK_ON || by_itself))
+	if (!config->n_views && machine->host->n_views > 1 && config->track == MB_TRACK_ON)
 		choose_groups(machine);
-	if (by_itself && machine->n_groups > 1 && mb_machine_nodes_with_memory(machine) > 1)
-		config->track = MB_TRACK_ON;
 	mb_machine_choose_replicas(machine);
 }
 

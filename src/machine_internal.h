@@ -99,7 +99,7 @@ struct mb_machine {
 	struct mb_vcpus *vcpus;
 	struct mb_tracker *tracker; /* NULL: switched off */
 	struct mb_replicas *replicas; /* NULL: no page has copies */
-	bool no_room_for_copies;      /* in its cgroup */
+	bool no_room_for_copies;      /* beside all of guest memory */
 	bool said_copies_stay;	      /* only the main loop */
 	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */
 	struct mb_manager *manager;
@@ -109,6 +109,7 @@ struct mb_machine {
 	unsigned n_groups;
 	struct mb_topology *topology; /* mb_machine_topology */
 	struct mb_machine_place *place;	   /* NULL: nothing to choose */
+	bool by_itself; /* tracks and migrates because that was left to it */
 	bool bound;			     /* threads of groups run on group_cpus only */
 	cpu_set_t group_cpus[MB_MAX_GROUPS]; /* of each, one node or several near ones */
 	struct mb_loop *loop;
@@ -184,6 +185,8 @@ uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group);
 int mb_machine_choose_nodes(struct mb_machine *machine, struct mb_error *err);
 /* Of new guest memory; always 0, for it is as right elsewhere. After the memory is made. */
 void mb_machine_place_memory(struct mb_machine *machine);
+/* What all nodes can give to new guest memory, less what was promised to others, when it was chosen. */
+uint64_t mb_machine_room(const struct mb_machine *machine);
 /* The topology with CPUs of the chosen nodes only; all where nothing was chosen. */
 void mb_machine_chosen_topology(struct mb_machine *machine, struct mb_topology *topo);
 /* Whether nodes with CPUs were left out. */
@@ -209,7 +212,11 @@ void mb_machine_remove_tracker(struct mb_machine *machine);
 int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_remove_manager(struct mb_machine *machine);
 void mb_machine_weigh_group(struct mb_machine *machine, unsigned group); /* its CPUs have changed */
-unsigned mb_machine_nodes_with_memory(struct mb_machine *machine);
+/* Whether that is left to it, and of use, with vCPUs on so many nodes. */
+bool mb_machine_migrates_by_itself(struct mb_machine *machine, unsigned n_nodes);
+/* Its vCPUs have left the node that its memory is on: from now on it migrates, if that is left to it. On
+ * the main loop. */
+void mb_machine_let_follow(struct mb_machine *machine);
 /* For people; NULL: nothing is against it. Once its nodes and views are chosen. */
 const char *mb_machine_why_no_migration(struct mb_machine *machine);
 const char *mb_machine_migrate_state(struct mb_machine *machine); /* for people */

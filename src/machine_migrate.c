@@ -107,14 +107,36 @@ void mb_machine_weigh_group(struct mb_machine *machine, unsigned g)
 	mb_manager_set_view(machine->manager, g, &view);
 }
 
-unsigned mb_machine_nodes_with_memory(struct mb_machine *machine)
+static uint64_t nodes_with_memory(struct mb_machine *machine)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
-	unsigned n = 0;
+	uint64_t nodes = 0;
 
 	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
-		n += topo->node[i].has_memory;
-	return n;
+		nodes |= (uint64_t)topo->node[i].has_memory << i;
+	return nodes;
+}
+
+static bool is_several(uint64_t nodes)
+{
+	return nodes & (nodes - 1);
+}
+
+/* Whoever says where memory is to be, or how it is to be spread, is not to find it elsewhere. */
+static bool may_migrate_by_itself(struct mb_machine *machine)
+{
+	const struct mb_machine_config *config = &machine->config;
+	const struct mb_topology *topo = mb_machine_topology(machine);
+
+	return config->track == MB_TRACK_AUTO && config->migrate == MB_MIGRATE_AUTO &&
+	       (config->placement == MB_PLACE_AUTO || config->placement == MB_PLACE_NODES) &&
+	       topo && is_several(nodes_with_memory(machine) & mb_numa_mems_allowed(topo));
+}
+
+bool mb_machine_migrates_by_itself(struct mb_machine *machine, unsigned n_nodes)
+{
+	return n_nodes > 1 && machine->host->n_views > 1 && machine->config.n_views != 1 &&
+	       may_migrate_by_itself(machine);
 }
 
 const char *mb_machine_why_no_migration(struct mb_machine *machine)
@@ -123,14 +145,16 @@ const char *mb_machine_why_no_migration(struct mb_machine *machine)
 
 	if (config->migrate == MB_MIGRATE_OFF)
 		return "switched off";
-	if (mb_machine_nodes_with_memory(machine) < 2)
+	if (!is_several(nodes_with_memory(machine)))
 		return "off on a host with one node";
 	if (config->track == MB_TRACK_ON)
 		return NULL;
 	if (config->track == MB_TRACK_OFF)
 		return "off with --track off";
-	if (config->placement == MB_PLACE_NONE)
-		return "off with --placement none, without --track on";
+	if (machine->by_itself)
+		return "off: its memory cannot be tracked";
+	if (config->placement == MB_PLACE_NONE || config->placement == MB_PLACE_SPREAD)
+		return "off with --placement none or spread, without --track on";
 	if (config->n_views == 1 || machine->host->n_views == 1)
 		return "off with one view";
 	return "off with all vCPUs on one node";
@@ -187,6 +211,27 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	if (rc)
 		return mb_error_set(err, -rc, "migration: %s", strerror(-rc));
 	return mb_manager_start(machine->manager, err);
+}
+
+void mb_machine_let_follow(struct mb_machine *machine)
+{
+	struct mb_error why;
+	int rc;
+
+	/* A manager that was not held is not to be released. */
+	if (machine->by_itself || machine->manager || machine->paused ||
+		!may_migrate_by_itself(machine))
+		return;
+	machine->by_itself = true;
+	rc = mb_tracker_start(machine->tracker, &why);
+	if (rc) {
+		mb_log("%s: %s", machine->config.name, why.text);
+		return;
+	}
+	machine->config.track = MB_TRACK_ON;
+	rc = mb_machine_add_manager(machine, &why);
+	if (rc)
+		mb_log("%s: %s", machine->config.name, why.text);
 }
 
 void mb_machine_remove_manager(struct mb_machine *machine)

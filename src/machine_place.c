@@ -43,6 +43,16 @@ void mb_machine_chosen_topology(struct mb_machine *machine, struct mb_topology *
 			CPU_ZERO(&topo->node[i].cpus);
 }
 
+uint64_t mb_machine_room(const struct mb_machine *machine)
+{
+	const struct mb_machine_place *p = machine->place;
+	uint64_t room = 0;
+
+	for (unsigned i = 0; p && i < p->host.n_nodes; i++)
+		room += mb_place_room(&p->config, &p->host.node[i]);
+	return p ? room : UINT64_MAX;
+}
+
 /* ---- other machines ---- */
 
 void mb_machine_read_others(struct mb_machine *machine)

@@ -226,6 +226,7 @@ static int move_group(
 		p->placement.nodes |= p->group_nodes[v];
 	move_shares(&p->placement, &look->group[group], move);
 	mb_machine_place_memory(machine);
+	mb_machine_let_follow(machine);
 	mb_machine_weigh_group(machine, group);
 	mb_machine_move_copies(machine, group);
 	return 0;

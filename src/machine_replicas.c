@@ -20,21 +20,21 @@
 static const char *why_not(const struct mb_machine *machine)
 {
 	if (!machine->config.replica_bytes)
-		return machine->no_room_for_copies ? "off: its cgroup has no memory for them" : "off";
+		return machine->no_room_for_copies ? "off: no memory is left for them" : "off";
 	if (machine->n_views < 2)
 		return "off with one view";
 	return machine->n_groups > machine->n_views ? "off with fewer views than nodes" : NULL;
 }
 
-/* Of guest memory; as much of it that nobody has touched yet must have room beside it. */
+/* A share of guest memory, of which all that nobody has touched yet must have room beside it. */
 static uint64_t automatic_bytes(struct mb_machine *machine)
 {
-	const uint64_t memory = machine->config.memory_bytes;
-	uint64_t left = mb_cgroup_memory_left(NULL), most = memory / AUTO_SHARE;
+	const uint64_t memory = machine->config.memory_bytes, taken = memory + memory / OTHER_SHARE;
+	const uint64_t in_cgroup = mb_cgroup_memory_left(NULL);
+	const uint64_t on_host = mb_machine_room(machine);
+	const uint64_t room = in_cgroup < on_host ? in_cgroup : on_host;
+	const uint64_t left = room > taken ? room - taken : 0, most = memory / AUTO_SHARE;
 
-	if (left == UINT64_MAX)
-		return most;
-	left = left > memory + memory / OTHER_SHARE ? left - memory - memory / OTHER_SHARE : 0;
 	return left < most ? left : most;
 }
 
@@ -195,22 +195,20 @@ static bool is_short(const struct mb_policy_node *node)
 	       free_bytes < node->total_bytes / SHORT_SHARE;
 }
 
-/* Whoever needs memory now may take it faster than a turn comes. */
-static void reclaim_while_short(struct mb_machine *machine, const struct mb_policy_node *node)
+void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
 {
 	const uint64_t until_ns = mb_now_ns() + SHORT_NS;
 
-	while (is_short(node) && mb_replicas_reclaim(machine->replicas, AT_A_TIME) &&
-		mb_now_ns() < until_ns)
-		;
-}
-
-void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
-{
 	mb_replicas_reclaim_old(machine->replicas, GIVE_BACK / MB_HEAT_BLOCK_BYTES);
-	for (unsigned i = 0; machine->replicas && i < host->n_nodes; i++)
-		if (host->node[i].free_bytes < host->node[i].total_bytes / SHORT_SHARE)
-			reclaim_while_short(machine, &host->node[i]);
+	/* As long as it is: whoever needs memory now may take it faster than a turn comes. */
+	for (unsigned i = 0; machine->replicas && i < host->n_nodes; i++) {
+		const struct mb_policy_node *node = &host->node[i];
+		bool is = node->free_bytes < node->total_bytes / SHORT_SHARE;
+
+		while (is && mb_replicas_reclaim(machine->replicas, AT_A_TIME, node->id) &&
+			mb_now_ns() < until_ns)
+			is = is_short(node);
+	}
 }
 
 json_t *mb_machine_replicas_json(struct mb_machine *machine, int *rc)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <mirrorball/log.h>
 #include <mirrorball/pagemap.h>
 #include <mirrorball/tracker.h>
 #include <string.h>
@@ -56,6 +57,7 @@ int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 		.copied = mb_machine_copied,
 		.ctx = machine,
 	};
+	struct mb_error why;
 	int rc;
 
 	if (machine->config.track == MB_TRACK_OFF)
@@ -65,9 +67,15 @@ int mb_machine_add_tracker(struct mb_machine *machine, struct mb_error *err)
 	for (unsigned v = 0; v < machine->n_views; v++)
 		config.view_base[v] = mb_ram_view_base(machine->ram, v);
 	rc = mb_tracker_create(&config, &machine->tracker, err);
-	if (!rc && machine->config.track == MB_TRACK_ON)
-		rc = mb_tracker_start(machine->tracker, err);
-	return rc;
+	if (rc || machine->config.track != MB_TRACK_ON)
+		return rc;
+	rc = mb_tracker_start(machine->tracker, machine->by_itself ? &why : err);
+	if (!rc || !machine->by_itself)
+		return rc;
+	/* Nobody has asked for it. */
+	mb_log("%s: runs, but its memory stays where it is: %s", machine->config.name, why.text);
+	machine->config.track = MB_TRACK_AUTO;
+	return 0;
 }
 
 void mb_machine_remove_tracker(struct mb_machine *machine)

@@ -69,6 +69,30 @@ wrong() {
 	kill -INT "$pid"
 	ended 20
 	expect "wrong: status" 130 "$status"
+}
+
+# copies NODE: KiB of copies that the kernel finds on a node
+copies() {
+	awk -v node="N$1=" '/mirrorball-copies/ { for (i = 1; i <= NF; i++) if (index($i, node) == 1) n += substr($i, length(node) + 1) * 4 }
+		END { print n + 0 }' "/proc/$pid/numa_maps"
+}
+
+# Home is on node 1, since node 0 is still full of file caches; the copy for who runs on node 0 is there nevertheless.
+crowded() {
+	local end=$((SECONDS + 120)) here=0
+	taskset -c 0 dd if=/lab/guest/root0.img of=/dev/null bs=1M skip=500 count=200 status=none # what room was made is gone
+	start crowded --quiet "${machine[@]}" --track on,budget=50 --migrate on --replicas 50% splash readshare size=16M ms=400000
+	answers crowded
+	until [ "${here:-0}" -ge $((4 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
+		sleep 1
+		here=$(copies 0)
+	done
+	echo "crowded: $(node_kib MemFree) KiB of node 0 free, copies: $here KiB there, $(copies 1) on node 1, guest memory: $(pages "$pid")"
+	mirrorball numa crowded | grep -i cop
+	expect "crowded: copies where they are of use" 1 "$((here >= 4 << 10))"
+	expect "crowded: and hardly any elsewhere" 1 "$(($(copies 1) * 8 <= here))"
+	kill -INT "$pid"
+	ended 20
 	exec 7<&-
 	rm /tmp/full
 }
@@ -110,7 +134,7 @@ off() {
 	ended 30
 }
 
-for part in wrong phases churns "still shared 10 writeshare size=4M" "still home 6 private size=32M" "still idle 4 hello" off; do
+for part in wrong crowded phases churns "still shared 10 writeshare size=4M" "still home 6 private size=32M" "still idle 4 hello" off; do
 	begun=$SECONDS
 	in_lanes "$part"
 	echo "$part: $((SECONDS - begun)) s"

@@ -197,7 +197,7 @@ cpuset() {
 # Hogs on a machine's node: its vCPU leaves, and its memory follows. This shell keeps off the other node.
 rebalance() {
 	local node other hogs=() pages end
-	begin moves --cpus 1 --memory 256M --track on,budget=50 splash private size=32M ms=600000
+	begin moves --cpus 1 --memory 256M --track auto,budget=50 splash private size=32M ms=600000
 	echo "moves: $(placed moves)"
 	node=$(on moves)
 	other=$((1 - node))

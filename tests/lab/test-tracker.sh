@@ -47,7 +47,7 @@ views() {
 	chooses "no copies" "2, on, off, 0" --cpus 4 --replicas off
 	chooses "no migration" "1, switched off, off, 0" --cpus 4 --migrate off
 	chooses "not tracked" "1, off with --track off, off, 0" --cpus 4 --track off
-	chooses "not placed" "1, off with --placement none, without --track on, off, 0" --cpus 4 --placement none
+	chooses "not placed" "1, off with --placement none or spread, without --track on, off, 0" --cpus 4 --placement none
 	as_user=(taskset -c 2-3)
 	chooses "CPUs of one node" "1, $one" --cpus 4
 	echo +cpuset +memory >/sys/fs/cgroup/cgroup.subtree_control
@@ -56,7 +56,7 @@ views() {
 	in_cgroup enough memory.max=$((256 + 16 + 64 + 32 << 20))
 	chooses "a cgroup with room for copies" "2, on, on, 64" --cpus 4
 	in_cgroup little memory.max=$((256 + 16 + 1 << 20))
-	chooses "a cgroup without" "2, on, off: its cgroup has no memory for them, 0" --cpus 4
+	chooses "a cgroup without" "2, on, off: no memory is left for them, 0" --cpus 4
 	chooses "a cgroup without, and told to" "2, on, on, 128" --cpus 4 --replicas 128M
 	as_user=()
 }

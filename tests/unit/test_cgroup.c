@@ -63,8 +63,20 @@ START_TEST(test_version_1)
 {
 	put("/proc/self/cgroup", "4:memory:/some/where\n1:name=systemd:/\n0::/\n");
 	put("/sys/fs/cgroup/memory/some/where/memory.limit_in_bytes", "4096\n");
-	put("/sys/fs/cgroup/memory.max", "4096\n");
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), UINT64_MAX);
+}
+END_TEST
+
+/* What it is in is the root of what it sees. */
+START_TEST(test_container)
+{
+	put("/proc/self/cgroup", "0::/\n");
+	ck_assert_uint_eq(mb_cgroup_memory_left(root), UINT64_MAX);
+	put("/sys/fs/cgroup/memory.max", "4096\n");
+	put("/sys/fs/cgroup/memory.current", "96\n");
+	ck_assert_uint_eq(mb_cgroup_memory_left(root), 4000);
+	put("/sys/fs/cgroup/memory.high", "2096\n");
+	ck_assert_uint_eq(mb_cgroup_memory_left(root), 2000);
 }
 END_TEST
 
@@ -76,7 +88,7 @@ START_TEST(test_nonsense)
 	put("/proc/self/cgroup", "0::/a/b (deleted)\n");
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), UINT64_MAX);
 	put("/sys/fs/cgroup/a/memory.max", "");
-	put("/sys/fs/cgroup/memory.max", "1");
+	put("/sys/fs/cgroup/a/memory.high", "-");
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), UINT64_MAX);
 	put("/sys/fs/cgroup/a/memory.max", "4096");
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), 4096);
@@ -91,6 +103,7 @@ int main(void)
 	tcase_add_checked_fixture(c, make_root, remove_root);
 	tcase_add_test(c, test_least);
 	tcase_add_test(c, test_version_1);
+	tcase_add_test(c, test_container);
 	tcase_add_test(c, test_nonsense);
 	suite_add_tcase(suite, c);
 	return run_suite(suite);

@@ -235,7 +235,7 @@ START_TEST(test_set_node)
 	replicate(0, BLOCK, 2);
 	expect_policy(" default ");
 	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
-	mb_replicas_reclaim(replicas, UINT64_MAX);
+	mb_replicas_reclaim(replicas, UINT64_MAX, -1);
 	replicate(BLOCK, BLOCK, 2);
 	expect_policy(" prefer:0 ");
 	check();
@@ -282,7 +282,7 @@ START_TEST(test_reclaim_old)
 	ck_assert(!mb_replicas_reclaim_old(replicas, 2));
 	ck_assert_uint_eq(ask().bytes, 2 * BYTES - 2 * BLOCK);
 	/* Of views that stayed, too, and of single pages. */
-	mb_replicas_reclaim(replicas, UINT64_MAX);
+	mb_replicas_reclaim(replicas, UINT64_MAX, -1);
 	for (uint64_t at = 0; at < BYTES; at += BLOCK)
 		replicate(at + 7 * PAGE, PAGE, 1);
 	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
@@ -299,6 +299,25 @@ START_TEST(test_reclaim_old)
 END_TEST
 
 /* Neighbours are one mapping, and what is said of them is so. */
+/* Only what is on the node that is short. */
+START_TEST(test_reclaim_node)
+{
+	if (!make(2))
+		return;
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
+	ck_assert_uint_eq(replicate(0, BLOCK, 1).copied_bytes, BLOCK);
+	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).copied_bytes, BLOCK);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 7), 0);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 0), BLOCK);
+	ck_assert_uint_eq(ask().view_bytes[0], BLOCK);
+	ck_assert_uint_eq(ask().view_bytes[1], 0);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 0), 0);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, -1), BLOCK);
+	check();
+	finish();
+}
+END_TEST
+
 START_TEST(test_mappings)
 {
 	const uint64_t from = BLOCK - 8 * PAGE, n = 16;
@@ -326,7 +345,7 @@ START_TEST(test_mappings)
 	ck_assert(mb_replicas_share(replicas, from, BYTES, 1) == 0);
 	ck_assert(mb_replicas_share(replicas, from, n * PAGE, 2) == 0);
 	ck_assert_uint_eq(ask().view_bytes[1], 15 * PAGE);
-	mb_replicas_reclaim(replicas, BYTES);
+	mb_replicas_reclaim(replicas, BYTES, -1);
 	ck_assert_uint_eq(ask().view_bytes[1], 0);
 	ck_assert_uint_eq(ask().mappings, 0);
 	ck_assert_uint_eq(n_maps(), before);
@@ -359,7 +378,7 @@ START_TEST(test_small)
 	for (unsigned v = 0; v < 2; v++)
 		madvise(view[v].base + BLOCK, BLOCK, MADV_HUGEPAGE);
 	replicate(BLOCK + 64 * PAGE, PAGE, 2);
-	mb_replicas_reclaim(replicas, BYTES);
+	mb_replicas_reclaim(replicas, BYTES, -1);
 	ck_assert_uint_eq(n_maps(), before - 4);
 	check();
 	finish();
@@ -447,7 +466,7 @@ START_TEST(test_protect)
 	d = (struct mb_replicated){0};
 	ck_assert_int_eq(mb_replicas_protect(replicas, BLOCK, BLOCK, &d), 0);
 	ck_assert_uint_eq(d.full_bytes, BLOCK);
-	mb_replicas_reclaim(replicas, BYTES);
+	mb_replicas_reclaim(replicas, BYTES, -1);
 	/* Many writes: all of it waits. */
 	ck_assert_int_eq(mb_replicas_protect(replicas, 2 * BLOCK, BLOCK, &d), 0);
 	write_pages(2 * BLOCK / PAGE, 100);
@@ -553,7 +572,7 @@ START_TEST(test_huge_again)
 	check();
 	ck_assert_uint_le(pmd_mapped(), before);
 	if (_i)
-		mb_replicas_reclaim(replicas, BYTES);
+		mb_replicas_reclaim(replicas, BYTES, -1);
 	else
 		write_pages(10, 70);
 	ck_assert_uint_eq(bytes_soon(0), 0);
@@ -602,7 +621,7 @@ START_TEST(test_bounds)
 	}
 	ck_assert_uint_eq(ask().mappings, 8);
 	ck_assert_uint_eq(ask().bytes, 2 * PAGE);
-	ck_assert_uint_eq(mb_replicas_reclaim(replicas, PAGE), 2 * PAGE);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, PAGE, -1), 2 * PAGE);
 	check();
 	finish();
 }
@@ -671,7 +690,7 @@ START_TEST(test_tracked)
 	}
 	ck_assert_int_eq(mb_replicas_remap(replicas, 0, 0, BLOCK), 0);
 	ck_assert_uint_eq(ask().bytes, BLOCK - 2 * PAGE);
-	mb_replicas_reclaim(replicas, BYTES);
+	mb_replicas_reclaim(replicas, BYTES, -1);
 	/* All of it is watched again. */
 	for (unsigned v = 0; v < 2; v++) {
 		check();
@@ -767,7 +786,7 @@ START_TEST(test_failures)
 		check();
 		*word_at(0, at) = word(at);
 		check();
-		mb_replicas_reclaim(replicas, BYTES);
+		mb_replicas_reclaim(replicas, BYTES, -1);
 	}
 	ck_assert_uint_gt(failed, 8);
 	failed = 0;
@@ -784,7 +803,7 @@ START_TEST(test_failures)
 		fail_times = 0;
 		check_but(at, 4711 + (uint64_t)after);
 		*word_at(0, at) = word(at);
-		mb_replicas_reclaim(replicas, BYTES);
+		mb_replicas_reclaim(replicas, BYTES, -1);
 		ck_assert_uint_eq(ask().bytes, 0);
 	}
 	ck_assert_uint_eq(ask().mappings, 0);
@@ -818,14 +837,20 @@ static void *write_first(void *arg)
 	/* The copy that was made first. */
 	while (mb_replicas_share(replicas, 0, PAGE, 1) == 0)
 		usleep(100);
-	*word_at(0, 0) = 4711;
+	if (arg) {
+		ck_assert_int_eq(mb_replicas_hold(replicas, 0, PAGE), 0);
+		*word_at(0, 0) = 4711;
+		mb_replicas_release(replicas, 0, PAGE);
+	} else {
+		*word_at(0, 0) = 4711;
+	}
 	__atomic_store_n(
 		&reads_before, __atomic_load_n(&n_reads, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
 	return NULL;
 }
 
 /* It waits for one step, not for all of them. In the second case each step of copying is one that a
- * writer does not stop. */
+ * writer does not stop; in the third a device writes. */
 START_TEST(test_writer_comes_first)
 {
 	const unsigned n = 200;
@@ -844,12 +869,13 @@ START_TEST(test_writer_comes_first)
 	if (_i)
 		ck_assert_int_eq(mb_replicas_protect(replicas, 0, n * PAGE, &d), 0);
 	__atomic_store_n(&slow, true, __ATOMIC_RELAXED);
-	ck_assert_int_eq(pthread_create(&writer, NULL, write_first, NULL), 0);
+	ck_assert_int_eq(pthread_create(&writer, NULL, write_first, _i > 1 ? &d : NULL), 0);
 	d = _i ? complete(0, n * PAGE) : replicate(0, n * PAGE, 2);
 	pthread_join(writer, NULL);
-	ck_assert_uint_eq(d.waiting_bytes, n / 2 * PAGE);
-	ck_assert(_i ? !d.held_bytes : d.held_bytes > 0);
-	ck_assert_uint_eq(d.copied_bytes + d.held_bytes, n / 2 * PAGE);
+	if (_i < 2)
+		ck_assert_uint_eq(d.waiting_bytes, n / 2 * PAGE);
+	ck_assert_uint_eq(d.held_bytes > 0, _i != 1);
+	ck_assert_uint_eq(d.copied_bytes + d.held_bytes + d.waiting_bytes, n * PAGE);
 	ck_assert_uint_lt(reads_before, n / 4);
 	check_but(0, 4711);
 	finish();
@@ -888,7 +914,7 @@ START_TEST(test_no_mappings_left)
 	replicate(BLOCK, BLOCK, 2);
 	check();
 	munmap(taken, len);
-	mb_replicas_reclaim(replicas, BYTES);
+	mb_replicas_reclaim(replicas, BYTES, -1);
 	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).copied_bytes, BLOCK);
 	check();
 	finish();
@@ -910,7 +936,7 @@ START_TEST(test_no_mappings_left_of_two)
 		ck_assert_int_eq(mb_replicas_hold(replicas, 100 * PAGE, PAGE), 0);
 		mb_replicas_release(replicas, 100 * PAGE, PAGE);
 	} else {
-		mb_replicas_reclaim(replicas, BYTES);
+		mb_replicas_reclaim(replicas, BYTES, -1);
 	}
 	ck_assert_uint_gt(ask().n_failures, 0);
 	ck_assert(is_one(100 * PAGE));
@@ -956,6 +982,7 @@ static Suite *make_suite(void)
 	tcase_add_loop_test(all, test_copies, 0, 8);
 	tcase_add_test(all, test_set_node);
 	tcase_add_test(all, test_reclaim_old);
+	tcase_add_test(all, test_reclaim_node);
 	tcase_add_test(all, test_mappings);
 	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);
@@ -968,7 +995,7 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_bounds);
 	tcase_add_test(all, test_tracked);
 	tcase_add_loop_test(all, test_failures, 0, 4);
-	tcase_add_loop_test(all, test_writer_comes_first, 0, 2);
+	tcase_add_loop_test(all, test_writer_comes_first, 0, 3);
 	tcase_add_test(all, test_no_mappings_left);
 	tcase_add_loop_test(all, test_no_mappings_left_of_two, 0, 3);
 	tcase_add_loop_test(all, test_no_memory_for_a_while, 0, 2);

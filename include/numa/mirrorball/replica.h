@@ -104,10 +104,10 @@ int mb_replicas_finish(struct mb_replicas *replicas, uint64_t offset, uint64_t l
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
 /*
- * Collapses until so many bytes of copies are given back, or one collapse fails; returns how many
- * were. Takes NULL.
+ * Collapses blocks of which a view of this node has copies (-1: any view) until so many bytes are
+ * given back, or one collapse fails; returns how many were. Takes NULL.
  */
-uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes);
+uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes, int node);
 
 /*
  * Where copies of this view should be that are made from now on; those there are become old.
