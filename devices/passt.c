@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
+#include <mirrorball/clock.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -480,12 +481,14 @@ static int wait_ready(struct mb_passt *passt, struct mb_error *err)
 		uint16_t type;
 	} frame = {.len = htonl(MIN_FRAME), .type = htons(NOBODYS_TYPE)};
 	struct pollfd pfd = {.fd = passt->fd};
+	uint64_t until_ns;
 
 	memset(frame.to, 0xff, sizeof(frame.to));
 	memcpy(frame.from, passt->net->first_mac, sizeof(frame.from));
 	/* It fails if passt is gone already, and then poll says so. */
 	send(passt->fd, &frame, PREFIX_BYTES + MIN_FRAME, MSG_DONTWAIT | MSG_NOSIGNAL);
-	for (unsigned ms = 0; ms < READY_WAIT_MS; ms++) {
+	until_ns = mb_now_ns() + READY_WAIT_MS * 1000000ull;
+	while (mb_now_ns() < until_ns) {
 		int unread = 0;
 
 		/* In this order: when passt ends, the frame is gone as well, but later. */
