@@ -19,7 +19,8 @@
 #define MAX_SLEEP_NS	    200000000ull
 #define INVALIDATIONS_PER_S 200u /* of all views together, whatever the size of the guest */
 #define OUT_SHARE	    100u /* one in so many huge pages, for short windows and for long ones */
-#define ZOOM_SHARE	    50u	 /* so many in small pages for a look */
+#define ZOOM_SHARE	    34u	 /* so many in small pages for a look ... */
+#define ZOOMS		    2u	 /* ... or so many, if that is more */
 #define FAULTS_WRONG	    4u
 #define FAULTS_FEW	    2000u
 
@@ -86,8 +87,8 @@ static void look_around(struct mb_tracker *t)
 	if (!t->max_out)
 		t->max_out = 1;
 	t->max_zooms = (unsigned)(blocks / ZOOM_SHARE);
-	if (!t->max_zooms)
-		t->max_zooms = 1;
+	if (t->max_zooms < ZOOMS)
+		t->max_zooms = ZOOMS;
 	/*
 	 * Without PAGEMAP_SCAN a block that is mapped as a whole is taken for a huge page, until
 	 * there are so many more faults than were thought that it can only be small ones.
