@@ -315,16 +315,6 @@ int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
 	return r ? each_block(r, offset, len, collapse_part, NULL) : 0;
 }
 
-static unsigned views_of(const struct mb_replicas *r, int node)
-{
-	unsigned views = 0;
-
-	for (unsigned v = 0; v < r->config.n_views; v++)
-		if (node < 0 || mb_replica_node(r, v) == node)
-			views |= 1u << v;
-	return views;
-}
-
 static bool has_copies(const struct mb_replicas *r, uint64_t block, unsigned views)
 {
 	bool has = false;
@@ -335,9 +325,8 @@ static bool has_copies(const struct mb_replicas *r, uint64_t block, unsigned vie
 	return has;
 }
 
-uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes, int node)
+uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes, unsigned views)
 {
-	const unsigned views = r ? views_of(r, node) : 0;
 	uint64_t before = r ? __atomic_load_n(&r->bytes, __ATOMIC_RELAXED) : 0, now = before;
 	int rc = 0;
 

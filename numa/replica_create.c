@@ -38,14 +38,14 @@ int mb_replicas_set_node(struct mb_replicas *r, unsigned view, unsigned node)
 
 	if (rc)
 		return rc;
-	__atomic_store_n(&r->config.view_node[view], (int)node, __ATOMIC_RELAXED);
+	__atomic_store_n(&r->only_node[view], (int)node, __ATOMIC_RELAXED);
 	__atomic_store_n(&r->n_old, r->n_blocks, __ATOMIC_RELEASE);
 	return 0;
 }
 
 int mb_replica_node(const struct mb_replicas *r, unsigned view)
 {
-	return __atomic_load_n(&r->config.view_node[view], __ATOMIC_RELAXED);
+	return __atomic_load_n(&r->only_node[view], __ATOMIC_RELAXED);
 }
 
 static int open_copies(struct mb_replicas *r, unsigned view)
@@ -118,8 +118,10 @@ int mb_replicas_create(
 	r->start_ns = mb_now_ns();
 	r->n_blocks = config->ram_bytes / BLOCK;
 	r->stop_fd = -1;
-	for (unsigned v = 0; v < MB_HEAT_VIEWS; v++)
+	for (unsigned v = 0; v < MB_HEAT_VIEWS; v++) {
 		r->copy_fd[v] = -1;
+		r->only_node[v] = config->view_has_more_nodes[v] ? -1 : config->view_node[v];
+	}
 	pthread_mutex_init(&r->count_lock, NULL);
 	pthread_mutex_init(&r->queue_lock, NULL);
 	pthread_cond_init(&r->queue_wake, NULL);

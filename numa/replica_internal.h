@@ -71,6 +71,7 @@ struct mb_replicas {
 	struct mb_replicas_config config;
 	const struct mb_replica_calls *calls;
 	int copy_fd[MB_HEAT_VIEWS];
+	int only_node[MB_HEAT_VIEWS]; /* mb_replica_node; atomic */
 	uint64_t n_blocks, start_ns;
 	struct page *page;
 	struct block *block;
@@ -122,7 +123,7 @@ int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, ui
  * is expected (insist): then it waits for the other steps of this run, and gets the page that it wants.
  */
 int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insist);
-/* Where the view's copies are to be; -1: anywhere. */
+/* The only node where copies of the view are of use; -1: others are as good. */
 int mb_replica_node(const struct mb_replicas *r, unsigned view);
 /* *stage: for install, or for drop. */
 int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist,

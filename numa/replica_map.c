@@ -28,6 +28,7 @@
 #define TRIES	    1000u /* 10 ms apart, of who is patient */
 #define FEW_TRIES   3u
 #define READ_BYTES  (128ull << 10) /* at a time, of who gives up for a writer */
+#define BRING_PAGES 128u	  /* at a time */
 #define NAP_NS	    10000000l
 #define STORE_PAGES 128u /* half of them are mappings in store */
 
@@ -258,26 +259,47 @@ int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insis
 	return waits_for_it && !insist ? -ECANCELED : 0;
 }
 
+/* By its first, last and middle page; also if nobody can tell. */
+static bool is_on(int node, char *stage, uint64_t n)
+{
+	void *page[] = {stage, stage + n / 2 * PAGE, stage + (n - 1) * PAGE};
+	int status[3];
+
+	if (move_pages(0, 3, page, NULL, status, 0))
+		return true;
+	for (unsigned i = 0; i < 3; i++)
+		if (status[i] >= 0 && status[i] != node)
+			return false;
+	return true;
+}
+
 /*
  * Where a node has no memory free, but caches of files, Linux takes memory of another one sooner than
  * that; to move pages it makes room. A copy that is elsewhere is of no use.
  */
-static int bring(struct mb_replicas *r, unsigned view, char *stage, uint64_t n)
+static int bring(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist, char *stage)
 {
 	const int node = mb_replica_node(r, view);
-	void *page[BLOCK_PAGES], *last = stage + (n - 1) * PAGE;
-	int to[BLOCK_PAGES], status[BLOCK_PAGES], is = node;
+	void *page[BRING_PAGES];
+	int to[BRING_PAGES], status[BRING_PAGES], rc = 0;
 
-	if (node < 0 || move_pages(0, 1, &last, NULL, &is, 0) || is < 0 || is == node)
+	if (node < 0 || is_on(node, stage, n))
 		return 0;
-	for (uint64_t i = 0; i < n; i++) {
-		page[i] = stage + i * PAGE;
-		to[i] = node;
+	for (uint64_t i = 0; i < n && !rc; i += BRING_PAGES) {
+		unsigned here = 0;
+
+		for (; here < BRING_PAGES && i + here < n; here++) {
+			page[here] = stage + (i + here) * PAGE;
+			to[here] = node;
+		}
+		/* It may be that pages cannot move there at all: then they are where they are. */
+		if (move_pages(0, here, page, to, status, MPOL_MF_MOVE) < 0)
+			return 0;
+		rc = mb_replica_is_wanted(r, first, insist);
 	}
-	if (move_pages(0, n, page, to, status, MPOL_MF_MOVE) < 0)
-		return failed(r);
-	if (move_pages(0, 1, &last, NULL, &is, 0) || is == node)
-		return 0;
+	if (rc || is_on(node, stage, n))
+		return rc;
 	errno = ENOSPC;
 	return failed(r);
 }
@@ -303,7 +325,7 @@ int mb_replica_copy(
 		if (!rc && done < n * PAGE)
 			rc = mb_replica_is_wanted(r, first, insist);
 		else if (!rc)
-			rc = bring(r, view, *stage, n);
+			rc = bring(r, view, first, n, insist, *stage);
 		if (rc)
 			mb_replica_drop(r, *stage, n);
 	}

@@ -76,10 +76,8 @@ uint64_t mb_cgroup_memory_left(const char *root)
 	if (!find_group(root, group))
 		return left;
 	while ((slash = strrchr(group, '/')) != NULL) {
-		if (!slash[1])
-			*slash = '\0';
 		left = least(left, left_of_group(root, group));
 		*slash = '\0';
 	}
-	return left;
+	return least(left, left_of_group(root, ""));
 }

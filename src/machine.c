@@ -75,7 +75,7 @@ uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group)
 	return nodes;
 }
 
-static unsigned nodes_with_vcpus(struct mb_machine *machine)
+unsigned mb_machine_nodes_with_cpus(struct mb_machine *machine)
 {
 	struct mb_topology topo;
 	unsigned n = 0;
@@ -83,6 +83,13 @@ static unsigned nodes_with_vcpus(struct mb_machine *machine)
 	mb_machine_chosen_topology(machine, &topo);
 	for (unsigned i = 0; i < topo.n_nodes; i++)
 		n += CPU_COUNT(&topo.node[i].cpus) > 0;
+	return n;
+}
+
+static unsigned nodes_with_vcpus(struct mb_machine *machine)
+{
+	unsigned n = mb_machine_nodes_with_cpus(machine);
+
 	return n < machine->config.n_vcpus ? n : machine->config.n_vcpus;
 }
 
@@ -231,6 +238,8 @@ static void user_pause(struct mb_machine *machine, bool pause)
 		mb_vcpus_tell_stopped(machine->vcpus);
 		mb_vcpus_resume(machine->vcpus);
 		mb_machine_release_memory(machine);
+		if (machine->follows_later)
+			mb_machine_let_follow(machine);
 	}
 }
 

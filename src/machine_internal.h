@@ -100,6 +100,7 @@ struct mb_machine {
 	struct mb_tracker *tracker; /* NULL: switched off */
 	struct mb_replicas *replicas; /* NULL: no page has copies */
 	bool no_room_for_copies;      /* beside all of guest memory */
+	uint64_t copies_on[MB_MAX_GROUPS]; /* nodes of each view, bits of the topology's index; atomic */
 	bool said_copies_stay;	      /* only the main loop */
 	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */
 	struct mb_manager *manager;
@@ -110,6 +111,7 @@ struct mb_machine {
 	struct mb_topology *topology; /* mb_machine_topology */
 	struct mb_machine_place *place;	   /* NULL: nothing to choose */
 	bool by_itself; /* tracks and migrates because that was left to it */
+	bool follows_later; /* when it is not paused any more */
 	bool bound;			     /* threads of groups run on group_cpus only */
 	cpu_set_t group_cpus[MB_MAX_GROUPS]; /* of each, one node or several near ones */
 	struct mb_loop *loop;
@@ -178,6 +180,8 @@ int mb_machine_load_guest(struct mb_machine *machine, struct mb_error *err);
 
 /* The host's nodes with the CPUs that this process may use; read when first asked for. NULL: cannot be. */
 const struct mb_topology *mb_machine_topology(struct mb_machine *machine);
+/* Of those that it was put on. */
+unsigned mb_machine_nodes_with_cpus(struct mb_machine *machine);
 /* Those with CPUs of the group, all with CPUs where it is not bound to any; bits of the topology's index. */
 uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group);
 
@@ -185,7 +189,7 @@ uint64_t mb_machine_nodes_of_group(struct mb_machine *machine, unsigned group);
 int mb_machine_choose_nodes(struct mb_machine *machine, struct mb_error *err);
 /* Of new guest memory; always 0, for it is as right elsewhere. After the memory is made. */
 void mb_machine_place_memory(struct mb_machine *machine);
-/* What all nodes can give to new guest memory, less what was promised to others, when it was chosen. */
+/* What its nodes could give to new guest memory, less what was promised to others, when they were chosen. */
 uint64_t mb_machine_room(const struct mb_machine *machine);
 /* The topology with CPUs of the chosen nodes only; all where nothing was chosen. */
 void mb_machine_chosen_topology(struct mb_machine *machine, struct mb_topology *topo);

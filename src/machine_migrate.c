@@ -130,13 +130,12 @@ static bool may_migrate_by_itself(struct mb_machine *machine)
 
 	return config->track == MB_TRACK_AUTO && config->migrate == MB_MIGRATE_AUTO &&
 	       (config->placement == MB_PLACE_AUTO || config->placement == MB_PLACE_NODES) &&
-	       topo && is_several(nodes_with_memory(machine) & mb_numa_mems_allowed(topo));
+	       config->n_views != 1 && topo && is_several(nodes_with_memory(machine) & mb_numa_mems_allowed(topo));
 }
 
 bool mb_machine_migrates_by_itself(struct mb_machine *machine, unsigned n_nodes)
 {
-	return n_nodes > 1 && machine->host->n_views > 1 && machine->config.n_views != 1 &&
-	       may_migrate_by_itself(machine);
+	return n_nodes > 1 && machine->host->n_views > 1 && may_migrate_by_itself(machine);
 }
 
 const char *mb_machine_why_no_migration(struct mb_machine *machine)
@@ -152,7 +151,7 @@ const char *mb_machine_why_no_migration(struct mb_machine *machine)
 	if (config->track == MB_TRACK_OFF)
 		return "off with --track off";
 	if (machine->by_itself)
-		return "off: its memory cannot be tracked";
+		return "not possible on this host";
 	if (config->placement == MB_PLACE_NONE || config->placement == MB_PLACE_SPREAD)
 		return "off with --placement none or spread, without --track on";
 	if (config->n_views == 1 || machine->host->n_views == 1)
@@ -169,7 +168,7 @@ const char *mb_machine_migrate_state(struct mb_machine *machine)
 	return machine->config.migrate == MB_MIGRATE_STORM ? "storm" : "on";
 }
 
-int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
+static int make_manager(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_manager_config config = {.name = machine->config.name,
 		.ops = &ops,
@@ -189,8 +188,6 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	};
 	int rc;
 
-	if (mb_machine_why_no_migration(machine))
-		return 0;
 	for (unsigned v = 0; v < machine->n_views; v++)
 		mover.view_base[v] = mb_ram_view_base(machine->ram, v);
 	rc = mb_mover_create(&mover, &machine->mover);
@@ -213,25 +210,48 @@ int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 	return mb_manager_start(machine->manager, err);
 }
 
-void mb_machine_let_follow(struct mb_machine *machine)
+/* Nobody has asked for it: it is worth less than the machine. */
+static int do_without(struct mb_machine *machine)
+{
+	mb_machine_remove_manager(machine);
+	mb_tracker_stop(machine->tracker);
+	machine->config.track = MB_TRACK_AUTO;
+	return 0;
+}
+
+int mb_machine_add_manager(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_error why;
 	int rc;
 
+	if (mb_machine_why_no_migration(machine))
+		return 0;
+	if (!machine->by_itself)
+		return make_manager(machine, err);
+	rc = make_manager(machine, &why);
+	if (rc)
+		mb_log("%s: runs, but its memory stays where it is: %s", machine->config.name,
+			why.text);
+	return !rc && machine->manager ? 0 : do_without(machine);
+}
+
+void mb_machine_let_follow(struct mb_machine *machine)
+{
+	struct mb_error why;
+
+	if (machine->by_itself || machine->manager || !may_migrate_by_itself(machine))
+		return;
 	/* A manager that was not held is not to be released. */
-	if (machine->by_itself || machine->manager || machine->paused ||
-		!may_migrate_by_itself(machine))
+	machine->follows_later = machine->paused;
+	if (machine->paused)
 		return;
 	machine->by_itself = true;
-	rc = mb_tracker_start(machine->tracker, &why);
-	if (rc) {
-		mb_log("%s: %s", machine->config.name, why.text);
+	if (mb_tracker_start(machine->tracker, &why)) {
+		mb_log("%s: its memory stays where it is: %s", machine->config.name, why.text);
 		return;
 	}
 	machine->config.track = MB_TRACK_ON;
-	rc = mb_machine_add_manager(machine, &why);
-	if (rc)
-		mb_log("%s: %s", machine->config.name, why.text);
+	mb_machine_add_manager(machine, &why);
 }
 
 void mb_machine_remove_manager(struct mb_machine *machine)

@@ -49,7 +49,8 @@ uint64_t mb_machine_room(const struct mb_machine *machine)
 	uint64_t room = 0;
 
 	for (unsigned i = 0; p && i < p->host.n_nodes; i++)
-		room += mb_place_room(&p->config, &p->host.node[i]);
+		if (p->placement.nodes >> i & 1)
+			room += mb_place_room(&p->config, &p->host.node[i]);
 	return p ? room : UINT64_MAX;
 }
 

@@ -47,6 +47,9 @@ void mb_machine_choose_replicas(struct mb_machine *machine)
 	config->replica_bytes = 0;
 	if (mb_machine_why_no_migration(machine) || config->migrate == MB_MIGRATE_STORM)
 		return;
+	/* Where a view has several nodes a copy is on one of them, or on the other. */
+	if (machine->n_views < mb_machine_nodes_with_cpus(machine))
+		return;
 	config->replica_bytes = automatic_bytes(machine) & ~(MB_HEAT_BLOCK_BYTES - 1);
 	machine->no_room_for_copies = !config->replica_bytes;
 }
@@ -57,7 +60,7 @@ const char *mb_machine_replicas_state(struct mb_machine *machine)
 
 	if (!machine->replicas)
 		return why ? why : "not possible on this host";
-	return machine->manager ? "on" : "off without --migrate";
+	return machine->manager ? "on" : "off without migration";
 }
 
 static void watch(void *ctx, unsigned view, uint64_t offset, uint64_t len)
@@ -67,16 +70,24 @@ static void watch(void *ctx, unsigned view, uint64_t offset, uint64_t len)
 	mb_tracker_watch(machine->tracker, view, offset, len);
 }
 
-/* The first node with memory among those where its vCPUs run. */
-static int node_of_view(struct mb_machine *machine, unsigned view)
+/* Those with memory that it may have among those where its vCPUs run; bits of the index. */
+static uint64_t nodes_of_view(struct mb_machine *machine, unsigned view)
 {
 	const struct mb_topology *topo = mb_machine_topology(machine);
-	const uint64_t of_view = mb_machine_nodes_of_group(machine, view);
+	uint64_t nodes = topo ? mb_machine_nodes_of_group(machine, view) &
+					mb_numa_mems_allowed(topo)
+			      : 0;
 
 	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
-		if (topo->node[i].has_memory && of_view >> i & 1)
-			return (int)topo->node[i].id;
-	return -1;
+		if (!topo->node[i].has_memory)
+			nodes &= ~(1ull << i);
+	__atomic_store_n(&machine->copies_on[view], nodes, __ATOMIC_RELAXED);
+	return nodes;
+}
+
+static int id_of_first(struct mb_machine *machine, uint64_t nodes)
+{
+	return nodes ? (int)mb_machine_topology(machine)->node[__builtin_ctzll(nodes)].id : -1;
 }
 
 int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
@@ -92,6 +103,7 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 		.ctx = machine,
 	};
 	struct mb_error why;
+	uint64_t nodes;
 
 	if (why_not(machine))
 		return 0;
@@ -106,7 +118,9 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 	}
 	for (unsigned v = 0; v < machine->n_views; v++) {
 		config.view_base[v] = mb_ram_view_base(machine->ram, v);
-		config.view_node[v] = node_of_view(machine, v);
+		nodes = nodes_of_view(machine, v);
+		config.view_node[v] = id_of_first(machine, nodes);
+		config.view_has_more_nodes[v] = nodes & (nodes - 1);
 	}
 	/* It is worth less than the machine. */
 	if (mb_replicas_create(&config, &machine->replicas, &why)) {
@@ -125,10 +139,12 @@ void mb_machine_give_up_replicas(struct mb_machine *machine)
 
 void mb_machine_move_copies(struct mb_machine *machine, unsigned view)
 {
-	const int node = node_of_view(machine, view);
-	int rc;
+	int node, rc;
 
-	if (!machine->replicas || node < 0)
+	if (!machine->replicas)
+		return;
+	node = id_of_first(machine, nodes_of_view(machine, view));
+	if (node < 0)
 		return;
 	rc = mb_replicas_set_node(machine->replicas, view, (unsigned)node);
 	if (!rc || machine->said_copies_stay)
@@ -195,17 +211,33 @@ static bool is_short(const struct mb_policy_node *node)
 	       free_bytes < node->total_bytes / SHORT_SHARE;
 }
 
+/* Those whose copies may be on the node: those with no node, too, and all while some are where a view was. */
+static unsigned views_on(struct mb_machine *machine, unsigned node, bool all)
+{
+	unsigned views = 0;
+
+	for (unsigned v = 0; v < machine->n_views; v++) {
+		uint64_t nodes = __atomic_load_n(&machine->copies_on[v], __ATOMIC_RELAXED);
+
+		if (all || !nodes || nodes >> node & 1)
+			views |= 1u << v;
+	}
+	return views;
+}
+
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host)
 {
 	const uint64_t until_ns = mb_now_ns() + SHORT_NS;
+	bool old;
 
-	mb_replicas_reclaim_old(machine->replicas, GIVE_BACK / MB_HEAT_BLOCK_BYTES);
+	old = mb_replicas_reclaim_old(machine->replicas, GIVE_BACK / MB_HEAT_BLOCK_BYTES);
 	/* As long as it is: whoever needs memory now may take it faster than a turn comes. */
 	for (unsigned i = 0; machine->replicas && i < host->n_nodes; i++) {
 		const struct mb_policy_node *node = &host->node[i];
+		const unsigned views = views_on(machine, i, old);
 		bool is = node->free_bytes < node->total_bytes / SHORT_SHARE;
 
-		while (is && mb_replicas_reclaim(machine->replicas, AT_A_TIME, node->id) &&
+		while (is && mb_replicas_reclaim(machine->replicas, AT_A_TIME, views) &&
 			mb_now_ns() < until_ns)
 			is = is_short(node);
 	}

@@ -64,7 +64,7 @@ static void turn(bool scattered, unsigned v)
 	usleep(10000); /* what is done after a writer was woken */
 	copy(scattered);
 	begin_ns = mb_now_ns();
-	given = mb_replicas_reclaim(replicas, UINT64_MAX, -1);
+	given = mb_replicas_reclaim(replicas, UINT64_MAX, ~0u);
 	if (!scattered)
 		printf("reclaim %.2f\n",
 			(double)(mb_now_ns() - begin_ns) / 1e3 / ((double)given / BLOCK));

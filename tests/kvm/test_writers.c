@@ -445,7 +445,7 @@ START_TEST(test_async_page_faults)
 		}
 		check_one(OTHER, "a write");
 		ck_assert_uint_eq(*word(1, OTHER), before + 1);
-		mb_replicas_reclaim(replicas, BYTES, -1);
+		mb_replicas_reclaim(replicas, BYTES, ~0u);
 	}
 	printf("asynchronous page faults: %u told, %u over\n", *word(0, COUNT), n_ready);
 	if (!*word(0, COUNT))

@@ -77,6 +77,8 @@ START_TEST(test_container)
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), 4000);
 	put("/sys/fs/cgroup/memory.high", "2096\n");
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), 2000);
+	put("/proc/self/cgroup", "0::/init.scope\n");
+	ck_assert_uint_eq(mb_cgroup_memory_left(root), 2000);
 }
 END_TEST
 

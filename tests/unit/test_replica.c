@@ -235,7 +235,7 @@ START_TEST(test_set_node)
 	replicate(0, BLOCK, 2);
 	expect_policy(" default ");
 	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
-	mb_replicas_reclaim(replicas, UINT64_MAX, -1);
+	mb_replicas_reclaim(replicas, UINT64_MAX, ~0u);
 	replicate(BLOCK, BLOCK, 2);
 	expect_policy(" prefer:0 ");
 	check();
@@ -282,7 +282,7 @@ START_TEST(test_reclaim_old)
 	ck_assert(!mb_replicas_reclaim_old(replicas, 2));
 	ck_assert_uint_eq(ask().bytes, 2 * BYTES - 2 * BLOCK);
 	/* Of views that stayed, too, and of single pages. */
-	mb_replicas_reclaim(replicas, UINT64_MAX, -1);
+	mb_replicas_reclaim(replicas, UINT64_MAX, ~0u);
 	for (uint64_t at = 0; at < BYTES; at += BLOCK)
 		replicate(at + 7 * PAGE, PAGE, 1);
 	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
@@ -299,20 +299,19 @@ START_TEST(test_reclaim_old)
 END_TEST
 
 /* Neighbours are one mapping, and what is said of them is so. */
-/* Only what is on the node that is short. */
-START_TEST(test_reclaim_node)
+/* Only of views whose node is short. */
+START_TEST(test_reclaim_views)
 {
 	if (!make(2))
 		return;
-	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
 	ck_assert_uint_eq(replicate(0, BLOCK, 1).copied_bytes, BLOCK);
 	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).copied_bytes, BLOCK);
-	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 7), 0);
-	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 0), BLOCK);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 0), 0);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 2), BLOCK);
 	ck_assert_uint_eq(ask().view_bytes[0], BLOCK);
 	ck_assert_uint_eq(ask().view_bytes[1], 0);
-	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 0), 0);
-	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, -1), BLOCK);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, 2), 0);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, BYTES, ~0u), BLOCK);
 	check();
 	finish();
 }
@@ -345,7 +344,7 @@ START_TEST(test_mappings)
 	ck_assert(mb_replicas_share(replicas, from, BYTES, 1) == 0);
 	ck_assert(mb_replicas_share(replicas, from, n * PAGE, 2) == 0);
 	ck_assert_uint_eq(ask().view_bytes[1], 15 * PAGE);
-	mb_replicas_reclaim(replicas, BYTES, -1);
+	mb_replicas_reclaim(replicas, BYTES, ~0u);
 	ck_assert_uint_eq(ask().view_bytes[1], 0);
 	ck_assert_uint_eq(ask().mappings, 0);
 	ck_assert_uint_eq(n_maps(), before);
@@ -378,7 +377,7 @@ START_TEST(test_small)
 	for (unsigned v = 0; v < 2; v++)
 		madvise(view[v].base + BLOCK, BLOCK, MADV_HUGEPAGE);
 	replicate(BLOCK + 64 * PAGE, PAGE, 2);
-	mb_replicas_reclaim(replicas, BYTES, -1);
+	mb_replicas_reclaim(replicas, BYTES, ~0u);
 	ck_assert_uint_eq(n_maps(), before - 4);
 	check();
 	finish();
@@ -466,7 +465,7 @@ START_TEST(test_protect)
 	d = (struct mb_replicated){0};
 	ck_assert_int_eq(mb_replicas_protect(replicas, BLOCK, BLOCK, &d), 0);
 	ck_assert_uint_eq(d.full_bytes, BLOCK);
-	mb_replicas_reclaim(replicas, BYTES, -1);
+	mb_replicas_reclaim(replicas, BYTES, ~0u);
 	/* Many writes: all of it waits. */
 	ck_assert_int_eq(mb_replicas_protect(replicas, 2 * BLOCK, BLOCK, &d), 0);
 	write_pages(2 * BLOCK / PAGE, 100);
@@ -572,7 +571,7 @@ START_TEST(test_huge_again)
 	check();
 	ck_assert_uint_le(pmd_mapped(), before);
 	if (_i)
-		mb_replicas_reclaim(replicas, BYTES, -1);
+		mb_replicas_reclaim(replicas, BYTES, ~0u);
 	else
 		write_pages(10, 70);
 	ck_assert_uint_eq(bytes_soon(0), 0);
@@ -621,7 +620,7 @@ START_TEST(test_bounds)
 	}
 	ck_assert_uint_eq(ask().mappings, 8);
 	ck_assert_uint_eq(ask().bytes, 2 * PAGE);
-	ck_assert_uint_eq(mb_replicas_reclaim(replicas, PAGE, -1), 2 * PAGE);
+	ck_assert_uint_eq(mb_replicas_reclaim(replicas, PAGE, ~0u), 2 * PAGE);
 	check();
 	finish();
 }
@@ -690,7 +689,7 @@ START_TEST(test_tracked)
 	}
 	ck_assert_int_eq(mb_replicas_remap(replicas, 0, 0, BLOCK), 0);
 	ck_assert_uint_eq(ask().bytes, BLOCK - 2 * PAGE);
-	mb_replicas_reclaim(replicas, BYTES, -1);
+	mb_replicas_reclaim(replicas, BYTES, ~0u);
 	/* All of it is watched again. */
 	for (unsigned v = 0; v < 2; v++) {
 		check();
@@ -786,7 +785,7 @@ START_TEST(test_failures)
 		check();
 		*word_at(0, at) = word(at);
 		check();
-		mb_replicas_reclaim(replicas, BYTES, -1);
+		mb_replicas_reclaim(replicas, BYTES, ~0u);
 	}
 	ck_assert_uint_gt(failed, 8);
 	failed = 0;
@@ -803,7 +802,7 @@ START_TEST(test_failures)
 		fail_times = 0;
 		check_but(at, 4711 + (uint64_t)after);
 		*word_at(0, at) = word(at);
-		mb_replicas_reclaim(replicas, BYTES, -1);
+		mb_replicas_reclaim(replicas, BYTES, ~0u);
 		ck_assert_uint_eq(ask().bytes, 0);
 	}
 	ck_assert_uint_eq(ask().mappings, 0);
@@ -914,7 +913,7 @@ START_TEST(test_no_mappings_left)
 	replicate(BLOCK, BLOCK, 2);
 	check();
 	munmap(taken, len);
-	mb_replicas_reclaim(replicas, BYTES, -1);
+	mb_replicas_reclaim(replicas, BYTES, ~0u);
 	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).copied_bytes, BLOCK);
 	check();
 	finish();
@@ -936,7 +935,7 @@ START_TEST(test_no_mappings_left_of_two)
 		ck_assert_int_eq(mb_replicas_hold(replicas, 100 * PAGE, PAGE), 0);
 		mb_replicas_release(replicas, 100 * PAGE, PAGE);
 	} else {
-		mb_replicas_reclaim(replicas, BYTES, -1);
+		mb_replicas_reclaim(replicas, BYTES, ~0u);
 	}
 	ck_assert_uint_gt(ask().n_failures, 0);
 	ck_assert(is_one(100 * PAGE));
@@ -982,7 +981,7 @@ static Suite *make_suite(void)
 	tcase_add_loop_test(all, test_copies, 0, 8);
 	tcase_add_test(all, test_set_node);
 	tcase_add_test(all, test_reclaim_old);
-	tcase_add_test(all, test_reclaim_node);
+	tcase_add_test(all, test_reclaim_views);
 	tcase_add_test(all, test_mappings);
 	tcase_add_test(all, test_small);
 	tcase_add_test(all, test_backs_off);

@@ -256,7 +256,7 @@ static void *replicator_main(void *arg)
 				mb_replicas_finish(replicas, offset, len, views, &d);
 		}
 		if (r >> 60 == 0)
-			mb_replicas_reclaim(replicas, len, -1);
+			mb_replicas_reclaim(replicas, len, ~0u);
 	}
 	__atomic_store_n(&copied, d.copied_bytes, __ATOMIC_RELAXED);
 	printf("copied %lu MiB, waited %lu MiB, held or written meanwhile %lu MiB, failed %lu\n",

@@ -45,6 +45,7 @@ struct mb_replicas_config {
 	unsigned n_views;		/* 2..MB_HEAT_VIEWS */
 	void *view_base[MB_HEAT_VIEWS]; /* where each view has all of the file, mapped shared */
 	int view_node[MB_HEAT_VIEWS];	/* of the host, where its copies should be; -1: anywhere */
+	bool view_has_more_nodes[MB_HEAT_VIEWS]; /* a copy on another one may be as good */
 	uint64_t max_bytes;		/* of all copies */
 	/* Mappings that replicas may add to the process'; 0: half of vm.max_map_count. */
 	uint64_t max_mappings;
@@ -104,10 +105,10 @@ int mb_replicas_finish(struct mb_replicas *replicas, uint64_t offset, uint64_t l
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
 /*
- * Collapses blocks of which a view of this node has copies (-1: any view) until so many bytes are
- * given back, or one collapse fails; returns how many were. Takes NULL.
+ * Collapses blocks of which one of these views (bits) has copies until so many bytes are given back,
+ * or one collapse fails; returns how many were. Takes NULL.
  */
-uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes, int node);
+uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes, unsigned views);
 
 /*
  * Where copies of this view should be that are made from now on; those there are become old.
