@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Running machines, seen by ps and stat through their control sockets.
+# Running machines, seen by ps and stat through their control sockets. Some are in /tmp, where everybody's are.
+# tests/run: alone
 # Root's sockets have one place, where other machines may have theirs: as root, in a /run of its own.
 if [ "$(id -u)" = 0 ] && [ -z "${MB_OWN_RUN-}" ] && unshare --mount true 2>/dev/null; then
 	# shellcheck disable=SC2016 # for the inner shell

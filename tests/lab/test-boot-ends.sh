@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # How a stock guest's machine ends or starts again: reset, panic, triple fault, signals, keys; on both
 # consoles; with memory above the PCI hole. And kernels and initial ramdisks that cannot start.
+# tests/run: last 79
 lab_options=(--memory-per-node 3G)
 . "$(dirname "$0")/guests.sh"
 

@@ -3,6 +3,7 @@
 # Debian's stock kernels, with 1 and 4 vCPUs, come up on a root disk, each of them to systemd once (cloud-6.1 in
 # test-views.sh and test-boot-ends.sh), find the machine as it was asked for, and power it off. The same kernel as an
 # ELF file; more vCPUs than xAPIC has ids.
+# tests/run: last 102
 . "$(dirname "$0")/guests.sh"
 
 # The kernel that is in a bzImage (boot.rst, payload_offset and payload_length; an LZ4 frame and its

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Disks: what a guest wrote is there after its reboot, and on the host; read-only disks, discard, a host
 # whose disk is full, and two machines that want the same disk.
+# tests/run: last 56
 . "$(dirname "$0")/guests.sh"
 
 # What the guests write and this script looks for: block i of 1 MiB is 2048 times its number and more.

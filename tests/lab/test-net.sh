@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Traffic both ways at once, verified by checksums: through a tap, through a tap with several queues,
 # and through passt as a user without privilege.
+# tests/run: last 123
 . "$(dirname "$0")/guests.sh"
 
 # The other side: what comes to port 5001 is hashed; who comes to port 5002 gets down.bin.

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The lab's instrument counts what is known beforehand: accesses of vCPUs on a known node to memory on a known
 # node, misses of a cache that the memory fits in or not, within 1 %.
-# tests/run: alone
 . "$(dirname "$0")/test-common.sh"
 
 cat >"$tmp/walks.sh" <<'END'

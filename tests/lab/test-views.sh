@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Stock kernels with half of their vCPUs in view 1: the same boots, a reboot, a kexec, vCPUs that go and
 # come back, traffic through a tap, verified load on all of them; and where the page tables of views are.
-# tests/run: alone
+# tests/run: last 230
 . "$(dirname "$0")/guests.sh"
 
 trace_views
