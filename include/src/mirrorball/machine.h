@@ -46,13 +46,13 @@ enum mb_track {
 
 /* Whether memory moves to the node that uses it. */
 enum mb_migrate {
-	MB_MIGRATE_AUTO, /* where vCPUs are on several nodes of a host with memory on several, but for MB_PLACE_NONE; and with MB_TRACK_ON */
+	MB_MIGRATE_AUTO, /* as if ON, if vCPUs are on several nodes, and MB_PLACE_AUTO or NODES; and with MB_TRACK_ON */
 	MB_MIGRATE_ON,	 /* on a host with memory on several nodes; cli/ sees to it that it is tracked */
 	MB_MIGRATE_OFF,
 	MB_MIGRATE_STORM, /* at random, all the time: for torture; cli/ sees to it that it is tracked */
 };
 
-/* A quarter of its memory, or what its cgroup leaves, where it migrates and has a view for each node. */
+/* A quarter of its memory, or what its nodes or its cgroup leave, where it migrates and has a view for each node. */
 #define MB_REPLICAS_AUTO UINT64_MAX
 
 struct mb_machine_config {
