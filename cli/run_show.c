@@ -127,6 +127,15 @@ static bool may_migrate(const struct mb_machine_config *c)
 	return c->track == MB_TRACK_ON && c->migrate != MB_MIGRATE_OFF;
 }
 
+static void show_migrated(const struct mb_machine_config *c)
+{
+	enum mb_migrate shown = may_migrate(c) ? c->migrate : MB_MIGRATE_OFF;
+
+	if (shown == MB_MIGRATE_AUTO && c->track == MB_TRACK_ON)
+		shown = MB_MIGRATE_ON;
+	printf("%-10s%s\n", "migrated", migrate_texts[shown]);
+}
+
 static void show_copied(const struct mb_machine_config *c)
 {
 	char size[32];
@@ -164,7 +173,7 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 	else
 		printf("%-10sauto (the host has %u)\n", "views", host->n_views);
 	printf("%-10s%s\n", "tracked", track_texts[c->track]);
-	printf("%-10s%s\n", "migrated", migrate_texts[may_migrate(c) ? c->migrate : MB_MIGRATE_OFF]);
+	show_migrated(c);
 	placement_text(c, place, sizeof(place));
 	show_row("placement", place);
 	show_copied(c);

@@ -344,6 +344,13 @@ uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes, unsigned vie
 	return before - now;
 }
 
+void mb_replicas_no_more(struct mb_replicas *r)
+{
+	if (r)
+		__atomic_store_n(&r->config.max_bytes,
+			__atomic_load_n(&r->bytes, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+}
+
 bool mb_replicas_reclaim_old(struct mb_replicas *r, unsigned n)
 {
 	uint64_t left;
@@ -475,6 +482,7 @@ struct job {
 /* Takes its memory and its mappings from what is left. */
 static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 {
+	const uint64_t max_bytes = __atomic_load_n(&r->config.max_bytes, __ATOMIC_RELAXED);
 	uint64_t bytes = n * PAGE * (unsigned)__builtin_popcount(views);
 
 	mb_replica_store_mappings(r);
@@ -484,9 +492,8 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 		return false;
 	/* What is protected only has room if one view's copies would have. */
 	if (!views)
-		return __atomic_load_n(&r->bytes, __ATOMIC_RELAXED) + n * PAGE <=
-		       r->config.max_bytes;
-	if (__atomic_add_fetch(&r->bytes, bytes, __ATOMIC_RELAXED) <= r->config.max_bytes)
+		return __atomic_load_n(&r->bytes, __ATOMIC_RELAXED) + n * PAGE <= max_bytes;
+	if (__atomic_add_fetch(&r->bytes, bytes, __ATOMIC_RELAXED) <= max_bytes)
 		return true;
 	__atomic_sub_fetch(&r->bytes, bytes, __ATOMIC_RELAXED);
 	return false;

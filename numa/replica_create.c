@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/topology.h>
+#include <numaif.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -74,6 +75,7 @@ static const struct mb_replica_calls kernel_calls = {
 	.remap = kernel_remap,
 	.control = kernel_control,
 	.read = pread,
+	.move_pages = move_pages,
 };
 
 static int create(struct mb_replicas *r)
@@ -165,7 +167,7 @@ void mb_replicas_stats(struct mb_replicas *r, struct mb_replicas_stats *stats)
 
 	*stats = (struct mb_replicas_stats){
 		.bytes = __atomic_load_n(&r->bytes, __ATOMIC_RELAXED),
-		.max_bytes = r->config.max_bytes,
+		.max_bytes = __atomic_load_n(&r->config.max_bytes, __ATOMIC_RELAXED),
 		.max_mappings = r->config.max_mappings,
 		.copied_bytes = __atomic_load_n(&s->copied_bytes, __ATOMIC_RELAXED),
 		.n_faults = __atomic_load_n(&s->n_faults, __ATOMIC_RELAXED),

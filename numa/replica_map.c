@@ -260,12 +260,12 @@ int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insis
 }
 
 /* By its first, last and middle page; also if nobody can tell. */
-static bool is_on(int node, char *stage, uint64_t n)
+static bool is_on(const struct mb_replicas *r, int node, char *stage, uint64_t n)
 {
 	void *page[] = {stage, stage + n / 2 * PAGE, stage + (n - 1) * PAGE};
 	int status[3];
 
-	if (move_pages(0, 3, page, NULL, status, 0))
+	if (r->calls->move_pages(0, 3, page, NULL, status, 0))
 		return true;
 	for (unsigned i = 0; i < 3; i++)
 		if (status[i] >= 0 && status[i] != node)
@@ -284,7 +284,7 @@ static int bring(
 	void *page[BRING_PAGES];
 	int to[BRING_PAGES], status[BRING_PAGES], rc = 0;
 
-	if (node < 0 || is_on(node, stage, n))
+	if (node < 0 || is_on(r, node, stage, n))
 		return 0;
 	for (uint64_t i = 0; i < n && !rc; i += BRING_PAGES) {
 		unsigned here = 0;
@@ -294,11 +294,11 @@ static int bring(
 			to[here] = node;
 		}
 		/* It may be that pages cannot move there at all: then they are where they are. */
-		if (move_pages(0, here, page, to, status, MPOL_MF_MOVE) < 0)
-			return 0;
+		if (r->calls->move_pages(0, here, page, to, status, MPOL_MF_MOVE) < 0)
+			return errno == ENOMEM ? failed(r) : 0;
 		rc = mb_replica_is_wanted(r, first, insist);
 	}
-	if (rc || is_on(node, stage, n))
+	if (rc || is_on(r, node, stage, n))
 		return rc;
 	errno = ENOSPC;
 	return failed(r);

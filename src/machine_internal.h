@@ -99,7 +99,7 @@ struct mb_machine {
 	struct mb_vcpus *vcpus;
 	struct mb_tracker *tracker; /* NULL: switched off */
 	struct mb_replicas *replicas; /* NULL: no page has copies */
-	bool no_room_for_copies;      /* beside all of guest memory */
+	const char *why_no_copies;    /* where that was left to the machine; for people */
 	uint64_t copies_on[MB_MAX_GROUPS]; /* nodes of each view, bits of the topology's index; atomic */
 	bool said_copies_stay;	      /* only the main loop */
 	struct mb_mover *mover;	    /* NULL: memory stays where it is; and so is the manager then */

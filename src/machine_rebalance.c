@@ -180,8 +180,10 @@ static void note_rebalanced(
 	       "%u:"
 	       " they waited %.0f %% of their time; their memory %s%s",
 		machine->config.name, g->n_vcpus, r->group, r->from, r->busy_share * 100, r->to,
-		r->waiting_share * 100, machine->manager ? "follows" : "stays: migration is ",
-		machine->manager ? "" : mb_machine_migrate_state(machine));
+		r->waiting_share * 100,
+		machine->manager || machine->follows_later ? "follows" : "stays: migration is ",
+		machine->manager || machine->follows_later ? ""
+							   : mb_machine_migrate_state(machine));
 }
 
 /* What was expected of a node is now expected of another. */

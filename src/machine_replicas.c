@@ -11,6 +11,7 @@
 #define GIVE_BACK   (256ull << 20) /* a turn of the manager's; a millisecond for each 2 MiB */
 #define AT_A_TIME   (64ull << 20)  /* and a new look whether a node is still short */
 #define SHORT_NS    250000000ull   /* a turn, while it is */
+#define IN_CGROUP   (64ull << 20)  /* less is left in it, and there are never as many copies again */
 #define AUTO_SHARE  4u		   /* of guest memory, for copies, unless told otherwise */
 #define OTHER_SHARE 16u /* of it, for what the process needs beside it, as page tables */
 /* In a storm nothing backs off: what was written is copied again as soon as it blows there. */
@@ -20,7 +21,7 @@
 static const char *why_not(const struct mb_machine *machine)
 {
 	if (!machine->config.replica_bytes)
-		return machine->no_room_for_copies ? "off: no memory is left for them" : "off";
+		return machine->why_no_copies ? machine->why_no_copies : "off";
 	if (machine->n_views < 2)
 		return "off with one view";
 	return machine->n_groups > machine->n_views ? "off with fewer views than nodes" : NULL;
@@ -48,10 +49,13 @@ void mb_machine_choose_replicas(struct mb_machine *machine)
 	if (mb_machine_why_no_migration(machine) || config->migrate == MB_MIGRATE_STORM)
 		return;
 	/* Where a view has several nodes a copy is on one of them, or on the other. */
-	if (machine->n_views < mb_machine_nodes_with_cpus(machine))
+	if (machine->n_views < mb_machine_nodes_with_cpus(machine)) {
+		machine->why_no_copies = "off with fewer views than nodes";
 		return;
+	}
 	config->replica_bytes = automatic_bytes(machine) & ~(MB_HEAT_BLOCK_BYTES - 1);
-	machine->no_room_for_copies = !config->replica_bytes;
+	if (!config->replica_bytes)
+		machine->why_no_copies = "off: no memory is left for them";
 }
 
 const char *mb_machine_replicas_state(struct mb_machine *machine)
@@ -81,7 +85,6 @@ static uint64_t nodes_of_view(struct mb_machine *machine, unsigned view)
 	for (unsigned i = 0; topo && i < topo->n_nodes; i++)
 		if (!topo->node[i].has_memory)
 			nodes &= ~(1ull << i);
-	__atomic_store_n(&machine->copies_on[view], nodes, __ATOMIC_RELAXED);
 	return nodes;
 }
 
@@ -121,6 +124,7 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 		nodes = nodes_of_view(machine, v);
 		config.view_node[v] = id_of_first(machine, nodes);
 		config.view_has_more_nodes[v] = nodes & (nodes - 1);
+		machine->copies_on[v] = nodes;
 	}
 	/* It is worth less than the machine. */
 	if (mb_replicas_create(&config, &machine->replicas, &why)) {
@@ -139,14 +143,18 @@ void mb_machine_give_up_replicas(struct mb_machine *machine)
 
 void mb_machine_move_copies(struct mb_machine *machine, unsigned view)
 {
+	uint64_t nodes;
 	int node, rc;
 
 	if (!machine->replicas)
 		return;
-	node = id_of_first(machine, nodes_of_view(machine, view));
+	nodes = nodes_of_view(machine, view);
+	node = id_of_first(machine, nodes);
 	if (node < 0)
 		return;
 	rc = mb_replicas_set_node(machine->replicas, view, (unsigned)node);
+	if (!rc)
+		__atomic_store_n(&machine->copies_on[view], nodes, __ATOMIC_RELAXED);
 	if (!rc || machine->said_copies_stay)
 		return;
 	mb_log("%s: copies of its memory cannot be made on node %d, where view %u runs now: %s",
@@ -230,12 +238,16 @@ void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host 
 	const uint64_t until_ns = mb_now_ns() + SHORT_NS;
 	bool old;
 
+	if (machine->replicas && mb_cgroup_memory_left(NULL) < IN_CGROUP) {
+		mb_replicas_reclaim(machine->replicas, GIVE_BACK, ~0u);
+		mb_replicas_no_more(machine->replicas);
+	}
 	old = mb_replicas_reclaim_old(machine->replicas, GIVE_BACK / MB_HEAT_BLOCK_BYTES);
 	/* As long as it is: whoever needs memory now may take it faster than a turn comes. */
 	for (unsigned i = 0; machine->replicas && i < host->n_nodes; i++) {
 		const struct mb_policy_node *node = &host->node[i];
 		const unsigned views = views_on(machine, i, old);
-		bool is = node->free_bytes < node->total_bytes / SHORT_SHARE;
+		bool is = node->usable && node->free_bytes < node->total_bytes / SHORT_SHARE;
 
 		while (is && mb_replicas_reclaim(machine->replicas, AT_A_TIME, views) &&
 			mb_now_ns() < until_ns)

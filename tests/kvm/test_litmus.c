@@ -28,7 +28,7 @@
 #define N_PAGES	  (RAM_BYTES / PAGE)
 #define N_VIEWS	  2u
 #define EACH	  2u /* vCPUs of a view */
-#define SECONDS	  (MB_REPLICA_WRONG ? 60u : 5u)
+#define SECONDS	  (MB_REPLICA_WRONG ? 240u : 5u) /* until it is found */
 #define NO_STATUS 256u
 /* Pages that a test's first store made one again: below that it tested nothing. */
 #define LEAST_COLLAPSED 100u

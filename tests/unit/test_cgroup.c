@@ -54,6 +54,9 @@ START_TEST(test_least)
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), 600000);
 	put("/sys/fs/cgroup/machines.slice/one.service/memory.max", "8192\n");
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), 3192);
+	put("/sys/fs/cgroup/machines.slice/one.service/memory.stat",
+		"anon 1\ninactive_file 1000\nactive_file 96\nunevictable 7\n");
+	ck_assert_uint_eq(mb_cgroup_memory_left(root), 3192 + 548);
 	put("/sys/fs/cgroup/machines.slice/one.service/memory.current", "9000\n");
 	ck_assert_uint_eq(mb_cgroup_memory_left(root), 0);
 }

@@ -13,6 +13,7 @@
 #include <mirrorball/pagemap.h>
 #include <mirrorball/ram_file.h>
 #include <mirrorball/replica.h>
+#include <numaif.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -743,6 +744,7 @@ static ssize_t bad_read(int file, void *buf, size_t len, off_t offset)
 }
 
 static const struct mb_replica_calls bad_calls = {.map = bad_map,
+	.move_pages = move_pages,
 	.unmap = munmap,
 	.remap = bad_remap,
 	.control = bad_control,
@@ -826,6 +828,7 @@ static ssize_t slow_read(int file, void *buf, size_t len, off_t offset)
 }
 
 static const struct mb_replica_calls slow_calls = {.map = mmap,
+	.move_pages = move_pages,
 	.unmap = munmap,
 	.remap = bad_remap,
 	.control = bad_control,
@@ -877,6 +880,73 @@ START_TEST(test_writer_comes_first)
 	ck_assert_uint_eq(d.copied_bytes + d.held_bytes + d.waiting_bytes, n * PAGE);
 	ck_assert_uint_lt(reads_before, n / 4);
 	check_but(0, 4711);
+	finish();
+}
+END_TEST
+
+/* ---- Linux puts a copy on another node ---- */
+
+static int move_error, is_node, n_moved;
+
+static long elsewhere(
+	int pid, unsigned long n, void **page, const int *node, int *status, int flags)
+{
+	if (node && move_error) {
+		errno = move_error;
+		return -1;
+	}
+	if (node) {
+		n_moved += (int)n;
+		is_node = node[0];
+	}
+	for (unsigned long i = 0; i < n; i++)
+		status[i] = is_node;
+	return 0;
+}
+
+/* It is moved where it is of use, or not made; kept where pages cannot move at all. */
+START_TEST(test_elsewhere)
+{
+	static const int error[] = {0, ENOMEM, EPERM};
+	const struct mb_replica_calls calls = {.map = mmap,
+		.unmap = munmap,
+		.remap = bad_remap,
+		.control = bad_control,
+		.read = pread,
+		.move_pages = elsewhere};
+	struct mb_replicated d;
+
+	config.calls = &calls;
+	is_node = 1;
+	move_error = error[_i];
+	if (!make(2))
+		return;
+	/* Without a node that it should be on it stays where it is. */
+	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).copied_bytes, BLOCK);
+	ck_assert_int_eq(n_moved, 0);
+	ck_assert_int_eq(mb_replicas_set_node(replicas, 1, 0), 0);
+	d = replicate(0, BLOCK, 2);
+	ck_assert_uint_eq(d.copied_bytes, error[_i] == ENOMEM ? 0 : BLOCK);
+	ck_assert_uint_eq(d.failed_bytes, error[_i] == ENOMEM ? BLOCK : 0);
+	ck_assert_int_eq(n_moved, error[_i] ? 0 : BLOCK / PAGE);
+	ck_assert_uint_eq(ask().bytes, d.copied_bytes + BLOCK);
+	check();
+	finish();
+}
+END_TEST
+
+/* No more than there are. */
+START_TEST(test_no_more)
+{
+	if (!make(2))
+		return;
+	ck_assert_uint_eq(replicate(0, BLOCK, 2).copied_bytes, BLOCK);
+	mb_replicas_no_more(replicas);
+	ck_assert_uint_eq(ask().max_bytes, BLOCK);
+	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).full_bytes, BLOCK);
+	mb_replicas_reclaim(replicas, BYTES, ~0u);
+	ck_assert_uint_eq(replicate(BLOCK, BLOCK, 2).copied_bytes, BLOCK);
+	check();
 	finish();
 }
 END_TEST
@@ -995,6 +1065,8 @@ static Suite *make_suite(void)
 	tcase_add_test(all, test_tracked);
 	tcase_add_loop_test(all, test_failures, 0, 4);
 	tcase_add_loop_test(all, test_writer_comes_first, 0, 3);
+	tcase_add_loop_test(all, test_elsewhere, 0, 3);
+	tcase_add_test(all, test_no_more);
 	tcase_add_test(all, test_no_mappings_left);
 	tcase_add_loop_test(all, test_no_mappings_left_of_two, 0, 3);
 	tcase_add_loop_test(all, test_no_memory_for_a_while, 0, 2);

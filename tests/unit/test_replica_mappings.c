@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <mirrorball/ram_file.h>
 #include <mirrorball/replica.h>
+#include <numaif.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,6 +61,7 @@ static int control(int fd, unsigned long request, void *arg)
 }
 
 static const struct mb_replica_calls calls = {
+	.move_pages = move_pages,
 	.map = map, .unmap = munmap, .remap = remap, .control = control, .read = pread};
 
 /* All of it has copies for all views but the first. False: not on this host. */

@@ -35,6 +35,8 @@ struct mb_replica_calls {
 	void *(*remap)(void *at, size_t old_len, size_t len, int flags, void *to);
 	int (*control)(int fd, unsigned long request, void *arg);
 	ssize_t (*read)(int fd, void *buf, size_t len, off_t offset);
+	long (*move_pages)(int pid, unsigned long n, void **page, const int *node, int *status,
+		int flags);
 };
 
 struct mb_replicas_config {
@@ -109,6 +111,9 @@ int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t
  * or one collapse fails; returns how many were. Takes NULL.
  */
 uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes, unsigned views);
+
+/* No more copies than there are now, ever again. Takes NULL. */
+void mb_replicas_no_more(struct mb_replicas *replicas);
 
 /*
  * Where copies of this view should be that are made from now on; those there are become old.

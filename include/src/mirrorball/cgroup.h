@@ -6,8 +6,8 @@
 
 /*
  * Bytes of memory that the cgroup of this process, and those above it, may still take: the least of
- * what memory.max and memory.high leave beside memory.current (Documentation/admin-guide/cgroup-v2.rst). Caches
- * count as taken. UINT64_MAX: there is no limit, or none that can be read, as with cgroup v1.
+ * what memory.max and memory.high leave beside memory.current (Documentation/admin-guide/cgroup-v2.rst). Of what
+ * caches files half counts as taken. UINT64_MAX: there is no limit, or none that can be read, as with cgroup v1.
  *
  * root: in front of /proc and /sys, for tests; NULL: nothing.
  */
