@@ -136,13 +136,9 @@ run_unit() { # name limit command...
 	fi | tell
 }
 
-# A script that says "tests/run: alone" waits for any other such one to end; its limit counts from then on.
 run_script() { # name limit script
 	local log=$logs/${1//\//-}.log
-	{
-		! grep -q '^# tests/run: alone$' "$3" || flock 9
-		run_limited "$log" "$2" "$3" 9>&-
-	} 9>"$logs/alone"
+	run_limited "$log" "$2" "$3"
 	verdict "$1" "$status" "$took_ms" "$log" "$2"
 }
 

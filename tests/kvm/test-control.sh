@@ -1,7 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Running machines, seen by ps and stat through their control sockets. Some are in /tmp, where everybody's are.
-# tests/run: alone
+# Running machines, seen by ps and stat through their control sockets.
 # Root's sockets have one place, where other machines may have theirs: as root, in a /run of its own.
 if [ "$(id -u)" = 0 ] && [ -z "${MB_OWN_RUN-}" ] && unshare --mount true 2>/dev/null; then
 	# shellcheck disable=SC2016 # for the inner shell

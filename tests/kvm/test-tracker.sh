@@ -1,8 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # The tracker beside a real guest that checks its memory: it finds what is touched, loses nothing however it is
-# switched, held or starved, and says in one line what the host denies it. Its guests compute, on two vCPUs.
-# tests/run: alone
+# switched, held or starved, and says in one line what the host denies it.
 source "$(dirname "$0")/lib.sh"
 need_kvm
 
