@@ -14,9 +14,9 @@
 #define PAGE_FAULTS   3u
 #define PAGES_A_FAULT 8u
 #define SINGLE_SHARE  2u /* of the mappings that there may be */
-/* For a writer of a block that is being copied, until the worker has the block: some 5 ms. */
+/* For a writer of a block that is being copied, until the worker has the block: some 40 ms. */
 #define WRITERS_NS    50000l
-#define WRITERS_TRIES 100u
+#define WRITERS_TRIES 400u
 
 /* ---- back-off ---- */
 

@@ -876,7 +876,7 @@ START_TEST(test_writer_comes_first)
 	pthread_join(writer, NULL);
 	if (_i < 2)
 		ck_assert_uint_eq(d.waiting_bytes, n / 2 * PAGE);
-	ck_assert_uint_eq(d.held_bytes > 0, _i != 1);
+	/* What is held depends on when it came, and on how soon there was a processor for the worker. */
 	ck_assert_uint_eq(d.copied_bytes + d.held_bytes + d.waiting_bytes, n * PAGE);
 	ck_assert_uint_lt(reads_before, n / 4);
 	check_but(0, 4711);
