@@ -337,16 +337,14 @@ verdict() {
 	[ "$before" = "$(wc -l <"$work/failures")" ] || show "$1"
 }
 
-# in_lanes COMMAND...: runs these in this order, two at a time, with $lane 0 and 1 and what each says in one piece.
+# in_lanes COMMAND...: runs these, two at a time, with $lane 0 and 1 and what each says in one piece.
 # What a host that was lost had finished is not run again.
 in_lanes() {
 	local commands=("$@") lanes=() lane i
-	rm -rf "$work"/taken.*
 	for lane in 0 1; do
 		(
-			for ((i = 0; i < ${#commands[@]}; i++)); do
+			for ((i = lane; i < ${#commands[@]}; i += 2)); do
 				! grep -Fqx "finished: ${commands[i]}" /in/finished || continue
-				mkdir "$work/taken.$i" 2>/dev/null || continue # by the other one
 				eval "${commands[i]}" >"$work/lane$lane" 2>&1
 				echo "finished: ${commands[i]}" >>"$work/lane$lane"
 				flock "$work/failures" cat "$work/lane$lane"
