@@ -46,7 +46,7 @@ look() {
 
 # boots HOW KERNEL CPUS [SECONDS]: as in test-boot-kernels.sh
 boots() {
-	when_up=look "$1" "$2x$3" "$2" "$3" 512 --views 2 <<-END
+	when_up=look "$1" "$2x$3" "$2" "$3" 512 --views 2 --placement nodes=0-1 <<-END
 		$load
 		load ${4-5}
 	END
