@@ -85,7 +85,7 @@ copies() {
 crowded() {
 	local end=$((SECONDS + 120)) here=0 there home
 	fill crowded
-	start crowded --quiet "${machine[@]}" --track on,budget=50 --migrate on --replicas 50% splash readshare size=16M ms=400000
+	start crowded --quiet --views 2 --cpus 4 --memory 256M --track on,budget=50 --migrate on --replicas 50% splash readshare size=16M ms=400000
 	answers crowded
 	until [ "${here:-0}" -ge $((4 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
 		sleep 1

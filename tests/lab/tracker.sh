@@ -5,12 +5,12 @@
 # processor: with less than the highest budget nothing would be learnt within seconds.
 
 # begin NAME WORD...: starts splash with these words, on a machine with the options in $machine and $track
-machine=(--views 2 --cpus 4 --memory 256M)
+machine=(--views 2 --cpus 4 --memory 256M --replicas off)
 track=on,budget=50
 begin() {
 	local name=$1
 	shift
-	start "$name" --quiet "${machine[@]}" --track "$track" --replicas off splash "$@"
+	start "$name" --quiet "${machine[@]}" --track "$track" splash "$@"
 }
 
 # ended_ok NAME SECONDS: by itself, and splash found its memory as it should be
