@@ -234,9 +234,13 @@ static int set_replicas(struct cli_run *run, const char *value, struct mb_error 
 	char digits[8];
 
 	run->replica_percent = 0;
-	run->config.replica_bytes = strcmp(value, "auto") ? 0 : MB_REPLICAS_AUTO;
-	if (!strcmp(value, "auto") || !strcmp(value, "off"))
+	run->config.replica_bytes = 0;
+	if (!strcmp(value, "off"))
 		return 0;
+	if (!strcmp(value, "auto")) {
+		run->config.replica_bytes = MB_REPLICAS_AUTO;
+		return 0;
+	}
 	if (!len || value[len - 1] != '%')
 		return cli_parse_size(value, &run->config.replica_bytes, err);
 	if (len > sizeof(digits))

@@ -121,10 +121,8 @@ static void show_file(const char *label, const char *path)
 /* What is left to the machine depends on the host, too. */
 static bool may_migrate(const struct mb_machine_config *c)
 {
-	if (c->track == MB_TRACK_AUTO && c->migrate == MB_MIGRATE_AUTO)
-		return c->n_views != 1 && c->placement != MB_PLACE_NONE &&
-		       c->placement != MB_PLACE_SPREAD;
-	return c->track == MB_TRACK_ON && c->migrate != MB_MIGRATE_OFF;
+	return mb_machine_decides_on_migration(c) ||
+	       (c->track == MB_TRACK_ON && c->migrate != MB_MIGRATE_OFF);
 }
 
 static void show_migrated(const struct mb_machine_config *c)

@@ -123,14 +123,18 @@ static bool is_several(uint64_t nodes)
 }
 
 /* Whoever says where memory is to be, or how it is to be spread, is not to find it elsewhere. */
-static bool may_migrate_by_itself(struct mb_machine *machine)
+bool mb_machine_decides_on_migration(const struct mb_machine_config *config)
 {
-	const struct mb_machine_config *config = &machine->config;
-	const struct mb_topology *topo = mb_machine_topology(machine);
-
 	return config->track == MB_TRACK_AUTO && config->migrate == MB_MIGRATE_AUTO &&
 	       (config->placement == MB_PLACE_AUTO || config->placement == MB_PLACE_NODES) &&
-	       config->n_views != 1 && topo && is_several(nodes_with_memory(machine) & mb_numa_mems_allowed(topo));
+	       config->n_views != 1;
+}
+
+static bool may_migrate_by_itself(struct mb_machine *machine)
+{
+	const struct mb_topology *topo = mb_machine_topology(machine);
+
+	return mb_machine_decides_on_migration(&machine->config) && topo && is_several(nodes_with_memory(machine) & mb_numa_mems_allowed(topo));
 }
 
 bool mb_machine_migrates_by_itself(struct mb_machine *machine, unsigned n_nodes)

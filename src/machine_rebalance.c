@@ -167,6 +167,7 @@ static void note_rebalanced(
 	struct mb_machine_place *p = machine->place;
 	const struct mb_rebalance_group *g = &look->group[move->group];
 	struct mb_rebalanced *r = &p->rebalanced[p->n_rebalanced++ % MB_MAX_REBALANCES];
+	const bool follows = machine->manager || machine->follows_later;
 
 	*r = (struct mb_rebalanced){
 		.time_ns = look->now_ns,
@@ -181,9 +182,8 @@ static void note_rebalanced(
 	       " they waited %.0f %% of their time; their memory %s%s",
 		machine->config.name, g->n_vcpus, r->group, r->from, r->busy_share * 100, r->to,
 		r->waiting_share * 100,
-		machine->manager || machine->follows_later ? "follows" : "stays: migration is ",
-		machine->manager || machine->follows_later ? ""
-							   : mb_machine_migrate_state(machine));
+		follows ? "follows" : "stays: migration is ",
+		follows ? "" : mb_machine_migrate_state(machine));
 }
 
 /* What was expected of a node is now expected of another. */

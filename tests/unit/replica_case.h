@@ -12,7 +12,8 @@
 #include <mirrorball/replica.h>
 #include <unistd.h>
 
-/* What cases of copies begin with: views of a file, each word of which is known, and copies of it. */
+/* What cases of copies begin with: views of a file, each word of which is known, and copies of it.
+ */
 
 #define MIB   (1ull << 20)
 #define BYTES (8 * MIB)

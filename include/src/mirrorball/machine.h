@@ -117,6 +117,10 @@ struct mb_outcome {
 	uint64_t run_ns;   /* first KVM_RUN to the end */
 };
 
+/* Whether it is left to the machine to track and to migrate: then it does where that is of use on this
+ * host. */
+bool mb_machine_decides_on_migration(const struct mb_machine_config *config);
+
 struct mb_machine;
 
 /*
