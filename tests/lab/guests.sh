@@ -50,6 +50,13 @@ expect() {
 	if [ "$2" = "$3" ]; then ok "$1"; else bad "$1: wanted '$2', got '$3'"; fi
 }
 
+# kib_on_nodes PID FILE: what nodes 0 to 3 have of mirrorball-FILE (ram, copies), as far as it is in page tables, by the kernel's
+# count
+kib_on_nodes() {
+	awk -v file="mirrorball-$2" '$0 ~ file { for (i = 1; i <= NF; i++) if ($i ~ /^N[0-3]=/) { split($i, a, /[N=]/); n[a[2]] += a[3] * 4 } }
+		END { print n[0] + 0, n[1] + 0, n[2] + 0, n[3] + 0 }' "/proc/$1/numa_maps" || echo 0 0 0 0
+}
+
 # expect_match WHAT REGEX FILE
 expect_match() {
 	if grep -Eaq -- "$2" "$3"; then

@@ -14,12 +14,6 @@ asked() {
 	python3 -c "import json, sys; a = json.load(open(sys.argv[1])); m = a['migration']; print(int($2))" "$1.numa"
 }
 
-# pages PID: in KiB of guest memory, what each node has of what the views' page tables have, by the kernel's count
-pages() {
-	awk '/mirrorball-ram/ { for (i = 1; i <= NF; i++) if ($i ~ /^N[01]=/) { split($i, a, /[N=]/); n[a[2]] += a[3] * 4 } }
-		END { print n[0] + 0, n[1] + 0 }' "/proc/$1/numa_maps" || echo 0 0
-}
-
 # node_kib KEY: of node 0
 node_kib() { awk -v key="$1:" '$3 == key { print $4 }' /sys/devices/system/node/node0/meminfo; }
 
@@ -48,7 +42,7 @@ wrong() {
 	as_user=()
 	answers wrong
 	sleep 3
-	before=$(pages "$pid")
+	before=$(kib_on_nodes "$pid" ram)
 	echo "wrong: $(asked wrong "(m['locality'] or 0) * 100") % local at first"
 	fill wrong
 	echo 0-1 >/sys/fs/cgroup/wrong/cpuset.mems
@@ -60,8 +54,8 @@ wrong() {
 	ask wrong 4
 	tell wrong
 	echo "wrong: after $((SECONDS - begun)) s: $(asked wrong "m['locality'] * 100") % of accesses local, moved $moved KiB"
-	after=$(pages "$pid")
-	echo "wrong: KiB on nodes 0 and 1: $before before, $after after"
+	after=$(kib_on_nodes "$pid" ram)
+	echo "wrong: KiB on nodes 0 to 3: $before before, $after after"
 	holds "wrong: nine tenths live with their user" 'own0 + own1 >= 40 << 10 && at_home * 100 >= (own0 + own1) * 90'
 	expect "wrong: all on node 1 at first" 1 "$((${before%% *} < 4096))"
 	expect "wrong: the kernel finds half on node 0" 1 "$((${after%% *} >= 24 << 10))"
@@ -74,25 +68,18 @@ wrong() {
 	expect "wrong: status" 130 "$status"
 }
 
-# copies NODE: KiB of copies that the kernel finds on a node
-copies() {
-	awk -v node="N$1=" '/mirrorball-copies/ { for (i = 1; i <= NF; i++) if (index($i, node) == 1) n += substr($i, length(node) + 1) * 4 }
-		END { print n + 0 }' "/proc/$pid/numa_maps"
-}
-
 # Home is on node 1, since node 0 is full of file caches; the copy for who runs on node 0 is there nevertheless. What there is
 # on node 1 is for the other view, of what has its home on node 0.
 crowded() {
-	local end=$((SECONDS + 120)) here=0 there home
+	local end=$((SECONDS + 120)) here=0 there=0 home
 	fill crowded
 	start crowded --quiet --views 2 --cpus 4 --memory 256M --track on,budget=50 --migrate on --replicas 50% splash readshare size=16M ms=400000
 	answers crowded
 	until [ "${here:-0}" -ge $((4 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
 		sleep 1
-		here=$(copies 0)
+		read -r here there _ < <(kib_on_nodes "$pid" copies)
 	done
-	there=$(copies 1)
-	home=$(pages "$pid")
+	home=$(kib_on_nodes "$pid" ram)
 	echo "crowded: $(node_kib MemFree) KiB of node 0 free, copies: $here KiB there, $there on node 1, guest memory: $home"
 	expect "crowded: copies where they are of use" 1 "$((here >= 4 << 10))"
 	expect "crowded: and none where they are not" 1 "$((there <= ${home%% *} + 1024))"

@@ -48,8 +48,7 @@ copied() {
 # look_at_copies FILE...: into kib, as the kernel tells: those that are mapped on nodes 0 to 3, and all in these files
 look_at_copies() {
 	read -ra kib < <(
-		awk '/mirrorball-copies/ { for (i = 1; i <= NF; i++) if ($i ~ /^N[0-3]=/) { split($i, a, /[N=]/); n[a[2]] += a[3] * 4 } }
-			END { printf "%d %d %d %d ", n[0], n[1], n[2], n[3] }' "/proc/$pid/numa_maps"
+		kib_on_nodes "$pid" copies | tr '\n' ' '
 		stat -L -c %b "$@" | awk '{ n += $1 / 2 } END { print n + 0 }'
 	)
 }

@@ -52,8 +52,7 @@ reads() {
 	fi
 	say reads
 	mirrorball numa reads --why
-	awk '/mirrorball-copies/ { for (i = 1; i <= NF; i++) if ($i ~ /^N[01]=/) { split($i, a, /[N=]/); n[a[2]] += a[3] * 4 } }
-		END { print "reads: KiB of mapped copies on nodes 0 and 1:", n[0] + 0, n[1] + 0 }' "/proc/$pid/numa_maps"
+	echo "reads: KiB of mapped copies on nodes 0 to 3: $(kib_on_nodes "$pid" copies)"
 	expect "reads: three quarters of the table have a copy" 1 "$((copied >= 12))"
 	ended_ok reads 120
 }
