@@ -29,7 +29,7 @@
 #define FEATURE(bit) (1ull << (bit))
 #define LOG_DISK                                                                                   \
 	"%s: %s of %" PRIu64 " bytes at byte %" PRIu64 " failed: %s%s; the guest gets an I/O "     \
-						       "error"
+	"error"
 
 static bool has_feature(const struct mb_blk_queue *q, unsigned bit)
 {
@@ -126,7 +126,7 @@ void mb_blk_done(struct mb_blk_req *req, int err)
 /* Sets the file range of a transfer of len bytes from sector on; false if it is not on the disk. */
 static bool set_range(struct mb_blk_req *req, uint64_t sector, uint64_t len)
 {
-	uint64_t n_sectors = req->q->blk->file.n_sectors;
+	uint64_t n_sectors = req->q->blk->n_sectors;
 
 	if (len % MB_BLK_SECTOR || sector > n_sectors || len / MB_BLK_SECTOR > n_sectors - sector)
 		return false;
@@ -142,7 +142,7 @@ static void start_data(struct mb_blk_req *req, uint64_t sector)
 	bool write = req->type == VIRTIO_BLK_T_OUT;
 	uint64_t len = write ? req->chain->out_bytes - MB_BLK_HEADER : req->chain->in_bytes - 1;
 
-	if (!set_range(req, sector, len) || (write && blk->file.readonly)) {
+	if (!set_range(req, sector, len) || (write && blk->readonly)) {
 		finish(req, VIRTIO_BLK_S_IOERR);
 		return;
 	}
@@ -186,8 +186,13 @@ static void next_range(struct mb_blk_req *req)
 		finish(req, VIRTIO_BLK_S_IOERR);
 		return;
 	}
-	if (!n_sectors || (discard && !punch)) {
+	if (!n_sectors || (discard && !punch && !blk->cow)) {
 		mb_blk_done(req, 0);
+		return;
+	}
+	if (blk->cow) {
+		req->op = MB_BLK_ZERO;
+		mb_blk_issue(req);
 		return;
 	}
 	req->op = MB_BLK_FALLOCATE;
@@ -214,7 +219,7 @@ static void start_ranges(struct mb_blk_req *req)
 		finish(req, VIRTIO_BLK_S_UNSUPP);
 		return;
 	}
-	if (q->blk->file.readonly || !n || n > MB_BLK_MAX_SEGMENTS ||
+	if (q->blk->readonly || !n || n > MB_BLK_MAX_SEGMENTS ||
 		len % sizeof(struct virtio_blk_discard_write_zeroes)) {
 		finish(req, VIRTIO_BLK_S_IOERR);
 		return;
@@ -230,7 +235,7 @@ static void start_flush(struct mb_blk_req *req)
 
 	if (__atomic_load_n(&blk->flush_failed, __ATOMIC_RELAXED)) {
 		finish(req, VIRTIO_BLK_S_IOERR);
-	} else if (blk->file.readonly) {
+	} else if (blk->readonly) {
 		finish(req, VIRTIO_BLK_S_OK);
 	} else {
 		req->sync_after = false;
@@ -246,6 +251,12 @@ static void start_get_id(struct mb_blk_req *req)
 			? req->chain->in_bytes - 1
 			: sizeof(req->q->blk->serial));
 	finish(req, VIRTIO_BLK_S_OK);
+}
+
+static bool changes(uint32_t type)
+{
+	return type == VIRTIO_BLK_T_OUT || type == VIRTIO_BLK_T_DISCARD ||
+	       type == VIRTIO_BLK_T_WRITE_ZEROES;
 }
 
 static void start(struct mb_blk_queue *q, struct mb_chain *chain)
@@ -269,11 +280,13 @@ static void start(struct mb_blk_queue *q, struct mb_chain *chain)
 	}
 	req->type = le32toh(header.type);
 	if (!write_back(blk, q->features)) {
-		req->dsync = true;
+		/* With a delta a write is durable when its entry is. */
+		req->dsync = !blk->cow;
+		req->sync_after = blk->cow && changes(req->type);
 		/* Set once when write-back ends: whoever comes next makes the earlier writes
 		 * durable too. */
-		if (__atomic_load_n(&blk->sync_owed, __ATOMIC_RELAXED) && !blk->file.readonly)
-			req->sync_after =
+		if (__atomic_load_n(&blk->sync_owed, __ATOMIC_RELAXED) && !blk->readonly)
+			req->sync_after |=
 				__atomic_exchange_n(&blk->sync_owed, false, __ATOMIC_RELAXED);
 	}
 	switch (req->type) {
@@ -311,6 +324,7 @@ static int queue_start(void *dev, struct mb_virtq *vq, uint64_t features)
 	struct mb_blk *blk = dev;
 	unsigned index = mb_virtq_index(vq);
 	struct mb_blk_queue *q = &blk->queues[index];
+	int rc;
 
 	q->vq = vq;
 	q->features = features;
@@ -321,7 +335,10 @@ static int queue_start(void *dev, struct mb_virtq *vq, uint64_t features)
 		.ready = ring_ready,
 		.ctx = q,
 	};
-	return mb_loop_add(blk->loops[index], &q->watch);
+	rc = mb_loop_add(blk->loops[index], &q->watch);
+	if (!rc && blk->cow)
+		rc = mb_loop_add(blk->loops[index], &q->wake_watch);
+	return rc;
 }
 
 static void queue_kick(void *dev, struct mb_virtq *vq)
@@ -348,6 +365,8 @@ static void queue_stop(void *dev, struct mb_virtq *vq)
 		return;
 	mb_blk_drain(q);
 	mb_loop_remove(blk->loops[index], &q->watch);
+	if (blk->cow)
+		mb_loop_remove(blk->loops[index], &q->wake_watch);
 	q->vq = NULL;
 }
 
@@ -360,7 +379,7 @@ static void config_read(void *dev, unsigned offset, void *data, unsigned len)
 	uint32_t block = file->block_bytes;
 	uint64_t features = mb_virtio_features(blk->vdev);
 	struct virtio_blk_config cfg = {
-		.capacity = htole64(file->n_sectors),
+		.capacity = htole64(blk->n_sectors),
 		.size_max = htole32(1u << 20),
 		.seg_max = htole32(MB_BLK_QUEUE_SIZE - 2),
 		.blk_size = htole32(block),
@@ -377,7 +396,7 @@ static void config_read(void *dev, unsigned offset, void *data, unsigned len)
 		.discard_sector_alignment = htole32(file->phys_bytes / MB_BLK_SECTOR),
 		.max_write_zeroes_sectors = htole32(MB_BLK_RANGE_SECTORS),
 		.max_write_zeroes_seg = htole32(MB_BLK_MAX_SEGMENTS),
-		.write_zeroes_may_unmap = file->can_punch,
+		.write_zeroes_may_unmap = blk->cow || file->can_punch,
 	};
 
 	memset(data, 0, len);
@@ -419,10 +438,10 @@ static uint64_t offered_features(const struct mb_blk *blk)
 
 	if (blk->n_queues > 1)
 		features |= FEATURE(VIRTIO_BLK_F_MQ);
-	if (blk->file.readonly)
+	if (blk->readonly)
 		return features | FEATURE(VIRTIO_BLK_F_RO);
 	features |= FEATURE(VIRTIO_BLK_F_CONFIG_WCE) | FEATURE(VIRTIO_BLK_F_WRITE_ZEROES);
-	if (blk->file.can_punch)
+	if (blk->cow || blk->file.can_punch)
 		features |= FEATURE(VIRTIO_BLK_F_DISCARD);
 	return features;
 }
@@ -451,6 +470,34 @@ static int check_config(const struct mb_blk_config *config, struct mb_error *err
 	return 0;
 }
 
+static int open_files(struct mb_blk *blk, const struct mb_blk_config *config, struct mb_error *err)
+{
+	bool cow = config->cow || config->overlay;
+	/* Through the page cache, of which machines with the same base have one copy. */
+	int rc = mb_blk_file_open(
+		&blk->file, config->path, config->readonly || cow, config->direct && !cow, err);
+	struct mb_cow_config cow_config = {
+		.base_fd = blk->file.fd,
+		.base_path = config->path,
+		.base_bytes = blk->file.n_sectors * MB_BLK_SECTOR,
+		.base_is_device = blk->file.block_device,
+		.overlay_path = config->overlay,
+		.dir = config->cow_dir,
+		.dry = config->dry,
+	};
+
+	if (rc)
+		return rc;
+	blk->readonly = config->readonly;
+	blk->n_sectors = blk->file.n_sectors;
+	if (!cow)
+		return 0;
+	rc = mb_cow_create(&blk->cow, &cow_config, err);
+	if (!rc)
+		blk->n_sectors = mb_cow_bytes(blk->cow) / MB_BLK_SECTOR;
+	return rc;
+}
+
 int mb_blk_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_blk_config *config,
 	struct mb_blk **out, struct mb_error *err)
 {
@@ -477,7 +524,7 @@ int mb_blk_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_bl
 		rc = mb_error_set(err, ENOMEM, "disk %s: out of memory", config->path);
 		goto err_destroy;
 	}
-	rc = mb_blk_file_open(&blk->file, config->path, config->readonly, config->direct, err);
+	rc = open_files(blk, config, err);
 	if (rc)
 		goto err_destroy;
 	for (unsigned i = 0; i < blk->n_queues; i++) {
@@ -517,6 +564,7 @@ void mb_blk_destroy(struct mb_blk *blk)
 	if (blk->queues)
 		for (unsigned i = 0; i < blk->n_queues; i++)
 			mb_blk_queue_finish(&blk->queues[i]);
+	mb_cow_destroy(blk->cow);
 	mb_blk_file_close(&blk->file);
 	if (blk->zeroes)
 		munmap(blk->zeroes, MB_BLK_ZERO_BYTES);

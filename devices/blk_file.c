@@ -67,18 +67,19 @@ static bool mounted_on(dev_t dev, char *where, size_t len)
 	return found;
 }
 
-static int explain_open(
-	const char *path, const struct stat *st, bool readonly, int errnum, struct mb_error *err)
+int mb_blk_explain_open(const char *path, bool readonly, int errnum, struct mb_error *err)
 {
+	struct stat st = {0};
 	char where[256];
 
+	(void)!stat(path, &st);
 	switch (errnum) {
 	case EACCES:
 	case EPERM:
 		return mb_error_set(err, errnum,
 			"disk %s: no permission to %s it (owner %u, mode %03o); change that with "
 			"chown or chmod%s",
-			path, readonly ? "read" : "read and write", st->st_uid, st->st_mode & 07777,
+			path, readonly ? "read" : "read and write", st.st_uid, st.st_mode & 07777,
 			readonly ? "" : ", or open it read-only (,ro)");
 	case EROFS:
 		return mb_error_set(err, errnum,
@@ -87,7 +88,7 @@ static int explain_open(
 		return mb_error_set(err, errnum,
 			"disk %s: in use as swap or as a running program; give another file", path);
 	case EBUSY:
-		if (mounted_on(st->st_rdev, where, sizeof(where)))
+		if (mounted_on(st.st_rdev, where, sizeof(where)))
 			return mb_error_set(err, errnum,
 				"disk %s: mounted on %s; unmount it first: a disk has one writer",
 				path, where);
@@ -171,19 +172,20 @@ static void find_holder(const struct stat *st, char *text, size_t len)
  * Open-file-description locks: they belong to the open file, not the process, so that two machines
  * in one process exclude each other too and no unrelated close(2) drops them (fcntl(2)).
  */
-static int lock_file(
-	struct mb_blk_file *file, const char *path, const struct stat *st, struct mb_error *err)
+int mb_blk_lock(int fd, const char *path, bool readonly, struct mb_error *err)
 {
 	struct flock fl = {
-		.l_type = file->readonly ? F_RDLCK : F_WRLCK,
+		.l_type = readonly ? F_RDLCK : F_WRLCK,
 		.l_whence = SEEK_SET,
 	};
-	char who[80];
+	struct stat st;
+	char who[80] = "";
 
-	if (!fcntl(file->fd, F_OFD_SETLK, &fl))
+	if (!fcntl(fd, F_OFD_SETLK, &fl))
 		return 0;
 	if (errno == EAGAIN || errno == EACCES) {
-		find_holder(st, who, sizeof(who));
+		if (!fstat(fd, &st))
+			find_holder(&st, who, sizeof(who));
 		return mb_error_set(err, EBUSY,
 			"disk %s: in use by another machine%s; stop it, or open the disk read-only "
 			"(,ro) in both",
@@ -358,7 +360,7 @@ int mb_blk_file_open(struct mb_blk_file *file, const char *path, bool readonly, 
 	file->fd = open(path,
 		flags | O_CLOEXEC | (file->block_device ? (readonly ? 0 : O_EXCL) : O_NONBLOCK));
 	if (file->fd < 0)
-		return explain_open(path, &st, readonly, errno, err);
+		return mb_blk_explain_open(path, readonly, errno, err);
 	/* It may have been replaced meanwhile. O_NONBLOCK was for that; io_uring must not see it.
 	 */
 	if (fstat(file->fd, &st) || S_ISBLK(st.st_mode) != file->block_device ||
@@ -373,7 +375,7 @@ int mb_blk_file_open(struct mb_blk_file *file, const char *path, bool readonly, 
 		fcntl(file->fd, F_SETFL, quiet);
 	}
 
-	rc = lock_file(file, path, &st, err);
+	rc = mb_blk_lock(file->fd, path, readonly, err);
 	if (rc)
 		goto err_close;
 	rc = file->block_device ? measure_device(file, path, &st, err)
@@ -395,7 +397,8 @@ void mb_blk_file_close(struct mb_blk_file *file)
 	struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
 
 	if (file->fd >= 0) {
-		/* io_uring may hold the open file, and with it the lock, a moment longer than we do. */
+		/* io_uring may hold the open file, and with it the lock, a moment longer than we
+		 * do. */
 		fcntl(file->fd, F_OFD_SETLK, &unlock);
 		close(file->fd);
 	}

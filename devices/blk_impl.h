@@ -2,6 +2,7 @@
 #ifndef MIRRORBALL_BLK_IMPL_H
 #define MIRRORBALL_BLK_IMPL_H
 
+#include "cow.h"
 #include <liburing.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_ids.h>
@@ -11,7 +12,8 @@
 
 /*
  * The block device's parts, private to devices/:  blk.c speaks virtio, blk_io.c moves the bytes
- * with io_uring, blk_file.c opens, locks and measures the file.
+ * with io_uring, blk_file.c opens, locks and measures the file, blk_cow.c says which file it is
+ * where changes go to another one.
  */
 #define MB_BLK_SECTOR	     512u
 #define MB_BLK_HEADER	     16u /* struct virtio_blk_outhdr */
@@ -43,12 +45,23 @@ int mb_blk_file_open(struct mb_blk_file *file, const char *path, bool readonly, 
 	struct mb_error *err);
 void mb_blk_file_close(struct mb_blk_file *file);
 
+/*
+ * Locks all of fd, for one writer or any number of readers: an open-file-description lock. 0 too
+ * where the file system has none, which is said. path is for messages.
+ */
+int mb_blk_lock(int fd, const char *path, bool readonly, struct mb_error *err);
+/* -errnum, with what a failed open(2) of a disk's file means. */
+int mb_blk_explain_open(const char *path, bool readonly, int errnum, struct mb_error *err);
+
 enum mb_blk_op {
 	MB_BLK_GUEST,  /* read or write straight from or to guest memory */
 	MB_BLK_BOUNCE, /* the same through a bounce buffer: guest memory is not aligned */
 	MB_BLK_FSYNC,
 	MB_BLK_FALLOCATE, /* mode is in req->mode */
 	MB_BLK_ZERO,	  /* writes zeroes: fallocate cannot */
+	/* With a delta: a cluster that is written in part, by way of the bounce buffer. */
+	MB_BLK_FILL_READ,
+	MB_BLK_FILL_WRITE,
 };
 
 /*
@@ -64,10 +77,13 @@ struct mb_blk_req {
 	bool dsync;	 /* each write is to be durable when it completes */
 	bool sync_after; /* one more fdatasync before the guest is told */
 	uint8_t n_again;
-	int mode;	  /* of fallocate */
-	uint64_t offset;  /* of the next byte in the file */
-	uint64_t left;	  /* bytes to go in this transfer or segment */
-	uint64_t done;	  /* bytes of data transferred */
+	int mode;	 /* of fallocate */
+	uint64_t offset; /* of the next byte on the disk */
+	uint64_t left;	 /* bytes to go in this transfer or segment */
+	uint64_t done;	 /* bytes of data transferred */
+	/* The operation: `part` bytes of what is left, at `at` in the file fd. */
+	int fd;
+	uint64_t at, part;
 	unsigned segment; /* next one of discard or write-zeroes */
 	unsigned n_segments;
 
@@ -77,9 +93,16 @@ struct mb_blk_req {
 	 */
 	struct iovec *iov;
 	unsigned n_iov;
-	struct iovec *cut_first, *cut_last;
-	struct iovec first, last;
+	struct iovec *cut_first, *cut_last, *cut_end; /* end: of this operation only */
+	struct iovec first, last, end;
 	uint8_t *bounce;
+
+	/* With a delta. */
+	struct mb_cow_claim claim;
+	struct mb_cow_flush flush;
+	struct mb_cow_waiter waiter;
+	bool from_base;
+	bool filled; /* the bounce buffer has what the base has of the claimed cluster */
 };
 
 struct mb_blk_queue {
@@ -96,12 +119,17 @@ struct mb_blk_queue {
 	uint8_t *bounces;
 	uint8_t *free_bounces[MB_BLK_N_BOUNCE];
 	unsigned n_free_bounces;
+	struct mb_cow_queue cow_queue; /* with a delta */
+	struct mb_watch wake_watch;    /* its eventfd; ctx is NULL without */
 };
 
 struct mb_blk {
 	struct mb_virtio *vdev;
 	struct mb_blk_file file;
-	char *name; /* "disk PATH" */
+	struct mb_cow *cow; /* NULL: what is written goes to the file */
+	bool readonly;
+	uint64_t n_sectors; /* of 512 bytes */
+	char *name;	    /* "disk PATH" */
 	char serial[20];
 	unsigned n_queues;
 	struct mb_loop *const *loops;
@@ -137,6 +165,24 @@ void mb_blk_data(struct mb_blk_req *req, bool write, uint64_t skip);
 /* The chain's buffers as they were: before anything else looks at them. */
 void mb_blk_restore(struct mb_blk_req *req);
 void mb_blk_req_put(struct mb_blk_req *req);
+/* n bytes of the data are done. */
+void mb_blk_advance(struct mb_blk_req *req, uint64_t n);
+/* Gives the request a bounce buffer, or makes it wait for one: false, and it is issued again then.
+ */
+bool mb_blk_take_bounce(struct mb_blk_req *req);
+void mb_blk_drop_bounce(struct mb_blk_req *req);
+
+/* ---- blk_cow.c; on the queue's thread ---- */
+
+int mb_blk_cow_init(struct mb_blk_queue *q, struct mb_error *err);
+void mb_blk_cow_finish(struct mb_blk_queue *q);
+/* Sets the request's next operation; false: there is none now, it waits or is over. */
+bool mb_blk_aim(struct mb_blk_req *req);
+void mb_blk_cow_completed(struct mb_blk_req *req, int res);
+/* The request is given up: what it has claimed is free. */
+void mb_blk_cow_drop(struct mb_blk_req *req);
+/* All of the queue's requests that wait for others' are given up. */
+void mb_blk_cow_drain(struct mb_blk_queue *q);
 
 /* ---- blk.c; called from blk_io.c ---- */
 

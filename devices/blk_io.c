@@ -70,6 +70,8 @@ int mb_blk_queue_init(struct mb_blk_queue *q, struct mb_blk *blk, struct mb_erro
 	q->blk = blk;
 	q->waiting_last = &q->waiting;
 	rc = init_ring(q, err);
+	if (!rc && blk->cow)
+		rc = mb_blk_cow_init(q, err);
 	if (rc)
 		return rc;
 	q->reqs = calloc(MB_BLK_QUEUE_SIZE, sizeof(*q->reqs));
@@ -96,6 +98,7 @@ void mb_blk_queue_finish(struct mb_blk_queue *q)
 		io_uring_queue_exit(&q->ring);
 	if (q->bounces)
 		munmap(q->bounces, MB_BLK_N_BOUNCE * MB_BLK_BOUNCE_BYTES);
+	mb_blk_cow_finish(q);
 	free(q->reqs);
 }
 
@@ -107,7 +110,7 @@ void mb_blk_data(struct mb_blk_req *req, bool write, uint64_t skip)
 
 	req->iov = write ? chain->iov : chain->iov + chain->n_out;
 	req->n_iov = write ? chain->n_out : chain->n_in;
-	req->cut_first = req->cut_last = NULL;
+	req->cut_first = req->cut_last = req->cut_end = NULL;
 	if (!write) { /* the status byte is the last of the in-part, in whatever buffer that is */
 		while (req->n_iov && !req->iov[req->n_iov - 1].iov_len)
 			req->n_iov--;
@@ -128,9 +131,17 @@ void mb_blk_data(struct mb_blk_req *req, bool write, uint64_t skip)
 	}
 }
 
+static void uncut_end(struct mb_blk_req *req)
+{
+	if (req->cut_end)
+		*req->cut_end = req->end;
+	req->cut_end = NULL;
+}
+
 /* Undoes the cuts, in the other order: they may be in the same entry. */
 void mb_blk_restore(struct mb_blk_req *req)
 {
+	uncut_end(req);
 	if (req->cut_first)
 		*req->cut_first = req->first;
 	if (req->cut_last)
@@ -155,6 +166,33 @@ static void advance_data(struct mb_blk_req *req, uint64_t n)
 	}
 	req->iov->iov_base = (uint8_t *)req->iov->iov_base + n;
 	req->iov->iov_len -= n;
+}
+
+void mb_blk_advance(struct mb_blk_req *req, uint64_t n)
+{
+	advance_data(req, n);
+	req->offset += n;
+	req->done += n;
+	req->left -= n;
+}
+
+/* How many of the buffers the operation is for; the last of them is cut until it has completed. */
+static unsigned cut_end(struct mb_blk_req *req)
+{
+	uint64_t left = req->part;
+
+	if (req->part == req->left)
+		return req->n_iov;
+	for (unsigned i = 0; i < req->n_iov; i++) {
+		if (req->iov[i].iov_len >= left) {
+			req->cut_end = &req->iov[i];
+			req->end = req->iov[i];
+			req->iov[i].iov_len = left;
+			return i + 1;
+		}
+		left -= req->iov[i].iov_len;
+	}
+	return req->n_iov;
 }
 
 static bool data_aligned(const struct mb_blk_req *req)
@@ -193,7 +231,8 @@ static void wait_for_bounce(struct mb_blk_req *req)
 static void prep_data(struct mb_blk_req *req, struct io_uring_sqe *sqe)
 {
 	bool write = req->type == VIRTIO_BLK_T_OUT;
-	int fd = req->q->blk->file.fd;
+	unsigned n_iov;
+	int fd = req->fd;
 
 	if (req->op == MB_BLK_BOUNCE) {
 		unsigned len =
@@ -201,44 +240,61 @@ static void prep_data(struct mb_blk_req *req, struct io_uring_sqe *sqe)
 
 		if (write) {
 			mb_chain_read(req->chain, MB_BLK_HEADER + req->done, req->bounce, len);
-			io_uring_prep_write(sqe, fd, req->bounce, len, req->offset);
+			io_uring_prep_write(sqe, fd, req->bounce, len, req->at);
 		} else {
-			io_uring_prep_read(sqe, fd, req->bounce, len, req->offset);
+			io_uring_prep_read(sqe, fd, req->bounce, len, req->at);
 		}
-	} else if (req->n_iov == 1) {
-		unsigned len = req->left < MAX_OP_BYTES ? (unsigned)req->left : MAX_OP_BYTES;
+		goto out;
+	}
+	n_iov = cut_end(req);
+	if (n_iov == 1) {
+		unsigned len = req->part < MAX_OP_BYTES ? (unsigned)req->part : MAX_OP_BYTES;
 
 		if (write)
-			io_uring_prep_write(sqe, fd, req->iov->iov_base, len, req->offset);
+			io_uring_prep_write(sqe, fd, req->iov->iov_base, len, req->at);
 		else
-			io_uring_prep_read(sqe, fd, req->iov->iov_base, len, req->offset);
+			io_uring_prep_read(sqe, fd, req->iov->iov_base, len, req->at);
 	} else if (write) {
-		io_uring_prep_writev(sqe, fd, req->iov, req->n_iov, req->offset);
+		io_uring_prep_writev(sqe, fd, req->iov, n_iov, req->at);
 	} else {
-		io_uring_prep_readv(sqe, fd, req->iov, req->n_iov, req->offset);
+		io_uring_prep_readv(sqe, fd, req->iov, n_iov, req->at);
 	}
+out:
 	if (write && req->dsync)
 		sqe->rw_flags = RWF_DSYNC;
 }
 
-void mb_blk_issue(struct mb_blk_req *req)
+bool mb_blk_take_bounce(struct mb_blk_req *req)
 {
 	struct mb_blk_queue *q = req->q;
-	int fd = q->blk->file.fd;
-	struct io_uring_sqe *sqe;
 
-	if (req->op == MB_BLK_GUEST && q->blk->file.direct && !data_aligned(req)) {
-		req->op = MB_BLK_BOUNCE;
-		mb_blk_restore(req);
+	if (req->bounce)
+		return true;
+	if (!q->n_free_bounces) {
+		wait_for_bounce(req);
+		return false;
 	}
-	if (req->op == MB_BLK_BOUNCE && !req->bounce) {
-		if (!q->n_free_bounces) {
-			wait_for_bounce(req);
-			return;
-		}
-		req->bounce = q->free_bounces[--q->n_free_bounces];
-	}
-	sqe = get_sqe(q, req);
+	req->bounce = q->free_bounces[--q->n_free_bounces];
+	return true;
+}
+
+void mb_blk_drop_bounce(struct mb_blk_req *req)
+{
+	struct mb_blk_queue *q = req->q;
+
+	if (req->bounce)
+		q->free_bounces[q->n_free_bounces++] = req->bounce;
+	req->bounce = NULL;
+}
+
+/* The operation as it is set, into the ring. */
+static void put_op(struct mb_blk_req *req)
+{
+	struct mb_blk_queue *q = req->q;
+	struct io_uring_sqe *sqe = get_sqe(q, req);
+	unsigned len = req->part < MB_BLK_ZERO_BYTES ? (unsigned)req->part : MB_BLK_ZERO_BYTES;
+	int fd = req->fd;
+
 	switch (req->op) {
 	case MB_BLK_GUEST:
 	case MB_BLK_BOUNCE:
@@ -248,16 +304,41 @@ void mb_blk_issue(struct mb_blk_req *req)
 		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
 		break;
 	case MB_BLK_FALLOCATE:
-		io_uring_prep_fallocate(sqe, fd, req->mode, (off_t)req->offset, (off_t)req->left);
+		io_uring_prep_fallocate(sqe, fd, req->mode, (off_t)req->at, (off_t)req->part);
 		break;
 	case MB_BLK_ZERO:
-		io_uring_prep_write(sqe, fd, q->blk->zeroes,
-			req->left < MB_BLK_ZERO_BYTES ? (unsigned)req->left : MB_BLK_ZERO_BYTES,
-			req->offset);
+		io_uring_prep_write(sqe, fd, q->blk->zeroes, len, req->at);
+		break;
+	case MB_BLK_FILL_READ:
+		io_uring_prep_read(sqe, fd, req->bounce, len, req->at);
+		break;
+	case MB_BLK_FILL_WRITE:
+		io_uring_prep_write(sqe, fd, req->bounce, len, req->at);
 		break;
 	}
 	/* The prep functions clear the entry, user data included. */
 	io_uring_sqe_set_data(sqe, req);
+}
+
+void mb_blk_issue(struct mb_blk_req *req)
+{
+	struct mb_blk *blk = req->q->blk;
+
+	if (blk->cow) {
+		if (mb_blk_aim(req))
+			put_op(req);
+		return;
+	}
+	if (req->op == MB_BLK_GUEST && blk->file.direct && !data_aligned(req)) {
+		req->op = MB_BLK_BOUNCE;
+		mb_blk_restore(req);
+	}
+	if (req->op == MB_BLK_BOUNCE && !mb_blk_take_bounce(req))
+		return;
+	req->fd = blk->file.fd;
+	req->at = req->offset;
+	req->part = req->left;
+	put_op(req);
 }
 
 static void pause_a_moment(void)
@@ -294,9 +375,9 @@ void mb_blk_req_put(struct mb_blk_req *req)
 	struct mb_blk_queue *q = req->q;
 
 	mb_blk_restore(req);
-	if (req->bounce)
-		q->free_bounces[q->n_free_bounces++] = req->bounce;
-	req->bounce = NULL;
+	mb_blk_drop_bounce(req);
+	if (q->blk->cow)
+		mb_blk_cow_drop(req);
 	req->chain = NULL;
 	req->next = q->free_reqs;
 	q->free_reqs = req;
@@ -379,8 +460,13 @@ static void completed(struct mb_blk_req *req, int res)
 		mb_blk_req_put(req);
 		return;
 	}
+	uncut_end(req);
 	if ((res == -EINTR || res == -EAGAIN) && req->n_again++ < MAX_AGAIN) {
-		mb_blk_issue(req);
+		put_op(req);
+		return;
+	}
+	if (req->q->blk->cow) {
+		mb_blk_cow_completed(req, res);
 		return;
 	}
 	switch (req->op) {
@@ -406,6 +492,9 @@ static void completed(struct mb_blk_req *req, int res)
 		else
 			mb_blk_done(req, 0);
 		break;
+	case MB_BLK_FILL_READ:
+	case MB_BLK_FILL_WRITE:
+		break; /* with a delta only */
 	}
 }
 
@@ -444,6 +533,8 @@ void mb_blk_drain(struct mb_blk_queue *q)
 		mb_blk_req_put(req);
 	}
 	q->waiting_last = &q->waiting;
+	if (q->blk->cow)
+		mb_blk_cow_drain(q);
 	while (q->n_inflight) {
 		mb_blk_submit(q);
 		if (io_uring_wait_cqe(&q->ring, &cqe) < 0 && io_uring_sq_ready(&q->ring))

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "blk_bench.h"
 #include "run.h"
-#include "virtio_driver.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/loop.h>
 #include <linux/seccomp.h>
-#include <linux/virtio_blk.h>
-#include <mirrorball/blk.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -26,156 +24,6 @@
  * The block device against real files, driven as a guest would drive it. In /tmp (direct I/O where
  * the file system has it) and in /dev/shm (buffered).
  */
-#define FEATURE(bit) (1ull << (bit))
-#define F_PACKED     FEATURE(VIRTIO_F_RING_PACKED)
-#define F_EVENT	     FEATURE(VIRTIO_RING_F_EVENT_IDX)
-#define F_INDIRECT   FEATURE(VIRTIO_RING_F_INDIRECT_DESC)
-#define TIMEOUT_MS   20000
-#define N_QUEUES     2
-
-/* ---- a machine with one disk ---- */
-
-struct bench {
-	struct drv_machine m;
-	struct drv_device dev;
-	struct mb_loop *loops[N_QUEUES];
-	struct mb_blk *blk;
-	char path[64];
-	uint64_t arena, arena_bytes; /* guest memory for buffers */
-};
-
-static void make_file(char *path, const char *dir, uint64_t bytes)
-{
-	int fd;
-
-	sprintf(path, "%s/mb-blk-XXXXXX", dir);
-	fd = mkstemp(path);
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
-	close(fd);
-}
-
-static int try_create(struct bench *b, bool ro, struct mb_error *err)
-{
-	struct mb_blk_config config = {
-		.path = b->path,
-		.readonly = ro,
-		.direct = true,
-		.n_queues = N_QUEUES,
-		.loops = b->loops,
-	};
-
-	return mb_blk_create(b->m.pci, &b->m.ram.dma, &config, &b->blk, err);
-}
-
-static void bench_init_path(struct bench *b, bool ro)
-{
-	struct mb_error err;
-
-	drv_machine_init(&b->m, 24u << 20);
-	for (unsigned i = 0; i < N_QUEUES; i++) {
-		ck_assert_int_eq(mb_loop_create(&b->loops[i], &err), 0);
-		ck_assert_int_eq(mb_loop_start_thread(b->loops[i], "blk", NULL, &err), 0);
-	}
-	ck_assert_msg(!try_create(b, ro, &err), "%s", err.text);
-	drv_open(&b->dev, &b->m, 1);
-}
-
-static void bench_init(struct bench *b, const char *dir, uint64_t bytes)
-{
-	memset(b, 0, sizeof(*b));
-	make_file(b->path, dir, bytes);
-	bench_init_path(b, false);
-}
-
-static void bench_start(struct bench *b, uint64_t features)
-{
-	ck_assert(drv_start(&b->dev, features & drv_offered(&b->dev), N_QUEUES, 128));
-	if (!b->arena) {
-		b->arena_bytes = 8u << 20;
-		b->arena = drv_alloc(&b->m, b->arena_bytes, 4096);
-	}
-}
-
-static void bench_finish(struct bench *b)
-{
-	mb_blk_destroy(b->blk);
-	for (unsigned i = 0; i < N_QUEUES; i++)
-		mb_loop_destroy(b->loops[i]);
-	drv_close(&b->dev);
-	drv_machine_finish(&b->m);
-	unlink(b->path);
-}
-
-/* ---- one request at a time, in plain buffers ---- */
-
-#define GPA_HEADER(b) ((b)->arena)
-#define GPA_STATUS(b) ((b)->arena + 64)
-#define GPA_DATA(b)   ((b)->arena + 4096)
-
-static uint8_t run(struct bench *b, const struct fake_seg *segs, unsigned n, uint64_t status_gpa,
-	uint32_t *written)
-{
-	uint8_t *status = drv_at(&b->m, status_gpa);
-	void *cookie;
-
-	*status = 0xee;
-	ck_assert(drv_add(&b->dev.queue[0], segs, n, false, b));
-	drv_kick(&b->dev.queue[0]);
-	ck_assert(drv_wait(&b->dev.queue[0], &cookie, written, TIMEOUT_MS));
-	ck_assert_ptr_eq(cookie, b);
-	return *status;
-}
-
-static void set_header(struct bench *b, uint32_t type, uint64_t sector)
-{
-	struct virtio_blk_outhdr *header = drv_at(&b->m, GPA_HEADER(b));
-
-	*header = (struct virtio_blk_outhdr){.type = type, .sector = sector};
-}
-
-static uint8_t request(struct bench *b, uint32_t type, uint64_t sector, uint32_t len)
-{
-	bool in = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID;
-	struct fake_seg segs[3] = {
-		{.gpa = GPA_HEADER(b), .len = 16},
-		{.gpa = GPA_DATA(b), .len = len, .in = in},
-		{.gpa = GPA_STATUS(b), .len = 1, .in = true},
-	};
-	uint32_t written;
-
-	set_header(b, type, sector);
-	if (!len)
-		segs[1] = segs[2];
-	return run(b, segs, len ? 3 : 2, GPA_STATUS(b), &written);
-}
-
-static uint8_t range_request(
-	struct bench *b, uint32_t type, uint64_t sector, uint32_t n_sectors, uint32_t flags)
-{
-	struct virtio_blk_discard_write_zeroes *seg = drv_at(&b->m, GPA_DATA(b));
-
-	*seg = (struct virtio_blk_discard_write_zeroes){
-		.sector = sector, .num_sectors = n_sectors, .flags = flags};
-	return request(b, type, 0, sizeof(*seg));
-}
-
-static void fill(struct bench *b, uint8_t byte, uint32_t len)
-{
-	memset(drv_at(&b->m, GPA_DATA(b)), byte, len);
-}
-
-static bool all_are(struct bench *b, uint8_t byte, uint32_t len)
-{
-	const uint8_t *data = drv_at(&b->m, GPA_DATA(b));
-
-	for (uint32_t i = 0; i < len; i++)
-		if (data[i] != byte)
-			return false;
-	return true;
-}
-
-/* ---- tests ---- */
 
 START_TEST(test_config)
 {
@@ -209,15 +57,15 @@ START_TEST(test_read_write)
 
 	bench_init(&b, _i ? "/tmp" : "/dev/shm", 1 << 20);
 	bench_start(&b, UINT64_MAX);
-	fill(&b, 0x5a, 8192);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 2032, 8192), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
-	fill(&b, 0, 8192);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 2032, 8192), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0x5a, 8192));
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 2031, 512), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0, 512));
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 5, 0), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0x5a, 8192);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 2032, 8192), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0, 8192);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 2032, 8192), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0x5a, 8192));
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 2031, 512), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0, 512));
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 5, 0), VIRTIO_BLK_S_OK);
 	fd = open(b.path, O_RDONLY);
 	ck_assert_int_eq(pread(fd, &byte, 1, (1 << 20) - 1), 1);
 	ck_assert_uint_eq(byte, 0x5a);
@@ -233,21 +81,21 @@ START_TEST(test_refused_requests)
 	bench_init(&b, "/dev/shm", 1 << 20);
 	bench_start(&b, UINT64_MAX);
 	/* Beyond the end, by one sector and by a lot; wrapping. */
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 2048, 512), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 2047, 1024), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, UINT64_MAX, 512), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 1ull << 55, 512), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 2048, 512), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 2047, 1024), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, UINT64_MAX, 512), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 1ull << 55, 512), VIRTIO_BLK_S_IOERR);
 	ck_assert_uint_eq(
-		request(&b, VIRTIO_BLK_T_OUT, (1ull << 55) - 1, 1024), VIRTIO_BLK_S_IOERR);
+		blk_request(&b, VIRTIO_BLK_T_OUT, (1ull << 55) - 1, 1024), VIRTIO_BLK_S_IOERR);
 	/* Not whole sectors. */
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 0, 511), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 513), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 0, 511), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 513), VIRTIO_BLK_S_IOERR);
 	/* No such request. */
-	ck_assert_uint_eq(request(&b, 3, 0, 512), VIRTIO_BLK_S_UNSUPP);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_SECURE_ERASE, 0, 16), VIRTIO_BLK_S_UNSUPP);
-	ck_assert_uint_eq(request(&b, UINT32_MAX, 0, 512), VIRTIO_BLK_S_UNSUPP);
+	ck_assert_uint_eq(blk_request(&b, 3, 0, 512), VIRTIO_BLK_S_UNSUPP);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_SECURE_ERASE, 0, 16), VIRTIO_BLK_S_UNSUPP);
+	ck_assert_uint_eq(blk_request(&b, UINT32_MAX, 0, 512), VIRTIO_BLK_S_UNSUPP);
 	/* The device is well. */
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
 	bench_finish(&b);
 }
 END_TEST
@@ -264,42 +112,42 @@ START_TEST(test_layouts)
 	data = drv_at(&b.m, GPA_DATA(&b));
 
 	/* Header byte by byte, data in the buffer of its last byte. */
-	fill(&b, 0x11, 1024);
-	set_header(&b, VIRTIO_BLK_T_OUT, 7);
+	blk_fill(&b, 0x11, 1024);
+	blk_set_header(&b, VIRTIO_BLK_T_OUT, 7);
 	for (unsigned i = 0; i < 15; i++)
 		segs[i] = (struct fake_seg){.gpa = GPA_HEADER(&b) + i, .len = 1};
 	memcpy(data - 1, (uint8_t *)drv_at(&b.m, GPA_HEADER(&b)) + 15, 1);
 	segs[15] = (struct fake_seg){.gpa = GPA_DATA(&b) - 1, .len = 1025};
 	segs[16] = (struct fake_seg){.gpa = GPA_STATUS(&b), .len = 1, .in = true};
-	ck_assert_uint_eq(run(&b, segs, 17, GPA_STATUS(&b), &written), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_run(&b, segs, 17, GPA_STATUS(&b), &written), VIRTIO_BLK_S_OK);
 	ck_assert_uint_eq(written, 1);
 
 	/* Data and status in one buffer. */
-	fill(&b, 0, 4096);
-	set_header(&b, VIRTIO_BLK_T_IN, 7);
+	blk_fill(&b, 0, 4096);
+	blk_set_header(&b, VIRTIO_BLK_T_IN, 7);
 	segs[0] = (struct fake_seg){.gpa = GPA_HEADER(&b), .len = 16};
 	segs[1] = (struct fake_seg){.gpa = GPA_DATA(&b), .len = 1025, .in = true};
-	ck_assert_uint_eq(run(&b, segs, 2, GPA_DATA(&b) + 1024, &written), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0x11, 1024));
+	ck_assert_uint_eq(blk_run(&b, segs, 2, GPA_DATA(&b) + 1024, &written), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0x11, 1024));
 	ck_assert_uint_eq(written, 1025);
 	ck_assert_uint_eq(data[1025], 0);
 
 	/* Header too short for a header; a status is still owed. */
 	segs[0].len = 15;
-	ck_assert_uint_eq(run(&b, segs, 2, GPA_DATA(&b) + 1024, &written), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_run(&b, segs, 2, GPA_DATA(&b) + 1024, &written), VIRTIO_BLK_S_IOERR);
 	/* Nothing to read at all. */
 	segs[1].len = 1;
-	ck_assert_uint_eq(run(&b, segs + 1, 1, GPA_DATA(&b), &written), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_run(&b, segs + 1, 1, GPA_DATA(&b), &written), VIRTIO_BLK_S_IOERR);
 	ck_assert_uint_eq(written, 1);
 	/* Empty buffers here and there. */
-	set_header(&b, VIRTIO_BLK_T_IN, 7);
+	blk_set_header(&b, VIRTIO_BLK_T_IN, 7);
 	segs[0] = (struct fake_seg){.gpa = GPA_HEADER(&b), .len = 16};
 	segs[1] = (struct fake_seg){.gpa = GPA_DATA(&b), .len = 0};
 	segs[2] = (struct fake_seg){.gpa = GPA_DATA(&b), .len = 512, .in = true};
 	segs[3] = (struct fake_seg){.gpa = GPA_DATA(&b), .len = 0, .in = true};
 	segs[4] = (struct fake_seg){.gpa = GPA_STATUS(&b), .len = 1, .in = true};
 	segs[5] = (struct fake_seg){.gpa = GPA_STATUS(&b), .len = 0, .in = true};
-	ck_assert_uint_eq(run(&b, segs, 6, GPA_STATUS(&b), &written), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_run(&b, segs, 6, GPA_STATUS(&b), &written), VIRTIO_BLK_S_OK);
 	ck_assert_uint_eq(written, 513);
 	bench_finish(&b);
 }
@@ -314,7 +162,7 @@ START_TEST(test_no_status)
 
 	bench_init(&b, "/dev/shm", 1 << 20);
 	bench_start(&b, UINT64_MAX);
-	set_header(&b, VIRTIO_BLK_T_FLUSH, 0);
+	blk_set_header(&b, VIRTIO_BLK_T_FLUSH, 0);
 	seg = (struct fake_seg){.gpa = GPA_HEADER(&b), .len = 16};
 	ck_assert(drv_add(&b.dev.queue[0], &seg, 1, false, &b));
 	drv_kick(&b.dev.queue[0]);
@@ -324,7 +172,7 @@ START_TEST(test_no_status)
 	ck_assert(drv_status(&b.dev) & VIRTIO_CONFIG_S_NEEDS_RESET);
 	/* A reset brings it back. */
 	bench_start(&b, UINT64_MAX);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
 	bench_finish(&b);
 }
 END_TEST
@@ -339,16 +187,16 @@ START_TEST(test_get_id)
 	bench_start(&b, UINT64_MAX);
 	name = strrchr(b.path, '/') + 1;
 	data = drv_at(&b.m, GPA_DATA(&b));
-	fill(&b, 0xaa, 64);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_GET_ID, 0, 20), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0xaa, 64);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_GET_ID, 0, 20), VIRTIO_BLK_S_OK);
 	ck_assert_int_eq(strncmp((char *)data, name, 20), 0);
 	ck_assert_uint_eq(data[19], 0);
 	ck_assert_uint_eq(data[20], 0xaa);
-	fill(&b, 0xaa, 64);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_GET_ID, 0, 4), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0xaa, 64);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_GET_ID, 0, 4), VIRTIO_BLK_S_OK);
 	ck_assert_int_eq(memcmp(data, name, 4), 0);
 	ck_assert_uint_eq(data[4], 0xaa);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_GET_ID, 0, 64), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_GET_ID, 0, 64), VIRTIO_BLK_S_OK);
 	bench_finish(&b);
 }
 END_TEST
@@ -361,65 +209,71 @@ START_TEST(test_ranges)
 
 	bench_init(&b, _i ? "/tmp" : "/dev/shm", 4 << 20);
 	bench_start(&b, UINT64_MAX);
-	fill(&b, 0x77, 1 << 20);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 1 << 20), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0x77, 1 << 20);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 1 << 20), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	ck_assert_int_eq(stat(b.path, &before), 0);
 
 	/* Zeroes that keep the blocks, odd edges. */
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 1, 5, 0), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 1, 5 * 512), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0, 5 * 512));
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0x77, 512));
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 6, 512), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0x77, 512));
-	/* The whole disk: more than one step of the fallback. */
 	ck_assert_uint_eq(
-		range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 2048, 3 * 2048, 0), VIRTIO_BLK_S_OK);
+		blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 1, 5, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 1, 5 * 512), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0, 5 * 512));
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0x77, 512));
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 6, 512), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0x77, 512));
+	/* The whole disk: more than one step of the fallback. */
+	ck_assert_uint_eq(blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 2048, 3 * 2048, 0),
+		VIRTIO_BLK_S_OK);
 
 	/* Zeroes that give blocks back, and discard. */
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 8, 128, 1), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 8, 128 * 512), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0, 128 * 512));
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8192, 0), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(
+		blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 8, 128, 1), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 8, 128 * 512), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0, 128 * 512));
+	ck_assert_uint_eq(blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8192, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	ck_assert_int_eq(stat(b.path, &after), 0);
 	ck_assert_int_eq(after.st_size, 4 << 20);
 	ck_assert_int_lt(after.st_blocks, before.st_blocks);
 
 	/* Several segments; the empty one is nothing. */
-	fill(&b, 0x33, 64 << 10);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 64 << 10), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0x33, 64 << 10);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 64 << 10), VIRTIO_BLK_S_OK);
 	seg = drv_at(&b.m, GPA_DATA(&b));
 	memset(seg, 0, 3 * sizeof(*seg));
 	seg[0] = (struct virtio_blk_discard_write_zeroes){.sector = 0, .num_sectors = 1};
 	seg[1] = (struct virtio_blk_discard_write_zeroes){.sector = 8192, .num_sectors = 0};
 	seg[2] = (struct virtio_blk_discard_write_zeroes){.sector = 2, .num_sectors = 1};
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, 48), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 0, 4 * 512), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, 48), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 0, 4 * 512), VIRTIO_BLK_S_OK);
 	for (unsigned i = 0; i < 4; i++)
 		ck_assert_uint_eq(((uint8_t *)seg)[i * 512], i % 2 ? 0x33 : 0);
 
 	/* Refused. */
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8, 1), VIRTIO_BLK_S_UNSUPP);
 	ck_assert_uint_eq(
-		range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 2), VIRTIO_BLK_S_UNSUPP);
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 8192, 1, 0), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 8191, 2, 0), VIRTIO_BLK_S_IOERR);
+		blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8, 1), VIRTIO_BLK_S_UNSUPP);
 	ck_assert_uint_eq(
-		range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, UINT64_MAX, 1, 0), VIRTIO_BLK_S_IOERR);
+		blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 2), VIRTIO_BLK_S_UNSUPP);
 	ck_assert_uint_eq(
-		range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, UINT32_MAX, 0), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_DISCARD, 0, 0), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_DISCARD, 0, 15), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_DISCARD, 0, 33 * 16), VIRTIO_BLK_S_IOERR);
+		blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 8192, 1, 0), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(
+		blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 8191, 2, 0), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, UINT64_MAX, 1, 0),
+		VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, UINT32_MAX, 0),
+		VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_DISCARD, 0, 0), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_DISCARD, 0, 15), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_DISCARD, 0, 33 * 16), VIRTIO_BLK_S_IOERR);
 
 	/* Without the feature there is no such request. */
 	bench_start(&b, FEATURE(VIRTIO_BLK_F_FLUSH));
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
 	ck_assert_uint_eq(
-		range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
+		blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
+	ck_assert_uint_eq(
+		blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
 	bench_finish(&b);
 }
 END_TEST
@@ -444,19 +298,20 @@ START_TEST(test_write_cache)
 	ck_assert_uint_eq(wce(&b), 0);
 	drv_config_write(&b.dev, at, &on, 1);
 	ck_assert_uint_eq(wce(&b), 0);
-	fill(&b, 0x42, 4096);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 1, 1, 0), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0x42, 4096);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(
+		blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 1, 1, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 
 	bench_start(&b, FEATURE(VIRTIO_BLK_F_CONFIG_WCE) | FEATURE(VIRTIO_BLK_F_FLUSH));
 	ck_assert_uint_eq(wce(&b), 1);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
 	drv_config_write(&b.dev, at, &off, 1);
 	ck_assert_uint_eq(wce(&b), 0);
 	/* The first one pays for what was written before. */
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
 	drv_config_write(&b.dev, at, &on, 1);
 	ck_assert_uint_eq(wce(&b), 1);
 	/* Capacity is not the driver's to change. */
@@ -478,26 +333,27 @@ START_TEST(test_readonly)
 	struct mb_blk *first;
 	struct bench b = {0};
 
-	make_file(b.path, "/dev/shm", 1 << 20);
+	blk_make_file(b.path, "/dev/shm", 1 << 20);
 	bench_init_path(&b, true);
 	ck_assert(drv_offered(&b.dev) & FEATURE(VIRTIO_BLK_F_RO));
 	ck_assert(!(drv_offered(&b.dev) & FEATURE(VIRTIO_BLK_F_DISCARD)));
 	ck_assert(!(drv_offered(&b.dev) & FEATURE(VIRTIO_BLK_F_WRITE_ZEROES)));
 	bench_start(&b, UINT64_MAX);
-	fill(&b, 0x55, 512);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0, 512));
+	blk_fill(&b, 0x55, 512);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(
+		blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8, 0), VIRTIO_BLK_S_UNSUPP);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0, 512));
 
 	/* Any number of readers, no writer beside them. */
 	first = b.blk;
-	ck_assert_int_eq(try_create(&b, true, &err), 0);
+	ck_assert_int_eq(blk_try_create(&b, true, &err), 0);
 	second = b.blk;
 	b.blk = first;
 	mb_blk_destroy(second);
-	ck_assert_int_eq(try_create(&b, false, &err), -EBUSY);
+	ck_assert_int_eq(blk_try_create(&b, false, &err), -EBUSY);
 	b.blk = first;
 	bench_finish(&b);
 }
@@ -511,7 +367,7 @@ START_TEST(test_untouched)
 	struct stat before, after;
 	struct bench b = {0};
 
-	make_file(b.path, _i % 2 ? "/tmp" : "/dev/shm", 1 << 20);
+	blk_make_file(b.path, _i % 2 ? "/tmp" : "/dev/shm", 1 << 20);
 	ck_assert_int_eq(utimensat(AT_FDCWD, b.path, old, 0), 0);
 	ck_assert_int_eq(stat(b.path, &before), 0);
 	bench_init_path(&b, _i >= 2);
@@ -536,15 +392,15 @@ START_TEST(test_lock)
 
 	bench_init(&b, "/dev/shm", 1 << 20);
 	first = b.blk;
-	ck_assert_int_eq(try_create(&b, false, &err), -EBUSY);
+	ck_assert_int_eq(blk_try_create(&b, false, &err), -EBUSY);
 	ck_assert_ptr_nonnull(strstr(err.text, "in use by another machine"));
 	ck_assert_int_eq(strncmp(err.text, "disk ", 5), 0);
 	snprintf(who, sizeof(who), "process %d", getpid());
 	ck_assert_ptr_nonnull(strstr(err.text, who));
-	ck_assert_int_eq(try_create(&b, true, &err), -EBUSY);
+	ck_assert_int_eq(blk_try_create(&b, true, &err), -EBUSY);
 	mb_blk_destroy(first);
 	/* The lock is gone with its disk. */
-	ck_assert_int_eq(try_create(&b, false, &err), 0);
+	ck_assert_int_eq(blk_try_create(&b, false, &err), 0);
 	bench_finish(&b);
 }
 END_TEST
@@ -555,7 +411,7 @@ static void expect(struct bench *b, const char *path, int rc, const char *text)
 
 	if (path != b->path)
 		snprintf(b->path, sizeof(b->path), "%s", path);
-	ck_assert_int_eq(try_create(b, false, &err), rc);
+	ck_assert_int_eq(blk_try_create(b, false, &err), rc);
 	ck_assert_msg(
 		strstr(err.text, text) != NULL, "%s: '%s' is not in '%s'", path, text, err.text);
 	ck_assert_int_eq(strncmp(err.text, "disk ", 5), 0);
@@ -625,12 +481,12 @@ START_TEST(test_no_space)
 	}
 	ck_assert_ptr_nonnull(mkdtemp(dir));
 	ck_assert_int_eq(mount("none", dir, "tmpfs", 0, "size=1m"), 0);
-	make_file(b.path, dir, 4 << 20);
+	blk_make_file(b.path, dir, 4 << 20);
 	bench_init_path(&b, false);
 	bench_start(&b, UINT64_MAX);
 	for (unsigned i = 0; i < 64; i++) {
-		fill(&b, (uint8_t)(i + 1), 64 << 10);
-		ok[i] = request(&b, VIRTIO_BLK_T_OUT, i * 128, 64 << 10) == VIRTIO_BLK_S_OK;
+		blk_fill(&b, (uint8_t)(i + 1), 64 << 10);
+		ok[i] = blk_request(&b, VIRTIO_BLK_T_OUT, i * 128, 64 << 10) == VIRTIO_BLK_S_OK;
 		n_ok += ok[i];
 		n_bad += !ok[i];
 	}
@@ -638,14 +494,15 @@ START_TEST(test_no_space)
 	ck_assert_uint_ge(n_bad, 10);
 	/* What was acknowledged is there. */
 	for (unsigned i = 0; i < 64; i++) {
-		ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, i * 128, 64 << 10), VIRTIO_BLK_S_OK);
+		ck_assert_uint_eq(
+			blk_request(&b, VIRTIO_BLK_T_IN, i * 128, 64 << 10), VIRTIO_BLK_S_OK);
 		if (ok[i])
-			ck_assert(all_are(&b, (uint8_t)(i + 1), 64 << 10));
+			ck_assert(blk_all_are(&b, (uint8_t)(i + 1), 64 << 10));
 	}
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	/* With room again, so does writing. */
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8192, 0), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 63 * 128, 64 << 10), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 8192, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 63 * 128, 64 << 10), VIRTIO_BLK_S_OK);
 	bench_finish(&b);
 	umount(dir);
 	rmdir(dir);
@@ -664,26 +521,27 @@ START_TEST(test_no_fallocate)
 	}
 	ck_assert_ptr_nonnull(mkdtemp(dir));
 	ck_assert_int_eq(mount("none", dir, "ramfs", 0, NULL), 0);
-	make_file(b.path, dir, 4 << 20);
+	blk_make_file(b.path, dir, 4 << 20);
 	bench_init_path(&b, false);
 	bench_start(&b, UINT64_MAX);
 	/* Each twice: the first one finds out. A discard may leave everything as it is. */
 	for (unsigned i = 0; i < 2; i++) {
-		fill(&b, 0x5a, 64 << 10);
-		ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 0, 64 << 10), VIRTIO_BLK_S_OK);
+		blk_fill(&b, 0x5a, 64 << 10);
+		ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 0, 64 << 10), VIRTIO_BLK_S_OK);
 		ck_assert_uint_eq(
-			range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 16, 0), VIRTIO_BLK_S_OK);
+			blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 0, 16, 0), VIRTIO_BLK_S_OK);
 		for (unsigned unmap = 0; unmap < 2; unmap++)
-			ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES,
+			ck_assert_uint_eq(blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES,
 						  16 + 16 * unmap, 16, unmap),
 				VIRTIO_BLK_S_OK);
-		ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 16, 16 << 10), VIRTIO_BLK_S_OK);
-		ck_assert(all_are(&b, 0, 16 << 10));
-		ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 48, 40 << 10), VIRTIO_BLK_S_OK);
-		ck_assert(all_are(&b, 0x5a, 40 << 10));
+		ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 16, 16 << 10), VIRTIO_BLK_S_OK);
+		ck_assert(blk_all_are(&b, 0, 16 << 10));
+		ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 48, 40 << 10), VIRTIO_BLK_S_OK);
+		ck_assert(blk_all_are(&b, 0x5a, 40 << 10));
 	}
 	/* Nonsense is refused all the same. */
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 8192, 1, 0), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(
+		blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 8192, 1, 0), VIRTIO_BLK_S_IOERR);
 	bench_finish(&b);
 	umount(dir);
 	rmdir(dir);
@@ -697,9 +555,9 @@ START_TEST(test_truncated)
 	bench_init(&b, "/dev/shm", 1 << 20);
 	bench_start(&b, UINT64_MAX);
 	ck_assert_int_eq(truncate(b.path, 4096), 0);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 4, 4096), VIRTIO_BLK_S_IOERR);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 1024, 4096), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 4, 4096), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 1024, 4096), VIRTIO_BLK_S_IOERR);
 	bench_finish(&b);
 }
 END_TEST
@@ -741,7 +599,7 @@ START_TEST(test_block_device)
 		skip("no loop devices");
 		return;
 	}
-	make_file(image, "/tmp", 8 << 20);
+	blk_make_file(image, "/tmp", 8 << 20);
 	file_fd = open(image, O_RDWR);
 	config.fd = (uint32_t)file_fd;
 	config.block_size = _i ? 4096 : 512;
@@ -750,21 +608,22 @@ START_TEST(test_block_device)
 	strcpy(b.path, device);
 	bench_init_path(&b, false);
 	bench_start(&b, UINT64_MAX);
-	fill(&b, 0x21, 64 << 10);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_OUT, 8, 64 << 10), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
-	fill(&b, 0, 64 << 10);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 8, 64 << 10), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0x21, 64 << 10));
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 8, 64, 0), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(range_request(&b, VIRTIO_BLK_T_DISCARD, 72, 64, 0), VIRTIO_BLK_S_OK);
-	ck_assert_uint_eq(request(&b, VIRTIO_BLK_T_IN, 8, 32 << 10), VIRTIO_BLK_S_OK);
-	ck_assert(all_are(&b, 0, 32 << 10));
-	/* Less than a block of the device: direct I/O refuses, the guest hears of it. */
+	blk_fill(&b, 0x21, 64 << 10);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_OUT, 8, 64 << 10), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	blk_fill(&b, 0, 64 << 10);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 8, 64 << 10), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0x21, 64 << 10));
 	ck_assert_uint_eq(
-		request(&b, VIRTIO_BLK_T_IN, 1, 512), _i ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
+		blk_range_request(&b, VIRTIO_BLK_T_WRITE_ZEROES, 8, 64, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_range_request(&b, VIRTIO_BLK_T_DISCARD, 72, 64, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 8, 32 << 10), VIRTIO_BLK_S_OK);
+	ck_assert(blk_all_are(&b, 0, 32 << 10));
+	/* Less than a block of the device: direct I/O refuses, the guest hears of it. */
+	ck_assert_uint_eq(blk_request(&b, VIRTIO_BLK_T_IN, 1, 512),
+		_i ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 	first = b.blk;
-	ck_assert_int_eq(try_create(&b, false, &err), -EBUSY);
+	ck_assert_int_eq(blk_try_create(&b, false, &err), -EBUSY);
 	ck_assert_ptr_nonnull(strstr(err.text, "in use by another machine"));
 	b.blk = first;
 	b.path[0] = 0; /* bench_finish must not unlink it */
@@ -777,198 +636,6 @@ START_TEST(test_block_device)
 END_TEST
 
 /* ---- many at a time ---- */
-
-#define N_SLOTS	   64
-#define SLOT_BYTES (96u << 10)
-#define DISK_BYTES (4u << 20)
-
-struct slot {
-	bool busy;
-	uint32_t type;
-	uint64_t offset, len;
-	uint64_t header, data, status; /* GPAs */
-	uint8_t fill;
-};
-
-struct storm {
-	struct bench b;
-	uint64_t rng;
-	uint8_t shadow[DISK_BYTES];
-	struct slot slots[N_SLOTS];
-	unsigned n_busy;
-};
-
-static uint32_t rnd(struct storm *s, uint32_t below)
-{
-	s->rng ^= s->rng << 13;
-	s->rng ^= s->rng >> 7;
-	s->rng ^= s->rng << 17;
-	return (uint32_t)(s->rng >> 32) % below;
-}
-
-static bool overlaps_busy(const struct storm *s, uint64_t offset, uint64_t len)
-{
-	for (unsigned i = 0; i < N_SLOTS; i++)
-		if (s->slots[i].busy &&
-			mb_range_overlap(offset, len, s->slots[i].offset, s->slots[i].len))
-			return true;
-	return false;
-}
-
-/* Cuts [gpa, gpa + len) into segments at random places. */
-static unsigned cut(
-	struct storm *s, struct fake_seg *segs, unsigned max, uint64_t gpa, uint64_t len, bool in)
-{
-	unsigned n = 0;
-
-	while (len) {
-		uint64_t part = len;
-
-		if (n + 1 < max && rnd(s, 3))
-			part = rnd(s, 2) ? 1 + rnd(s, (uint32_t)len) : 512ull * (1 + rnd(s, 8));
-		if (part > len)
-			part = len;
-		segs[n++] = (struct fake_seg){.gpa = gpa, .len = (uint32_t)part, .in = in};
-		gpa += part;
-		len -= part;
-	}
-	return n;
-}
-
-static void start_slot(struct storm *s, unsigned index)
-{
-	struct slot *slot = &s->slots[index];
-	struct drv_machine *m = &s->b.m;
-	uint64_t base = s->b.arena + (uint64_t)index * SLOT_BYTES;
-	struct virtio_blk_outhdr header = {0};
-	struct virtio_blk_discard_write_zeroes range = {0};
-	struct fake_seg segs[40];
-	unsigned n = 0;
-	bool out, together = rnd(s, 2), aligned = rnd(s, 2);
-
-	static const uint32_t types[] = {VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN,
-		VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_WRITE_ZEROES};
-
-	slot->type = types[rnd(s, 6)];
-	if (slot->type == VIRTIO_BLK_T_FLUSH && rnd(s, 4))
-		slot->type = VIRTIO_BLK_T_IN; /* a flush takes longer than all the rest */
-	slot->len = 512ull * (1 + rnd(s, rnd(s, 4) ? 16 : 160));
-	slot->offset = 512ull * rnd(s, (uint32_t)((DISK_BYTES - slot->len) / 512 + 1));
-	if (slot->type == VIRTIO_BLK_T_FLUSH)
-		slot->len = 0;
-	if (overlaps_busy(s, slot->offset, slot->len))
-		return;
-	out = slot->type != VIRTIO_BLK_T_IN && slot->len;
-	slot->fill = (uint8_t)rnd(s, 256);
-	header.type = slot->type;
-	header.sector = slot->type == VIRTIO_BLK_T_WRITE_ZEROES ? 0 : slot->offset / 512;
-	slot->data = base + 4096 + (aligned ? 0 : rnd(s, 600));
-	if (slot->type == VIRTIO_BLK_T_OUT)
-		for (uint64_t i = 0; i < slot->len; i++)
-			*(uint8_t *)drv_at(m, slot->data + i) =
-				(uint8_t)(slot->fill + i / 512 * 7 + i);
-	else if (slot->type == VIRTIO_BLK_T_IN)
-		memset(drv_at(m, slot->data), ~slot->fill, slot->len);
-	range.sector = slot->offset / 512;
-	range.num_sectors = (uint32_t)(slot->len / 512);
-	range.flags = rnd(s, 2);
-	if (slot->type == VIRTIO_BLK_T_WRITE_ZEROES)
-		memcpy(drv_at(m, slot->data), &range, sizeof(range));
-
-	/* Header and out-data, and in-data and status, in one run of memory or apart. */
-	slot->header = out && together ? slot->data - 16 : base;
-	memcpy(drv_at(m, slot->header), &header, 16);
-	slot->status =
-		slot->type == VIRTIO_BLK_T_IN && together ? slot->data + slot->len : base + 64;
-	*(uint8_t *)drv_at(m, slot->status) = 0xee;
-	if (out) {
-		uint64_t len = slot->type == VIRTIO_BLK_T_OUT ? slot->len : sizeof(range);
-
-		if (together) {
-			n += cut(s, segs + n, 12, slot->header, 16 + len, false);
-		} else {
-			n += cut(s, segs + n, 4, slot->header, 16, false);
-			n += cut(s, segs + n, 8, slot->data, len, false);
-		}
-		segs[n++] = (struct fake_seg){.gpa = slot->status, .len = 1, .in = true};
-	} else {
-		n += cut(s, segs + n, 4, slot->header, 16, false);
-		if (together && slot->len) {
-			n += cut(s, segs + n, 8, slot->data, slot->len + 1, true);
-		} else {
-			if (slot->len)
-				n += cut(s, segs + n, 8, slot->data, slot->len, true);
-			segs[n++] = (struct fake_seg){.gpa = slot->status, .len = 1, .in = true};
-		}
-	}
-	if (slot->type == VIRTIO_BLK_T_FLUSH)
-		slot->status = segs[n - 1].gpa;
-	if (!drv_add(&s->b.dev.queue[index % N_QUEUES], segs, n,
-		    s->b.dev.features & F_INDIRECT && rnd(s, 2), slot))
-		return;
-	slot->busy = true;
-	s->n_busy++;
-	if (slot->type == VIRTIO_BLK_T_OUT)
-		memcpy(s->shadow + slot->offset, drv_at(m, slot->data), slot->len);
-	else if (slot->type == VIRTIO_BLK_T_WRITE_ZEROES)
-		memset(s->shadow + slot->offset, 0, slot->len);
-}
-
-static bool reap_slot(struct storm *s, unsigned queue, int timeout_ms)
-{
-	struct slot *slot;
-	uint32_t written;
-	void *cookie;
-
-	if (!drv_wait(&s->b.dev.queue[queue], &cookie, &written, timeout_ms))
-		return false;
-	slot = cookie;
-	ck_assert(slot->busy);
-	ck_assert_uint_eq(*(uint8_t *)drv_at(&s->b.m, slot->status), VIRTIO_BLK_S_OK);
-	if (slot->type == VIRTIO_BLK_T_IN) {
-		ck_assert_uint_eq(written, slot->len + 1);
-		ck_assert_int_eq(
-			memcmp(drv_at(&s->b.m, slot->data), s->shadow + slot->offset, slot->len),
-			0);
-	} else {
-		ck_assert_uint_eq(written, 1);
-	}
-	slot->busy = false;
-	s->n_busy--;
-	return true;
-}
-
-static void storm_round(struct storm *s, unsigned n)
-{
-	for (unsigned i = 0; i < n; i++) {
-		unsigned index = rnd(s, N_SLOTS);
-
-		if (!s->slots[index].busy)
-			start_slot(s, index);
-		if (!rnd(s, 8))
-			for (unsigned q = 0; q < N_QUEUES; q++)
-				drv_kick(&s->b.dev.queue[q]);
-		reap_slot(s, rnd(s, N_QUEUES), 0);
-	}
-	for (unsigned q = 0; q < N_QUEUES; q++)
-		drv_kick(&s->b.dev.queue[q]);
-	while (s->n_busy) {
-		uint64_t n_before = s->n_busy;
-
-		for (unsigned q = 0; q < N_QUEUES; q++)
-			while (reap_slot(s, q, 1))
-				;
-		if (n_before == s->n_busy)
-			for (unsigned q = 0; q < N_QUEUES; q++) {
-				bool mine = false;
-
-				for (unsigned i = q; i < N_SLOTS; i += N_QUEUES)
-					mine |= s->slots[i].busy;
-				if (mine)
-					ck_assert(reap_slot(s, q, TIMEOUT_MS));
-			}
-	}
-}
 
 /* The disk against a shadow of it, all kinds of rings, buffers cut anywhere, many in flight. */
 START_TEST(test_storm)
@@ -1015,7 +682,7 @@ START_TEST(test_reset_in_flight)
 	for (unsigned round = 0; round < 24; round++) {
 		bench_start(&s->b, UINT64_MAX & ~(round % 2 ? F_PACKED : 0));
 		for (unsigned i = 0; i < N_SLOTS; i++)
-			start_slot(s, i);
+			storm_start(s, i);
 		for (unsigned q = 0; q < N_QUEUES; q++)
 			drv_kick(&s->b.dev.queue[q]);
 		if (round % 4 == 3)
@@ -1031,9 +698,9 @@ START_TEST(test_reset_in_flight)
 		s->n_busy = 0;
 	}
 	bench_start(&s->b, UINT64_MAX);
-	ck_assert_uint_eq(request(&s->b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&s->b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	for (unsigned i = 0; i < N_SLOTS; i++)
-		start_slot(s, i);
+		storm_start(s, i);
 	for (unsigned q = 0; q < N_QUEUES; q++)
 		drv_kick(&s->b.dev.queue[q]);
 	bench_finish(&s->b);

@@ -10,7 +10,17 @@ struct mb_blk;
 struct mb_blk_config {
 	const char *path;
 	bool readonly;
-	bool direct;	    /* O_DIRECT; falls back to buffered I/O where the file system refuses it */
+	/*
+	 * Changes go elsewhere, and path is only read: to the qcow2 file `overlay`, which is made
+	 * if it is missing; or, with cow, to a file that is gone at the end, in the directory
+	 * cow_dir (NULL: $TMPDIR or /var/tmp; "": in memory). Not with readonly; through the page
+	 * cache, whatever `direct` says.
+	 */
+	bool cow;
+	const char *cow_dir;
+	const char *overlay;
+	bool dry;    /* nothing is made, or changed: only to see whether it can be opened */
+	bool direct; /* O_DIRECT; falls back to buffered I/O where the file system refuses it */
 	const char *serial; /* up to 20 bytes, NULL: made from the path's file name */
 	unsigned n_queues;
 	struct mb_loop *const *loops; /* of n_queues */

@@ -1,0 +1,566 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cow_impl.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <mirrorball/log.h>
+#include <mirrorball/range.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Where what is: the map, and who may change it. */
+
+uint64_t mb_cow_bytes(const struct mb_cow *cow)
+{
+	return cow->bytes;
+}
+
+int mb_cow_fd(const struct mb_cow *cow)
+{
+	return cow->fd;
+}
+
+bool mb_cow_is_volatile(const struct mb_cow *cow)
+{
+	return !cow->qcow2;
+}
+
+bool mb_cow_base_holds(struct mb_cow *cow)
+{
+	struct stat st;
+
+	if (__atomic_load_n(&cow->base_changed, __ATOMIC_RELAXED))
+		return false;
+	if (cow->base_is_device)
+		return true;
+	if (!fstat(cow->base_fd, &st) && (uint64_t)st.st_size == cow->base_bytes &&
+		st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec == cow->base_mtime_ns)
+		return true;
+	if (!__atomic_exchange_n(&cow->base_changed, true, __ATOMIC_RELAXED))
+		mb_log("disk %s: was changed by somebody while it is the base of a disk in use; "
+		       "from now "
+		       "on what the guest reads from it is an I/O error",
+			cow->base_path);
+	return false;
+}
+
+/* ---- reading ---- */
+
+static enum mb_cow_where where_is(uint64_t entry)
+{
+	if (entry & MB_QCOW2_ZERO)
+		return MB_COW_ZERO;
+	return entry & MB_QCOW2_ALLOCATED ? MB_COW_DELTA : MB_COW_BASE;
+}
+
+void mb_cow_find(struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_cow_run *run)
+{
+	uint64_t cluster = 1ull << cow->bits, i = offset >> cow->bits, entry, next;
+
+	if (len > cow->bytes - offset)
+		len = cow->bytes - offset;
+	pthread_mutex_lock(&cow->lock);
+	entry = cow->map[i];
+	run->where = where_is(entry);
+	run->bytes = cluster - offset % cluster;
+	next = (entry & MB_QCOW2_OFFSET) + cluster;
+	for (i++; run->bytes < len; i++, run->bytes += cluster, next += cluster) {
+		entry = cow->map[i];
+		if (where_is(entry) != run->where ||
+			(run->where == MB_COW_DELTA && (entry & MB_QCOW2_OFFSET) != next))
+			break;
+	}
+	entry = cow->map[offset >> cow->bits];
+	pthread_mutex_unlock(&cow->lock);
+	if (run->bytes > len)
+		run->bytes = len;
+	run->at =
+		run->where == MB_COW_DELTA ? (entry & MB_QCOW2_OFFSET) + offset % cluster : offset;
+	if (run->where != MB_COW_BASE)
+		return;
+	/* A disk may be larger than its base; it is zero there. */
+	if (offset >= cow->base_bytes)
+		run->where = MB_COW_ZERO;
+	else if (run->bytes > cow->base_bytes - offset)
+		run->bytes = cow->base_bytes - offset;
+}
+
+/* ---- waiting; caller holds the lock ---- */
+
+void mb_cow_wait(struct mb_cow *cow, struct mb_cow_waiter *waiter)
+{
+	waiter->next = NULL;
+	*cow->waiting_last = waiter;
+	cow->waiting_last = &waiter->next;
+}
+
+void mb_cow_wake(struct mb_cow *cow)
+{
+	struct mb_cow_waiter *waiter;
+
+	while ((waiter = cow->waiting)) {
+		struct mb_cow_queue *queue = waiter->queue;
+		const uint64_t one = 1;
+
+		cow->waiting = waiter->next;
+		waiter->next = NULL;
+		if (!queue->woken)
+			queue->woken_last = &queue->woken;
+		*queue->woken_last = waiter;
+		queue->woken_last = &waiter->next;
+		/* Cannot fail: nobody counts up to 2^64. */
+		if (write(queue->wake_fd, &one, sizeof(one)) < 0)
+			continue;
+	}
+	cow->waiting_last = &cow->waiting;
+}
+
+struct mb_cow_waiter *mb_cow_take_woken(struct mb_cow *cow, struct mb_cow_queue *queue)
+{
+	struct mb_cow_waiter *woken;
+
+	pthread_mutex_lock(&cow->lock);
+	woken = queue->woken;
+	queue->woken = NULL;
+	pthread_mutex_unlock(&cow->lock);
+	return woken;
+}
+
+struct mb_cow_waiter *mb_cow_forget(struct mb_cow *cow, struct mb_cow_queue *queue)
+{
+	struct mb_cow_waiter **link = &cow->waiting, *gone;
+
+	pthread_mutex_lock(&cow->lock);
+	gone = queue->woken;
+	queue->woken = NULL;
+	while (*link) {
+		struct mb_cow_waiter *waiter = *link;
+
+		if (waiter->queue != queue) {
+			link = &waiter->next;
+			continue;
+		}
+		*link = waiter->next;
+		waiter->next = gone;
+		gone = waiter;
+	}
+	cow->waiting_last = link;
+	pthread_mutex_unlock(&cow->lock);
+	return gone;
+}
+
+/* ---- writing; caller holds the lock ---- */
+
+/* The first change: before it nothing is written to the overlay, which one that only looks can
+ * count on. */
+static int begin(struct mb_cow *cow)
+{
+	struct mb_error err;
+	int rc;
+
+	if (cow->begun || !cow->qcow2)
+		return 0;
+	rc = mb_qcow2_begin(cow->qcow2, &err);
+	if (rc) {
+		mb_log("%s", err.text);
+		return rc;
+	}
+	cow->begun = true;
+	return 0;
+}
+
+/* The entries of these clusters can be written whatever becomes of the file system: or the write to
+ * them fails now. */
+static int reserve_entries(struct mb_cow *cow, uint64_t first, uint64_t n)
+{
+	uint64_t last = (first + n - 1) / MB_QCOW2_CHUNK_ENTRIES;
+
+	if (!cow->qcow2)
+		return 0;
+	for (uint64_t chunk = first / MB_QCOW2_CHUNK_ENTRIES; chunk <= last; chunk++) {
+		uint64_t bit = 1ull << chunk % 64;
+		int rc;
+
+		if (cow->room_bits[chunk / 64] & bit)
+			continue;
+		rc = mb_qcow2_reserve_chunk(cow->qcow2, chunk);
+		if (rc)
+			return rc;
+		cow->room_bits[chunk / 64] |= bit;
+	}
+	return 0;
+}
+
+/* Of the disk: the last cluster may be cut. */
+static uint64_t cluster_len(const struct mb_cow *cow, uint64_t i)
+{
+	uint64_t at = i << cow->bits, cluster = 1ull << cow->bits;
+
+	return cow->bytes - at < cluster ? cow->bytes - at : cluster;
+}
+
+/* Whether it has to be written as a whole: it has no place, or what is there does not count. */
+static bool is_fresh(uint64_t entry)
+{
+	return !(entry & MB_QCOW2_ALLOCATED) || entry & MB_QCOW2_ZERO;
+}
+
+/* Up to n new places in a row for clusters from `first` on; *at. */
+static uint64_t find_places(struct mb_cow *cow, uint64_t first, uint64_t n, uint64_t *at)
+{
+	if (cow->qcow2)
+		return mb_qcow2_allocate(cow->qcow2, n, at);
+	*at = first << cow->bits;
+	return n;
+}
+
+static void claim_clusters(
+	struct mb_cow *cow, struct mb_cow_claim *claim, uint64_t first, uint64_t n)
+{
+	claim->first = first;
+	claim->n = n;
+	for (uint64_t i = first; i < first + n; i++)
+		cow->map[i] |= MB_QCOW2_BUSY;
+}
+
+/* Clusters from `first` on, at most n, that are fresh, free and alike: none has a place, or these
+ * follow each other. */
+static uint64_t count_fresh(const struct mb_cow *cow, uint64_t first, uint64_t n)
+{
+	uint64_t entry = cow->map[first], k = 1;
+
+	for (; k < n; k++) {
+		uint64_t other = cow->map[first + k];
+
+		if (!is_fresh(other) || other & MB_QCOW2_BUSY ||
+			(other & MB_QCOW2_ALLOCATED) != (entry & MB_QCOW2_ALLOCATED))
+			break;
+		if (entry & MB_QCOW2_ALLOCATED &&
+			(other & MB_QCOW2_OFFSET) != (entry & MB_QCOW2_OFFSET) + (k << cow->bits))
+			break;
+	}
+	return k;
+}
+
+static int claim_fresh(
+	struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_cow_claim *claim)
+{
+	uint64_t first = offset >> cow->bits, entry = cow->map[first], n = 1,
+		 whole = cluster_len(cow, first);
+	uint64_t skip = offset % (1ull << cow->bits);
+	int rc = begin(cow);
+
+	if (rc)
+		return rc;
+	if (skip || len < whole) {
+		claim->step = MB_COW_FILL;
+		claim->cluster_at = first << cow->bits;
+		claim->cluster_bytes = whole;
+		claim->bytes = len < whole - skip ? len : whole - skip;
+		if (!(entry & MB_QCOW2_ZERO) && claim->cluster_at < cow->base_bytes)
+			claim->base_bytes = cow->base_bytes - claim->cluster_at < whole
+						    ? cow->base_bytes - claim->cluster_at
+						    : whole;
+	} else {
+		/* Those that the write covers. */
+		n = offset + len == cow->bytes ? cow->n_clusters - first : len >> cow->bits;
+		n = count_fresh(cow, first, n);
+		claim->step = MB_COW_WRITE;
+	}
+	rc = reserve_entries(cow, first, n);
+	if (rc)
+		return rc;
+	if (entry & MB_QCOW2_ALLOCATED) {
+		claim->at = entry & MB_QCOW2_OFFSET;
+	} else {
+		n = find_places(cow, first, n, &claim->at);
+		claim->is_new = true;
+		if (!n)
+			return -ENOSPC;
+	}
+	if (claim->step == MB_COW_WRITE)
+		claim->bytes = n << cow->bits < len ? n << cow->bits : len;
+	claim_clusters(cow, claim, first, n);
+	return 0;
+}
+
+/* What has its place already. */
+static void claim_in_place(
+	struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_cow_claim *claim)
+{
+	uint64_t cluster = 1ull << cow->bits, i = offset >> cow->bits, skip = offset % cluster;
+	uint64_t next = (cow->map[i] & MB_QCOW2_OFFSET) + cluster;
+
+	claim->step = MB_COW_WRITE;
+	claim->at = (cow->map[i] & MB_QCOW2_OFFSET) + skip;
+	claim->bytes = cluster - skip;
+	for (i++; claim->bytes < len; i++, claim->bytes += cluster, next += cluster)
+		if (is_fresh(cow->map[i]) || cow->map[i] & MB_QCOW2_BUSY ||
+			(cow->map[i] & MB_QCOW2_OFFSET) != next)
+			break;
+	if (claim->bytes > len)
+		claim->bytes = len;
+}
+
+int mb_cow_claim(struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_cow_waiter *waiter,
+	struct mb_cow_claim *claim)
+{
+	uint64_t entry;
+	int rc = 0;
+
+	*claim = (struct mb_cow_claim){0};
+	pthread_mutex_lock(&cow->lock);
+	entry = cow->map[offset >> cow->bits];
+	if (entry & MB_QCOW2_BUSY) {
+		claim->step = MB_COW_WAIT;
+		mb_cow_wait(cow, waiter);
+	} else if (is_fresh(entry)) {
+		rc = claim_fresh(cow, offset, len, claim);
+	} else {
+		claim_in_place(cow, offset, len, claim);
+	}
+	pthread_mutex_unlock(&cow->lock);
+	return rc;
+}
+
+/*
+ * Whole clusters that become zeroes: those without a place at once, of the others as many as follow
+ * each other. A discard gives back places; where there is none it changes nothing: a map of all
+ * that a new file system does not need would be one of all the disk.
+ */
+static int claim_whole_zeroes(
+	struct mb_cow *cow, uint64_t first, uint64_t n, bool discard, struct mb_cow_claim *claim)
+{
+	uint64_t k = 0, entry = cow->map[first];
+	int rc = begin(cow);
+
+	if (!rc && !discard)
+		rc = reserve_entries(cow, first, n);
+	if (rc)
+		return rc;
+	if (entry & MB_QCOW2_ALLOCATED && !(entry & MB_QCOW2_ZERO)) {
+		uint64_t at = entry & MB_QCOW2_OFFSET;
+
+		while (k < n && !is_fresh(cow->map[first + k]) &&
+			!(cow->map[first + k] & MB_QCOW2_BUSY) &&
+			(cow->map[first + k] & MB_QCOW2_OFFSET) == at + (k << cow->bits))
+			k++;
+		claim->step = MB_COW_PUNCH;
+		claim->at = at;
+		claim_clusters(cow, claim, first, k);
+	} else {
+		for (; k < n && is_fresh(cow->map[first + k]) &&
+			!(cow->map[first + k] & MB_QCOW2_BUSY);
+			k++) {
+			uint64_t *to = &cow->map[first + k];
+
+			if (discard || *to & MB_QCOW2_ZERO ||
+				(first + k) << cow->bits >= cow->base_bytes)
+				continue;
+			*to |= MB_QCOW2_ZERO;
+			mb_cow_mark_dirty(cow, first + k);
+		}
+		claim->step = MB_COW_NOTHING;
+	}
+	claim->bytes = (k - 1) << cow->bits;
+	claim->bytes += cluster_len(cow, first + k - 1);
+	return 0;
+}
+
+int mb_cow_claim_zeroes(struct mb_cow *cow, uint64_t offset, uint64_t len, bool discard,
+	struct mb_cow_waiter *waiter, struct mb_cow_claim *claim)
+{
+	uint64_t i = offset >> cow->bits, cluster = 1ull << cow->bits, whole, n;
+	int rc = 0;
+
+	*claim = (struct mb_cow_claim){0};
+	pthread_mutex_lock(&cow->lock);
+	whole = cluster_len(cow, i);
+	n = offset + len == cow->bytes ? cow->n_clusters - i : len >> cow->bits;
+	if (offset % cluster || len < whole) {
+		/* A part of a cluster. */
+		whole -= offset % cluster;
+		whole = len < whole ? len : whole;
+		claim->step = MB_COW_NOTHING;
+		claim->bytes = whole;
+	} else if (cow->map[i] & MB_QCOW2_BUSY) {
+		claim->step = MB_COW_WAIT;
+		mb_cow_wait(cow, waiter);
+	} else {
+		rc = claim_whole_zeroes(cow, i, n, discard, claim);
+		whole = 0;
+	}
+	pthread_mutex_unlock(&cow->lock);
+	if (claim->step == MB_COW_NOTHING && whole && !discard)
+		return mb_cow_claim(cow, offset, whole, waiter, claim);
+	return rc;
+}
+
+/* The entries of the first k clusters of the claim as they are after it. */
+static void settle_entries(struct mb_cow *cow, const struct mb_cow_claim *claim, uint64_t k)
+{
+	for (uint64_t i = 0; i < k; i++) {
+		uint64_t *entry = &cow->map[claim->first + i];
+
+		if (claim->step == MB_COW_PUNCH)
+			*entry |= MB_QCOW2_ZERO;
+		else
+			*entry = MB_QCOW2_ALLOCATED | (claim->at + (i << cow->bits));
+		mb_cow_mark_dirty(cow, claim->first + i);
+	}
+}
+
+uint64_t mb_cow_settle(struct mb_cow *cow, struct mb_cow_claim *claim, uint64_t written)
+{
+	uint64_t k = 0, bytes;
+
+	if (!claim->n) {
+		bytes = written < claim->bytes ? written : claim->bytes;
+		*claim = (struct mb_cow_claim){0};
+		return bytes;
+	}
+	pthread_mutex_lock(&cow->lock);
+	if (claim->step == MB_COW_PUNCH) {
+		k = written ? claim->n : 0;
+		bytes = written ? claim->bytes : 0;
+	} else if (claim->step == MB_COW_FILL) {
+		k = written >= claim->cluster_bytes;
+		bytes = k ? claim->bytes : 0;
+	} else {
+		k = written >= claim->bytes ? claim->n : written >> cow->bits;
+		bytes = written >= claim->bytes ? claim->bytes : k << cow->bits;
+	}
+	settle_entries(cow, claim, k);
+	for (uint64_t i = 0; i < claim->n; i++)
+		cow->map[claim->first + i] &= ~MB_QCOW2_BUSY;
+	if (claim->is_new && cow->qcow2 && k < claim->n)
+		mb_qcow2_give_back(cow->qcow2, claim->at + (k << cow->bits), claim->n - k);
+	mb_cow_wake(cow);
+	pthread_mutex_unlock(&cow->lock);
+	*claim = (struct mb_cow_claim){0};
+	return bytes;
+}
+
+/* ---- life ---- */
+
+static void *map_zeroes(uint64_t bytes)
+{
+	void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
+static void unmap(void *map, uint64_t bytes)
+{
+	if (map)
+		munmap(map, bytes);
+}
+
+static uint64_t dirty_words(const struct mb_cow *cow)
+{
+	return cow->n_chunks / 64 + 1;
+}
+
+static int make_tables(struct mb_cow *cow, struct mb_error *err)
+{
+	uint64_t cluster = 1ull << cow->bits;
+
+	cow->n_clusters = mb_align_up(cow->bytes, cluster) >> cow->bits;
+	cow->n_chunks = (cow->n_clusters + MB_QCOW2_CHUNK_ENTRIES - 1) / MB_QCOW2_CHUNK_ENTRIES;
+	cow->map = map_zeroes(cow->n_clusters * 8);
+	if (cow->qcow2) {
+		cow->dirty = map_zeroes(cow->n_chunks * 4);
+		cow->dirty_bits = map_zeroes(dirty_words(cow) * 8);
+		cow->room_bits = map_zeroes(dirty_words(cow) * 8);
+		cow->batch = map_zeroes(MB_COW_BATCH * MB_QCOW2_CHUNK_ENTRIES * 8);
+		cow->batch_chunks = calloc(MB_COW_BATCH, sizeof(*cow->batch_chunks));
+	}
+	if (!cow->map || (cow->qcow2 && (!cow->dirty || !cow->dirty_bits || !cow->room_bits ||
+						!cow->batch || !cow->batch_chunks)))
+		return mb_error_set(err, ENOMEM, "disk %s: out of memory", cow->base_path);
+	return cow->qcow2 ? mb_qcow2_load(cow->qcow2, cow->map, err) : 0;
+}
+
+int mb_cow_create(struct mb_cow **out, const struct mb_cow_config *config, struct mb_error *err)
+{
+	struct mb_cow *cow = calloc(1, sizeof(*cow));
+	int rc;
+
+	if (!cow)
+		return mb_error_set(err, ENOMEM, "disk %s: out of memory", config->base_path);
+	pthread_mutex_init(&cow->lock, NULL);
+	cow->waiting_last = &cow->waiting;
+	cow->fd = -1;
+	cow->base_fd = config->base_fd;
+	cow->base_bytes = cow->bytes = config->base_bytes;
+	cow->base_is_device = config->base_is_device;
+	cow->bits = 12;
+	cow->base_path = strdup(config->base_path);
+	if (!cow->base_path)
+		rc = mb_error_set(err, ENOMEM, "disk %s: out of memory", config->base_path);
+	else
+		rc = mb_cow_open_delta(cow, config, err);
+	if (!rc)
+		rc = make_tables(cow, err);
+	if (rc) {
+		mb_cow_destroy(cow);
+		return rc;
+	}
+	*out = cow;
+	return 0;
+}
+
+/* What a guest does at its power-off, for one that did not; and the reference counts. */
+static void finish_overlay(struct mb_cow *cow)
+{
+	struct mb_cow_flush flush = {0};
+	struct mb_cow_waiter nobody = {0};
+	struct mb_error err;
+	int rc;
+
+	while ((rc = mb_cow_flush(cow, &flush, &nobody)) == MB_COW_FLUSH_SYNC) {
+		if (fdatasync(cow->fd)) {
+			rc = -errno;
+			mb_cow_flush_cancel(cow, &flush, true);
+			break;
+		}
+	}
+	if (rc < 0 || cow->failed) {
+		mb_log("overlay %s: not all that the guest wrote could be written%s%s; it is left "
+		       "as after a "
+		       "power failure",
+			cow->path, rc < 0 ? ": " : "", rc < 0 ? strerror(-rc) : "");
+		return;
+	}
+	if (mb_qcow2_end(cow->qcow2, &err))
+		mb_log("%s; it is put in order at its next use", err.text);
+}
+
+void mb_cow_destroy(struct mb_cow *cow)
+{
+	struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+
+	if (!cow)
+		return;
+	if (cow->begun)
+		finish_overlay(cow);
+	mb_qcow2_destroy(cow->qcow2);
+	if (cow->fd >= 0) {
+		/* io_uring may have the open file a moment longer than we do. */
+		fcntl(cow->fd, F_OFD_SETLK, &unlock);
+		close(cow->fd);
+	}
+	unmap(cow->map, cow->n_clusters * 8);
+	unmap(cow->dirty, cow->n_chunks * 4);
+	unmap(cow->dirty_bits, dirty_words(cow) * 8);
+	unmap(cow->room_bits, dirty_words(cow) * 8);
+	unmap(cow->batch, MB_COW_BATCH * MB_QCOW2_CHUNK_ENTRIES * 8);
+	free(cow->batch_chunks);
+	free(cow->base_path);
+	free(cow->path);
+	pthread_mutex_destroy(&cow->lock);
+	free(cow);
+}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "blk_impl.h"
+#include "cow_impl.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The delta's file, and whether the base is the one that it is for. */
+
+#define COARSE_NS 20000000ll /* two changes of a file closer than that may have the same time */
+
+static int64_t nanoseconds(const struct timespec *ts)
+{
+	return ts->tv_sec * 1000000000ll + ts->tv_nsec;
+}
+
+int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
+	struct mb_qcow2_base *base, struct mb_error *err)
+{
+	struct timespec now, wait = {.tv_nsec = COARSE_NS};
+	struct stat st;
+
+	*base = (struct mb_qcow2_base){.bytes = bytes, .known = true};
+	if (is_device)
+		return 0;
+	if (fstat(fd, &st))
+		return mb_error_set(err, errno, "disk %s: %s", path, strerror(errno));
+	/* Changed just now: what comes next could look as if it had been before. */
+	clock_gettime(CLOCK_REALTIME, &now);
+	if (llabs(nanoseconds(&now) - nanoseconds(&st.st_mtim)) < COARSE_NS) {
+		nanosleep(&wait, NULL);
+		if (fstat(fd, &st))
+			return mb_error_set(err, errno, "disk %s: %s", path, strerror(errno));
+	}
+	base->mtime_ns = nanoseconds(&st.st_mtim);
+	return 0;
+}
+
+/* ---- volatile ---- */
+
+static int open_in_dir(const char *dir, struct mb_error *err)
+{
+	int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	char path[PATH_MAX];
+
+	if (fd >= 0)
+		return fd;
+	/* A file system without such files. */
+	if (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL) {
+		if (snprintf(path, sizeof(path), "%s/mirrorball-XXXXXX", dir) >= (int)sizeof(path))
+			return mb_error_set(err, ENAMETOOLONG, "cow=%s: too long", dir);
+		fd = mkostemp(path, O_CLOEXEC);
+		if (fd >= 0) {
+			unlink(path);
+			return fd;
+		}
+	}
+	return mb_error_set(err, errno,
+		"%s: cannot make a file for a disk's changes there: %s; name another directory, or "
+		"memory, with "
+		"cow=DIR or cow=memory",
+		dir, strerror(errno));
+}
+
+static int open_volatile(
+	struct mb_cow *cow, const struct mb_cow_config *config, struct mb_error *err)
+{
+	const char *dir = config->dir, *tmpdir = getenv("TMPDIR");
+
+	if (!dir)
+		dir = tmpdir && *tmpdir == '/' ? tmpdir : "/var/tmp";
+	if (!*dir) {
+		cow->fd = memfd_create("mirrorball-cow", MFD_CLOEXEC);
+		if (cow->fd < 0)
+			return mb_error_set(err, errno, "disk %s: memfd_create: %s",
+				config->base_path, strerror(errno));
+	} else {
+		cow->fd = open_in_dir(dir, err);
+		if (cow->fd < 0)
+			return cow->fd;
+	}
+	if (ftruncate(cow->fd, (off_t)cow->bytes))
+		return mb_error_set(err, errno,
+			"disk %s: a file of its size cannot be made in %s: %s", config->base_path,
+			*dir ? dir : "memory", strerror(errno));
+	return 0;
+}
+
+/* ---- an overlay ---- */
+
+int mb_overlay_name_base(
+	const char *overlay_path, const char *base_path, char *name, struct mb_error *err)
+{
+	char dir[PATH_MAX], base[PATH_MAX], overlay_dir[PATH_MAX];
+	char *slash;
+
+	if (!realpath(base_path, base))
+		return mb_error_set(err, errno, "disk %s: %s", base_path, strerror(errno));
+	if (snprintf(dir, sizeof(dir), "%s", overlay_path) >= (int)sizeof(dir))
+		return mb_error_set(
+			err, ENAMETOOLONG, "overlay %s: its name is too long", overlay_path);
+	slash = strrchr(dir, '/');
+	if (slash)
+		slash[slash == dir] = 0;
+	else
+		strcpy(dir, ".");
+	if (!realpath(dir, overlay_dir))
+		return mb_error_set(err, errno, "overlay %s: %s", overlay_path, strerror(errno));
+	slash = strrchr(base, '/');
+	/* A relative name with a colon would be a protocol to QEMU. */
+	if (!strchr(slash, ':') &&
+		(slash == base ? !strcmp(overlay_dir, "/")
+			       : strlen(overlay_dir) == (size_t)(slash - base) &&
+					 !strncmp(overlay_dir, base, (size_t)(slash - base))))
+		memmove(base, slash + 1, strlen(slash));
+	if (strlen(base) > MB_QCOW2_NAME_MAX)
+		return mb_error_set(err, ENAMETOOLONG, "disk %s: its name is longer than %u bytes",
+			base_path, MB_QCOW2_NAME_MAX);
+	strcpy(name, base);
+	return 0;
+}
+
+int mb_overlay_create(const char *path, const char *base_path, uint64_t bytes,
+	const struct mb_qcow2_base *base, int *fd, struct mb_error *err)
+{
+	char name[PATH_MAX];
+	int rc = mb_overlay_name_base(path, base_path, name, err);
+
+	if (rc)
+		return rc;
+	*fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	if (*fd < 0)
+		return mb_error_set(
+			err, errno, "overlay %s: cannot be made: %s", path, strerror(errno));
+	rc = mb_blk_lock(*fd, path, false, err);
+	if (!rc)
+		rc = mb_qcow2_create(*fd, path, bytes, name, base, err);
+	if (rc) {
+		unlink(path);
+		close(*fd);
+		*fd = -1;
+	}
+	return rc;
+}
+
+int mb_overlay_open(const char *path, bool readonly, int *fd, struct mb_error *err)
+{
+	struct stat st;
+	int rc;
+
+	*fd = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+	if (*fd < 0)
+		return errno == ENOENT ? mb_error_set(err, ENOENT,
+						 "overlay %s: no such file; make one with: "
+						 "mirrorball image create "
+						 "--base BASE %s",
+						 path, path)
+				       : mb_blk_explain_open(path, readonly, errno, err);
+	if (fstat(*fd, &st) || !S_ISREG(st.st_mode))
+		rc = mb_error_set(err, EINVAL, "overlay %s: is no regular file", path);
+	else
+		rc = mb_blk_lock(*fd, path, readonly, err);
+	/* O_NONBLOCK was for pipes; io_uring must not see it. */
+	if (!rc && fcntl(*fd, F_SETFL, readonly ? O_RDONLY : O_RDWR))
+		rc = mb_error_set(err, errno, "overlay %s: %s", path, strerror(errno));
+	if (rc) {
+		close(*fd);
+		*fd = -1;
+	}
+	return rc;
+}
+
+int mb_overlay_check_base(const char *path, const char *base_path, const struct mb_qcow2_info *info,
+	const struct mb_qcow2_base *base, struct mb_error *err)
+{
+	if (*info->base_format && strcmp(info->base_format, "raw"))
+		return mb_error_set(err, EINVAL,
+			"overlay %s: its base is of the format %s; only raw ones are possible here",
+			path, info->base_format);
+	if (!*info->base_name)
+		return mb_error_set(
+			err, EINVAL, "overlay %s: is a disk of its own, without a base", path);
+	if (info->base.committing)
+		return mb_error_set(err, EINVAL,
+			"overlay %s: a commit into its base was interrupted; finish it with: "
+			"mirrorball image "
+			"commit %s",
+			path, path);
+	if (info->bytes < base->bytes)
+		return mb_error_set(err, EINVAL,
+			"overlay %s: is for a base of %" PRIu64 " bytes, and %s has %" PRIu64
+			"; give it the base that it was made for",
+			path, info->bytes, base_path, base->bytes);
+	if (info->base.known &&
+		(info->base.bytes != base->bytes || info->base.mtime_ns != base->mtime_ns))
+		return mb_error_set(err, ESTALE,
+			"overlay %s: its base %s was changed since it was made, and does not fit "
+			"what is in it "
+			"any more. If only its time is another (a copy, say): mirrorball image "
+			"rebase %s %s",
+			path, base_path, path, base_path);
+	return 0;
+}
+
+static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
+	const struct mb_qcow2_base *base, struct mb_error *err)
+{
+	const char *path = config->overlay_path;
+	const struct mb_qcow2_info *info;
+	int rc;
+
+	cow->path = strdup(path);
+	if (!cow->path)
+		return mb_error_set(err, ENOMEM, "overlay %s: out of memory", path);
+	if (access(path, F_OK) && errno == ENOENT) {
+		if (config->dry)
+			return open_volatile(cow, config, err);
+		rc = mb_overlay_create(path, cow->base_path, cow->base_bytes, base, &cow->fd, err);
+	} else {
+		rc = mb_overlay_open(path, false, &cow->fd, err);
+	}
+	if (!rc)
+		rc = mb_qcow2_open(&cow->qcow2, cow->fd, cow->path, err);
+	if (rc)
+		return rc;
+	info = mb_qcow2_info(cow->qcow2);
+	cow->bytes = info->bytes;
+	cow->bits = (unsigned)__builtin_ctz(info->cluster_bytes);
+	return mb_overlay_check_base(path, cow->base_path, info, base, err);
+}
+
+int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, struct mb_error *err)
+{
+	struct mb_qcow2_base base;
+	int rc = mb_cow_read_base(
+		cow->base_fd, cow->base_path, cow->base_bytes, cow->base_is_device, &base, err);
+
+	if (rc)
+		return rc;
+	cow->base_mtime_ns = base.mtime_ns;
+	return config->overlay_path ? open_overlay(cow, config, &base, err)
+				    : open_volatile(cow, config, err);
+}
