@@ -41,7 +41,8 @@ struct cli_command {
 	int (*main)(const struct cli_command *command, int argc, char **argv);
 };
 
-extern const struct cli_command cli_run, cli_ps, cli_stat, cli_heat, cli_numa, cli_sim, cli_doctor;
+extern const struct cli_command cli_run, cli_ps, cli_stat, cli_heat, cli_numa, cli_sim, cli_image,
+	cli_doctor;
 extern const struct cli_command *const cli_commands[]; /* NULL-terminated */
 
 /*

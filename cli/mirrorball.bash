@@ -102,8 +102,10 @@ _mirrorball_run() {
 	--memory) _mirrorball_words "512M 1G 2G 4G 8G 16G" "$cur" ;;
 	--append | --name) COMPREPLY=() ;;
 	--disk)
-		if [[ $cur == *,* ]]; then
-			_mirrorball_parts "$cur" "ro direct=on direct=off serial= queues="
+		if [[ $cur == *,overlay=* ]]; then
+			mapfile -t COMPREPLY < <(compgen -P "${cur%=*}=" -f -- "${cur##*=}")
+		elif [[ $cur == *,* ]]; then
+			_mirrorball_parts "$cur" "ro cow cow=memory overlay= direct=on direct=off serial= queues="
 		else
 			_mirrorball_files "$cur"
 		fi
@@ -172,6 +174,24 @@ _mirrorball_sim() {
 	esac
 }
 
+_mirrorball_image() {
+	local options="--base --size --repair --json --help --version"
+
+	case $prev in
+	--base) _mirrorball_files "$cur" ;;
+	--size) _mirrorball_words "1G 8G 64G" "$cur" ;;
+	*)
+		if [[ $cur == -* ]]; then
+			_mirrorball_words "$options" "$cur"
+		elif ((COMP_CWORD == 2)); then
+			_mirrorball_words "create info check commit rebase $options" "$cur"
+		else
+			_mirrorball_files "$cur"
+		fi
+		;;
+	esac
+}
+
 _mirrorball() {
 	local cur prev=${COMP_WORDS[COMP_CWORD - 1]} glued i
 
@@ -187,7 +207,7 @@ _mirrorball() {
 		done
 	fi
 	if ((COMP_CWORD == 1)); then
-		_mirrorball_words "run ps stat heat numa sim doctor help --help --version" "$cur"
+		_mirrorball_words "run ps stat heat numa sim image doctor help --help --version" "$cur"
 	else
 		case ${COMP_WORDS[1]} in
 		run) _mirrorball_run ;;
@@ -195,8 +215,9 @@ _mirrorball() {
 		numa) _mirrorball_one_machine "--why --json --help --version" ;;
 		heat) _mirrorball_heat ;;
 		sim) _mirrorball_sim ;;
+		image) _mirrorball_image ;;
 		ps | doctor) _mirrorball_words "--json --help --version" "$cur" ;;
-		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat numa sim doctor" "$cur" ;;
+		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat numa sim image doctor" "$cur" ;;
 		esac
 	fi
 	# What bash keeps of the word must not come again.

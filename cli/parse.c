@@ -251,12 +251,73 @@ static int parse_serial(const char *value, struct mb_error *err)
 	return 0;
 }
 
+static int parse_cow(const char *field, struct mb_disk_config *disk, struct mb_error *err)
+{
+	const char *dir = field_value(field, "cow");
+
+	if (disk->cow)
+		return twice("cow", err);
+	disk->cow = true;
+	if (!dir)
+		return 0;
+	if (!*dir)
+		return mb_error_set(err, EINVAL, "cow=: a directory, or memory");
+	disk->cow_dir = strcmp(dir, "memory") ? dir : "";
+	return 0;
+}
+
+static int parse_disk_field(
+	const char *field, struct mb_disk_config *disk, const char **direct, struct mb_error *err)
+{
+	static const char *const known[] = {
+		"ro", "cow", "overlay", "direct", "serial", "queues", NULL};
+	static const char list[] =
+		"ro, cow, cow=DIR|memory, overlay=FILE, direct=on|off, serial=S, queues=N";
+	const char *value;
+	int rc;
+
+	if (!strcmp(field, "ro")) {
+		if (disk->readonly)
+			return twice("ro", err);
+		disk->readonly = true;
+		return 0;
+	}
+	if (!strcmp(field, "cow") || field_value(field, "cow"))
+		return parse_cow(field, disk, err);
+	if ((value = field_value(field, "overlay"))) {
+		if (disk->overlay)
+			return twice("overlay=", err);
+		disk->overlay = value;
+		return *value ? 0 : mb_error_set(err, EINVAL, "overlay=: the file has no name");
+	}
+	if ((value = field_value(field, "direct"))) {
+		if (*direct)
+			return twice("direct=", err);
+		*direct = value;
+		if (strcmp(value, "on") && strcmp(value, "off"))
+			return mb_error_set(err, EINVAL, "direct=%s: on or off", value);
+		disk->buffered = !strcmp(value, "off");
+		return 0;
+	}
+	if ((value = field_value(field, "serial"))) {
+		if (disk->serial)
+			return twice("serial=", err);
+		disk->serial = value;
+		return parse_serial(value, err);
+	}
+	if ((value = field_value(field, "queues"))) {
+		if (disk->n_queues)
+			return twice("queues=", err);
+		rc = cli_parse_unsigned(value, 1, MAX_QUEUES, &disk->n_queues, err);
+		return rc ? mb_error_prefix(err, rc, "queues") : 0;
+	}
+	return unknown_field(field, known, list, err);
+}
+
 int cli_parse_disk(char *text, struct mb_disk_config *disk, struct mb_error *err)
 {
-	static const char *const known[] = {"ro", "direct", "serial", "queues", NULL};
-	static const char list[] = "ro, direct=on|off, serial=S, queues=N";
 	char *field[CLI_MAX_FIELDS];
-	bool have_direct = false;
+	const char *direct = NULL;
 	unsigned n;
 	int rc = cli_split_fields(text, field, &n, err);
 
@@ -264,37 +325,22 @@ int cli_parse_disk(char *text, struct mb_disk_config *disk, struct mb_error *err
 		return rc;
 	*disk = (struct mb_disk_config){.path = field[0]};
 	for (unsigned i = 1; i < n; i++) {
-		const char *value;
-
-		rc = 0;
-		if (!strcmp(field[i], "ro")) {
-			if (disk->readonly)
-				return twice("ro", err);
-			disk->readonly = true;
-		} else if ((value = field_value(field[i], "direct"))) {
-			if (have_direct)
-				return twice("direct=", err);
-			have_direct = true;
-			if (strcmp(value, "on") && strcmp(value, "off"))
-				return mb_error_set(err, EINVAL, "direct=%s: on or off", value);
-			disk->buffered = !strcmp(value, "off");
-		} else if ((value = field_value(field[i], "serial"))) {
-			if (disk->serial)
-				return twice("serial=", err);
-			rc = parse_serial(value, err);
-			disk->serial = value;
-		} else if ((value = field_value(field[i], "queues"))) {
-			if (disk->n_queues)
-				return twice("queues=", err);
-			rc = cli_parse_unsigned(value, 1, MAX_QUEUES, &disk->n_queues, err);
-			if (rc)
-				mb_error_prefix(err, rc, "queues");
-		} else {
-			rc = unknown_field(field[i], known, list, err);
-		}
+		rc = parse_disk_field(field[i], disk, &direct, err);
 		if (rc)
 			return rc;
 	}
+	if (disk->readonly + disk->cow + !!disk->overlay > 1)
+		return mb_error_set(err, EINVAL, "ro, cow and overlay= exclude each other");
+	if (!disk->cow && !disk->overlay)
+		return 0;
+	if (direct && !disk->buffered)
+		return mb_error_set(err, EINVAL,
+			"direct=on does not go with cow or overlay=: the disk beneath is read "
+			"through the page cache, of "
+			"which all machines share one copy");
+	if (disk->overlay && !strcmp(disk->overlay, disk->path))
+		return mb_error_set(err, EINVAL, "overlay=: is the disk itself; name another file");
+	disk->buffered = true;
 	return 0;
 }
 
@@ -436,8 +482,8 @@ int cli_parse_track(char *text, struct mb_machine_config *config, struct mb_erro
 			return mb_error_set(err, EINVAL, "budget=: what is off costs nothing");
 		percent = isdigit((unsigned char)*value) ? strtod(value, &end) : -1;
 		if (percent < 0 || *end || strpbrk(value, "xXeE"))
-			return mb_error_set(err, EINVAL,
-				"budget=%s: not a number of percent, as 0.5", value);
+			return mb_error_set(
+				err, EINVAL, "budget=%s: not a number of percent, as 0.5", value);
 		if (percent < 0.1 || percent > 50)
 			return mb_error_set(
 				err, ERANGE, "budget=%s: 0.1 to 50 percent are possible", value);

@@ -45,7 +45,7 @@ int cli_parse_name(const char *text, struct mb_error *err);
 int cli_split_fields(char *text, char *field[CLI_MAX_FIELDS], unsigned *n, struct mb_error *err);
 
 /*
- * "PATH[,ro][,direct=on|off][,serial=S][,queues=N]", changed in place; disk's strings point into
+ * "PATH[,ro|cow[=DIR|memory]|overlay=FILE][,direct=on|off][,serial=S][,queues=N]", changed in place; disk's strings point into
  * it.
  */
 int cli_parse_disk(char *text, struct mb_disk_config *disk, struct mb_error *err);

@@ -153,7 +153,7 @@ static int dry_run(struct cli_run *run, const struct mb_host *host, struct mb_er
 	int rc;
 
 	config.in_fd = config.out_fd = -1;
-	config.no_control = true;
+	config.no_control = config.dry = true;
 	rc = build_machine(run, &config, host, &machine, err);
 	if (rc)
 		return rc;

@@ -67,26 +67,35 @@ const struct cli_option cli_run_options[] = {
 		"views of guest memory; auto: one for each NUMA node that it is on, as far as the "
 		"host has them, where it is tracked, and otherwise 1 (default: auto)"},
 	[OPT_TRACK] = {"track", "auto|on|off[,budget=PERCENT]",
-		"count which view touches and writes which memory; auto: where memory migrates, and "
+		"count which view touches and writes which memory; auto: where memory migrates, "
+		"and "
 		"while 'mirrorball heat' watches. budget: of the guest's time (default: "
 		"auto,budget=0.5)"},
 	[OPT_MIGRATE] = {"migrate", "auto|on|off|storm",
-		"move memory to the NUMA node that uses it; auto: where vCPUs are on several nodes; "
-		"on: tracks, too; storm: anywhere, all the time, to test Mirrorball. Does nothing on "
+		"move memory to the NUMA node that uses it; auto: where vCPUs are on several "
+		"nodes; "
+		"on: tracks, too; storm: anywhere, all the time, to test Mirrorball. Does nothing "
+		"on "
 		"a host with one node (default: auto)"},
 	[OPT_REPLICAS] = {"replicas", "auto|off|SIZE|PERCENT%",
 		"memory for copies of pages that several views read, one for each; so much, or "
-		"percent of --memory: tracks and migrates, too. auto: 25% where memory migrates and "
+		"percent of --memory: tracks and migrates, too. auto: 25% where memory migrates "
+		"and "
 		"each node has a view (default: auto)"},
 	[OPT_PLACEMENT] = {"placement", "auto|nodes=LIST|spread|none",
 		"NUMA nodes of the host for vCPUs and memory. auto: the fewest that hold them, by "
-		"free memory and load, and others when they are overloaded; nodes: these, as 0,2-3; "
+		"free memory and load, and others when they are overloaded; nodes: these, as "
+		"0,2-3; "
 		"spread: all, memory by turns; none: wherever Linux puts them (default: auto)"},
 	[OPT_NAME] = {"name", "NAME",
 		"in messages and for MAC addresses (default: from the first writable disk)"},
 	[HEAD_DEVICES] = {NULL, NULL, "Devices"},
-	[OPT_DISK] = {"disk", "PATH[,ro][,direct=on|off][,serial=S][,queues=N]",
-		"raw disk image or block device; up to 16 times. ro: read-only. direct: bypass the "
+	[OPT_DISK] = {"disk", "PATH[,ro|cow|overlay=FILE][,direct=on|off][,serial=S][,queues=N]",
+		"raw disk image or block device; up to 16 times. ro: read-only. cow: PATH stays as "
+		"it "
+		"is, what the guest changes is gone at the end (cow=DIR|memory: where it is kept "
+		"until "
+		"then). overlay: PATH stays as it is, changes are kept in FILE. direct: bypass the "
 		"host's page cache where possible (default: on). serial: up to 20 characters "
 		"(default: from PATH). queues: 1 to 64 (default: one a vCPU, at most 8). Write a "
 		"comma in PATH twice"},
@@ -417,6 +426,29 @@ static bool must_track(const struct cli_run *run)
 	       config->migrate == MB_MIGRATE_STORM;
 }
 
+/* A file that is written is written by one, and read by nobody else. */
+static bool check_both_disks(
+	const struct mb_disk_config *a, const struct mb_disk_config *b, struct mb_error *err)
+{
+	bool a_writes = !a->readonly && !a->cow && !a->overlay;
+	bool b_writes = !b->readonly && !b->cow && !b->overlay;
+	const char *twice = NULL;
+
+	if (!strcmp(a->path, b->path) && (a_writes || b_writes))
+		twice = a->path;
+	else if (a->overlay &&
+		 (!strcmp(a->overlay, b->path) || (b->overlay && !strcmp(a->overlay, b->overlay))))
+		twice = a->overlay;
+	else if (b->overlay && !strcmp(b->overlay, a->path))
+		twice = b->overlay;
+	if (twice)
+		mb_error_set(err, EINVAL,
+			"--disk %s is given twice; only what is ro, cow or the base of an overlay "
+			"both times can be",
+			twice);
+	return !twice;
+}
+
 /* Options that mean nothing without, or contradict, another one: said instead of ignored. */
 static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 {
@@ -432,17 +464,14 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 			err, EINVAL, "--replicas and --migrate off: the same decides of both");
 	if (must_track(run) && config->track == MB_TRACK_OFF)
 		return mb_error_set(err, EINVAL,
-			"--migrate or --replicas, and --track off: who uses which memory must be known");
+			"--migrate or --replicas, and --track off: who uses which memory must be "
+			"known");
 	if (run->json && !run->dry_run)
 		return mb_error_set(err, EINVAL, "--json: only together with --dry-run");
 	for (unsigned i = 0; i < config->n_disks; i++)
 		for (unsigned j = 0; j < i; j++)
-			if (!strcmp(config->disk[i].path, config->disk[j].path) &&
-				!(config->disk[i].readonly && config->disk[j].readonly))
-				return mb_error_set(err, EINVAL,
-					"--disk %s is given twice; only a disk that is ro both "
-					"times can be",
-					config->disk[i].path);
+			if (!check_both_disks(&config->disk[i], &config->disk[j], err))
+				return -EINVAL;
 	for (unsigned i = 0; i < config->n_nics; i++)
 		for (unsigned j = 0; j < i; j++) {
 			const struct mb_nic_config *a = &config->nic[i], *b = &config->nic[j];
@@ -458,7 +487,7 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 }
 
 /*
- * A disk that is written belongs to one machine of this host (it is locked), so its file name makes
+ * A file that is written belongs to one machine of this host (it is locked), so its file name makes
  * a name that stays the same from run to run and that no second machine has; so do MAC addresses.
  */
 static void default_name(struct cli_run *run)
@@ -466,13 +495,14 @@ static void default_name(struct cli_run *run)
 	struct mb_machine_config *config = &run->config;
 
 	for (unsigned i = 0; i < config->n_disks && !config->name; i++) {
-		const char *base = strrchr(config->disk[i].path, '/');
+		const struct mb_disk_config *disk = &config->disk[i];
+		const char *path = disk->overlay ? disk->overlay : disk->path,
+			   *base = strrchr(path, '/');
 		char *dot;
 
-		if (config->disk[i].readonly)
+		if (disk->readonly || disk->cow)
 			continue;
-		snprintf(
-			run->name, sizeof(run->name), "%s", base ? base + 1 : config->disk[i].path);
+		snprintf(run->name, sizeof(run->name), "%s", base ? base + 1 : path);
 		dot = strrchr(run->name, '.');
 		if (dot && dot != run->name)
 			*dot = '\0';

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run.h"
-#include <mirrorball/json.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <linux/fs.h>
+#include <mirrorball/json.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -134,6 +134,19 @@ static void show_migrated(const struct mb_machine_config *c)
 	printf("%-10s%s\n", "migrated", migrate_texts[shown]);
 }
 
+/* What becomes of what the guest writes. */
+static const char *disk_writes(const struct mb_disk_config *d)
+{
+	if (d->overlay)
+		return "changes kept in";
+	if (!d->cow)
+		return d->readonly ? "read-only" : "writable";
+	if (!d->cow_dir)
+		return "changes gone at the end";
+	return *d->cow_dir ? "changes gone at the end, until then in"
+			   : "changes in memory, gone at the end";
+}
+
 static void show_copied(const struct mb_machine_config *c)
 {
 	char size[32];
@@ -181,8 +194,10 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		cli_format_size(file_bytes(d->path), size, sizeof(size));
 		printf("disk %-5u", i);
 		show_text("", d->path);
-		printf(", %s, %s, %s I/O, %u queue%s%s%s\n", size,
-			d->readonly ? "read-only" : "writable", d->buffered ? "buffered" : "direct",
+		printf(", %s, %s", size, disk_writes(d));
+		if (d->overlay || (d->cow_dir && *d->cow_dir))
+			show_text(" ", d->overlay ? d->overlay : d->cow_dir);
+		printf(", %s I/O, %u queue%s%s%s\n", d->buffered ? "buffered" : "direct",
 			d->n_queues, d->n_queues == 1 ? "" : "s", d->serial ? ", serial " : "",
 			d->serial ? d->serial : "");
 	}
@@ -237,6 +252,9 @@ static json_t *disk_json(const struct mb_disk_config *d, int *rc)
 	mb_json_put(disk, "path", text_or_null(d->path), rc);
 	mb_json_put(disk, "size_bytes", json_integer((json_int_t)file_bytes(d->path)), rc);
 	mb_json_put(disk, "readonly", json_boolean(d->readonly), rc);
+	mb_json_put(disk, "cow", json_boolean(d->cow), rc);
+	mb_json_put(disk, "cow_dir", text_or_null(d->cow_dir), rc);
+	mb_json_put(disk, "overlay", text_or_null(d->overlay), rc);
 	mb_json_put(disk, "direct", json_boolean(!d->buffered), rc);
 	mb_json_put(disk, "serial", text_or_null(d->serial), rc);
 	mb_json_put(disk, "queues", json_integer(d->n_queues), rc);
@@ -252,7 +270,11 @@ static json_t *net_json(const struct mb_nic_config *n, int *rc)
 	for (const char *const *arg = n->passt_args; arg && *arg; arg++)
 		if (json_array_append_new(args, text_or_null(*arg)))
 			*rc = -ENOMEM;
-	mb_json_put(net, "kind", json_string(n->passt ? "passt" : n->tap_name ? "tap" : "tap-fd"), rc);
+	mb_json_put(net, "kind",
+		json_string(n->passt	  ? "passt"
+			    : n->tap_name ? "tap"
+					  : "tap-fd"),
+		rc);
 	mb_json_put(net, "tap", text_or_null(n->tap_name), rc);
 	mb_json_put(net, "tap_fd", n->tap_fd >= 0 ? json_integer(n->tap_fd) : json_null(), rc);
 	mb_json_put(net, "passt_args", args, rc);
@@ -281,7 +303,8 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	mb_json_put(root, "vcpus", json_integer(c->n_vcpus), &rc);
 	mb_json_put(root, "memory_bytes", json_integer((json_int_t)c->memory_bytes), &rc);
 	mb_json_put(root, "memory_overcommit", json_boolean(run->overcommit), &rc);
-	mb_json_put(root, "views", c->n_views ? json_integer(c->n_views) : json_string("auto"), &rc);
+	mb_json_put(
+		root, "views", c->n_views ? json_integer(c->n_views) : json_string("auto"), &rc);
 	mb_json_put(root, "host_views", json_integer(host->n_views), &rc);
 	mb_json_put(root, "track", json_string(track_names[c->track]), &rc);
 	mb_json_put(root, "migrate", json_string(migrate_names[c->migrate]), &rc);

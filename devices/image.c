@@ -139,9 +139,7 @@ static void describe(const struct overlay *o, struct mb_image_info *info)
 	info->is_overlay = true;
 	info->bytes = o->info->bytes;
 	info->cluster_bytes = o->info->cluster_bytes;
-	for (uint64_t i = 0; i < mb_qcow2_n_clusters(o->qcow2); i++)
-		if (o->map[i])
-			info->changed_bytes += o->info->cluster_bytes;
+	info->changed_bytes = o->info->n_changed * o->info->cluster_bytes;
 	info->dirty = o->info->dirty;
 	info->base_state = state_of_base(o);
 	memcpy(info->base, o->base, sizeof(info->base));
@@ -257,8 +255,10 @@ static int copy_all(struct commit *c)
 		uint64_t at = o->map[i] & MB_QCOW2_OFFSET, len;
 
 		k = 1;
-		if (!o->map[i])
+		if (!o->map[i]) {
+			k = mb_qcow2_next_changed(o->qcow2, i + 1) - i;
 			continue;
+		}
 		while (i + k < n && o->map[i + k] && (o->map[i + k] & MB_QCOW2_ZERO) == zero &&
 			(zero || (o->map[i + k] & MB_QCOW2_OFFSET) == at + k * cluster))
 			k++;
@@ -336,9 +336,7 @@ static int start_commit(struct commit *c, const struct mb_qcow2_base *base, stru
 		if (rc)
 			return rc;
 	}
-	for (uint64_t i = 0; i < mb_qcow2_n_clusters(o->qcow2); i++)
-		if (o->map[i])
-			c->total += o->info->cluster_bytes;
+	c->total = o->info->n_changed * o->info->cluster_bytes;
 	c->buf = malloc(COPY_BYTES);
 	return c->buf ? 0 : mb_error_set(err, ENOMEM, "overlay %s: out of memory", o->path);
 }

@@ -96,6 +96,20 @@ void mb_qcow2_give_back(struct mb_qcow2 *qcow2, uint64_t at, uint64_t n)
 
 /* ---- opening ---- */
 
+static uint64_t loaded_bytes(const struct mb_qcow2 *qcow2)
+{
+	return (qcow2->n_clusters / MB_QCOW2_CHUNK_ENTRIES / 64 + 1) * 8;
+}
+
+/* Zeroes that take memory where they are written only. */
+static uint64_t *map_zeroes(uint64_t bytes)
+{
+	void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
 static int map_bits(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
 	uint64_t file = (qcow2->info.file_bytes >> qcow2->bits) + 1;
@@ -103,12 +117,10 @@ static int map_bits(struct mb_qcow2 *qcow2, struct mb_error *err)
 	uint64_t n = file + qcow2->n_clusters + qcow2->n_clusters / 64 + qcow2->n_l1 + 4096;
 
 	qcow2->max_clusters = n & ~63ull;
-	qcow2->used = mmap(NULL, n / 8 + 8, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (qcow2->used == MAP_FAILED) {
-		qcow2->used = NULL;
+	qcow2->used = map_zeroes(n / 8 + 8);
+	qcow2->loaded = map_zeroes(loaded_bytes(qcow2));
+	if (!qcow2->used || !qcow2->loaded)
 		return mb_error_set(err, ENOMEM, "overlay %s: out of memory", qcow2->path);
-	}
 	return 0;
 }
 
@@ -185,6 +197,8 @@ void mb_qcow2_destroy(struct mb_qcow2 *qcow2)
 		return;
 	if (qcow2->used)
 		munmap(qcow2->used, qcow2->max_clusters / 8 + 8);
+	if (qcow2->loaded)
+		munmap(qcow2->loaded, loaded_bytes(qcow2));
 	free(qcow2->header);
 	free(qcow2->l2_at);
 	free(qcow2->block_at);
@@ -223,8 +237,7 @@ static int take_entry(struct mb_qcow2 *qcow2, uint64_t *entry, struct mb_error *
 			qcow2->path, qcow2->path);
 	if (*entry & ~(MB_QCOW2_OFFSET | MB_QCOW2_ALLOCATED | MB_QCOW2_ZERO))
 		return mb_qcow2_damaged(qcow2, err, "reserved bits in a table");
-	if (*entry & MB_QCOW2_ZERO)
-		qcow2->info.n_zero++;
+	qcow2->info.n_changed++;
 	if (!offset) {
 		if (*entry & MB_QCOW2_ALLOCATED)
 			return mb_qcow2_damaged(qcow2, err, "a cluster is where the header is");
@@ -237,7 +250,6 @@ static int take_entry(struct mb_qcow2 *qcow2, uint64_t *entry, struct mb_error *
 			qcow2->path, qcow2->path);
 	if (!mb_qcow2_take(qcow2, offset, 1ull << qcow2->bits))
 		return mb_qcow2_damaged(qcow2, err, "a cluster is not in the file, or used twice");
-	qcow2->info.n_allocated++;
 	return 0;
 }
 
@@ -259,8 +271,9 @@ static bool in_hole(
 	return at + len <= *data_at;
 }
 
-static int load_table(
-	struct mb_qcow2 *qcow2, uint64_t *map, uint64_t n, uint64_t at, struct mb_error *err)
+/* n entries from `first` on, which are at `at` in the file. */
+static int load_table(struct mb_qcow2 *qcow2, uint64_t *map, uint64_t first, uint64_t n, uint64_t at,
+	struct mb_error *err)
 {
 	/* By the host's page, so that what is a hole in the file costs no memory. */
 	uint64_t part[MB_QCOW2_CHUNK_ENTRIES], from = UINT64_MAX, data_at = 0;
@@ -275,17 +288,36 @@ static int load_table(
 		if (rc)
 			return mb_qcow2_failed(qcow2, err, rc, "read a table");
 		for (uint64_t j = 0; j < k; j++) {
-			uint64_t entry = be64toh(part[j]);
+			uint64_t entry = be64toh(part[j]), chunk;
 
 			if (!entry)
 				continue;
 			rc = take_entry(qcow2, &entry, err);
 			if (rc)
 				return rc;
-			map[i + j] = entry;
+			map[first + i + j] = entry;
+			chunk = (first + i + j) / MB_QCOW2_CHUNK_ENTRIES;
+			qcow2->loaded[chunk / 64] |= 1ull << chunk % 64;
 		}
 	}
 	return 0;
+}
+
+uint64_t mb_qcow2_next_changed(const struct mb_qcow2 *qcow2, uint64_t cluster)
+{
+	uint64_t chunk = cluster / MB_QCOW2_CHUNK_ENTRIES, at;
+
+	for (; chunk * MB_QCOW2_CHUNK_ENTRIES < qcow2->n_clusters; chunk++) {
+		if (!(qcow2->loaded[chunk / 64] >> chunk % 64)) {
+			chunk |= 63;
+			continue;
+		}
+		if (!(qcow2->loaded[chunk / 64] >> chunk % 64 & 1))
+			continue;
+		at = chunk * MB_QCOW2_CHUNK_ENTRIES;
+		return at > cluster ? at : cluster;
+	}
+	return qcow2->n_clusters;
 }
 
 int mb_qcow2_load(struct mb_qcow2 *qcow2, uint64_t *map, struct mb_error *err)
@@ -299,7 +331,7 @@ int mb_qcow2_load(struct mb_qcow2 *qcow2, uint64_t *map, struct mb_error *err)
 
 		if (!qcow2->l2_at[i] || in_hole(qcow2, qcow2->l2_at[i], n * 8, &from, &data_at))
 			continue;
-		rc = load_table(qcow2, map + first, k, qcow2->l2_at[i], err);
+		rc = load_table(qcow2, map, first, k, qcow2->l2_at[i], err);
 		if (rc)
 			return rc;
 	}

@@ -20,6 +20,7 @@ struct mb_qcow2 {
 	uint64_t l1_at, n_l1;
 	uint64_t *l2_at; /* of n_l1: 0 where there is no table */
 
+	uint64_t *loaded; /* a bit for each chunk of the map: there are entries */
 	uint64_t *used;		    /* a bit for each cluster of the file: somebody's */
 	uint64_t max_clusters, end; /* that there may be; behind the last one that is used */
 	uint64_t hint;		    /* none below it is free */

@@ -82,6 +82,10 @@ static int add_disk(struct mb_machine *machine, unsigned i, struct mb_error *err
 		.readonly = disk->readonly,
 		.direct = !disk->buffered,
 		.serial = disk->serial,
+		.cow = disk->cow,
+		.cow_dir = disk->cow_dir,
+		.overlay = disk->overlay,
+		.dry = machine->config.dry,
 	};
 
 	if (!n)

@@ -58,10 +58,16 @@ offers() {
 
 offers 'mirrorball ' run ps stat heat numa sim doctor help --version
 offers 'mirrorball d' doctor '!run'
-offers 'mirrorball help ' run ps stat heat numa sim doctor
+offers 'mirrorball help ' run ps stat heat numa sim image doctor
 offers 'mirrorball sim --program ' private phase mixed '!--json'
 offers 'mirrorball sim --machine vm' vmlinuz
 offers 'mirrorball sim --start w' worst '!first'
+offers 'mirrorball image c' create check commit '!info'
+offers 'mirrorball image create --base d' debian.img
+offers 'mirrorball image commit d' debian.img '!--base'
+offers 'mirrorball run --disk debian.img,o' debian.img,overlay=
+# Bash keeps what is before "=".
+offers 'mirrorball run --disk debian.img,overlay=d' debian.img
 offers 'mirrorball doctor --' --json --help
 offers 'mirrorball run ' splash --kernel --cpus
 offers 'mirrorball run --me' --memory --memory-overcommit '!--cpus'
@@ -115,7 +121,7 @@ if mkdir -p "$sockets"; then
 fi
 
 # Every option of --help, and no other.
-for command in run ps stat heat numa sim doctor; do
+for command in run ps stat heat numa sim image doctor; do
 	mapfile -t options < <("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p')
 	[ "${#options[@]}" -ge 3 ] || {
 		echo "FAILED: $command --help shows ${options[*]}"

@@ -185,6 +185,17 @@ START_TEST(disks)
 	ck_assert_int_eq(disk("a,direct=on", copy, &d), 0);
 	ck_assert(!d.buffered);
 	ck_assert_int_eq(disk("a,serial=12345678901234567890", copy, &d), 0);
+	ck_assert(!d.cow && !d.overlay);
+	/* Their base is read through the page cache. */
+	ck_assert_int_eq(disk("a,cow", copy, &d), 0);
+	ck_assert(d.cow && !d.cow_dir && d.buffered && !d.readonly);
+	ck_assert_int_eq(disk("a,cow=/scratch", copy, &d), 0);
+	ck_assert_str_eq(d.cow_dir, "/scratch");
+	ck_assert_int_eq(disk("a,cow=memory,direct=off", copy, &d), 0);
+	ck_assert_str_eq(d.cow_dir, "");
+	ck_assert_int_eq(disk("a,queues=2,overlay=b=c", copy, &d), 0);
+	ck_assert_str_eq(d.overlay, "b=c");
+	ck_assert(!d.cow && d.buffered);
 }
 END_TEST
 
@@ -194,7 +205,9 @@ START_TEST(bad_disks)
 		"a,direct", "a,direct=", "a,direct=yes", "a,direct=on,direct=on",
 		"a,serial=", "a,serial=123456789012345678901", "a,serial=a b",
 		"a,serial=x,serial=y", "a,queues=0", "a,queues=65", "a,queues=2,queues=2",
-		"a,queues=-1", "a,cache=none"};
+		"a,queues=-1", "a,cache=none", "a,cow,cow", "a,cow=", "a,overlay=",
+		"a,overlay=b,overlay=c", "a,ro,cow", "a,cow,overlay=b", "a,ro,overlay=b",
+		"a,cow,direct=on", "a,direct=on,overlay=b", "a,overlay=a"};
 	struct mb_disk_config d;
 	char copy[128];
 

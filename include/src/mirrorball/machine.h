@@ -18,6 +18,10 @@ struct mb_disk_config {
 	const char *path;
 	bool readonly;
 	bool buffered;	    /* no O_DIRECT */
+	/* Changes go elsewhere (blk.h): to the file `overlay`, or with cow to one in cow_dir that is gone at the end. */
+	bool cow;
+	const char *cow_dir;
+	const char *overlay;
 	const char *serial; /* NULL: from the path */
 	unsigned n_queues;  /* 0: one a vCPU, up to 8 */
 };
@@ -83,6 +87,7 @@ struct mb_machine_config {
 	int in_fd, out_fd; /* the console's; -1: none */
 	bool no_reboot;	   /* a reset ends the machine */
 	bool quiet;	   /* no hint about the escape key */
+	bool dry;	   /* only to see whether it can be built: nothing is made or changed */
 	bool no_control;   /* no control socket (mirrorball/control.h), and in no registry
 			      (registry.h) */
 	/*
