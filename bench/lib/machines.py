@@ -4,6 +4,7 @@
 import dataclasses
 
 MIRRORBALL = "mirrorball"
+MIRRORBALL_RAW = "mirrorball, raw"  # through the page cache, as the others read an overlay's base
 QEMU_PC = "qemu pc"
 QEMU_MICROVM = "qemu microvm"
 # Debian's kernels find a second CPU through ACPI only.
@@ -24,6 +25,7 @@ class Guest:
     cpus: int = 1
     queues: int = 1
     disks: list = dataclasses.field(default_factory=list)
+    overlay: str = ""       # what is written to the first disk goes here
     tap: str = ""
     memfd: bool = False     # QEMU: guest memory that can be told from the monitor's own
     sparse: bool = False    # more memory than the host has
@@ -33,6 +35,9 @@ class Guest:
 
 def command(machine, guest, programs):
     """The command line as a list; programs has the paths of "mirrorball" and "qemu"."""
+    if machine == MIRRORBALL_RAW:
+        return [word + (",direct=off" if word.endswith(f"queues={guest.queues}") else "")
+                for word in mirrorball(guest, programs["mirrorball"])]
     if machine == MIRRORBALL:
         return mirrorball(guest, programs["mirrorball"])
     return qemu(machine, guest, programs["qemu"])
@@ -43,8 +48,10 @@ def mirrorball(guest, program):
             "--cpus", str(guest.cpus)]
     if guest.sparse:
         args.append("--memory-overcommit")
-    for path, read_only in guest.disks:
+    for number, (path, read_only) in enumerate(guest.disks):
         path = path.replace(",", ",,")
+        if guest.overlay and not number:
+            path += f",overlay={guest.overlay}"
         args += ["--disk", f"{path}{',ro' if read_only else ''},queues={guest.queues}"]
     if guest.tap:
         args += ["--net", f"tap={guest.tap}"]
@@ -76,7 +83,10 @@ def qemu(machine, guest, program):
         args += ["-object", "iothread,id=io"]
     for number, (path, read_only) in enumerate(guest.disks):
         path = path.replace(",", ",,")
-        args += ["-drive", f"if=none,id=d{number},format=raw,file={path},cache=none,aio=io_uring,"
+        kind = f"format=raw,file={path},cache=none"
+        if guest.overlay and not number:
+            kind = f"format=qcow2,file={guest.overlay},cache=writeback"
+        args += ["-drive", f"if=none,id=d{number},{kind},aio=io_uring,"
                  f"readonly={'on' if read_only else 'off'}",
                  "-device", f"virtio-blk-{bus},drive=d{number},num-queues={guest.queues}"
                  f"{',iothread=io' if machine == QEMU_IOTHREAD else ''}"]

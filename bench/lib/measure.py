@@ -16,10 +16,12 @@ import boot
 import machines
 import memory
 import net
+import overlay
 import session
 import start
 
-BENCHMARKS = {"start": start, "boot": boot, "memory": memory, "blk": blk, "net": net}
+BENCHMARKS = {"start": start, "boot": boot, "memory": memory, "blk": blk, "overlay": overlay,
+              "net": net}
 MAX_LOST = 3    # machines in a row that did not boot
 
 

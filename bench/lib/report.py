@@ -9,12 +9,13 @@ OURS = machines.MIRRORBALL
 # More is better; of all others, less.
 MORE = {"requests/s", "throughput"}
 # Where only the machines named here are peers of ours: the others are told for information.
-PEERS = {"net": (machines.QEMU_PC,)}
+PEERS = {"overlay": (machines.QEMU_PC, machines.QEMU_IOTHREAD), "net": (machines.QEMU_PC,)}
 TITLES = {
     "start": "Start: execve to the first KVM_RUN",
     "boot": "Boot: start to the guest's init, Debian's 6.1 kernel, quiet serial console, 512 MiB",
     "memory": "Memory: resident in the idle monitor beyond guest RAM",
     "blk": "Disk: virtio-blk, O_DIRECT and io_uring on the same file",
+    "overlay": "Disk with an overlay (qcow2) of a base that is in the page cache",
     "net": "Network: virtio-net on a tap, TCP (iperf3)",
 }
 
@@ -163,8 +164,15 @@ def judge_io(bench, metric, speed):
     return judge
 
 
+def judge_overlay(summary, lab):
+    return [verdict(f"{case}: no slower than the faster QEMU", f"{ratio:.2f}×", ratio >= 1)
+            for case in summary.cases("overlay", "requests/s")
+            for ratio in [summary.ratio("overlay", case, "requests/s")] if ratio]
+
+
 JUDGES = {"start": judge_start, "boot": judge_boot, "memory": judge_memory,
           "blk": judge_io("blk", "exits/request", "requests/s"),
+          "overlay": judge_overlay,
           "net": judge_io("net", "exits/MB", "throughput")}
 
 

@@ -4,7 +4,7 @@
  * and obeys the lines that come from there, until "quit":
  *
  *   info                                     how many CPUs, what the disks' queues are like
- *   blk DEVICE rand|seq BLOCK DEPTH COUNT    read blocks with O_DIRECT, DEPTH at a time
+ *   blk DEVICE rand|seq BLOCK DEPTH COUNT [read|write]    blocks with O_DIRECT, DEPTH at a time
  *   net ADDRESS ROOT-DEVICE                  give eth0 an address, start iperf3 from that root
  *   quit                                     power off
  *
@@ -129,12 +129,12 @@ static void info(void)
 	say("BENCH-DONE", "cpus=%ld clocksource=%s%s", sysconf(_SC_NPROCESSORS_ONLN), text, all);
 }
 
-/* ---- reading a disk ---- */
+/* ---- a disk ---- */
 
 struct reader {
 	int fd;
 	aio_context_t aio;
-	bool random;
+	bool random, write;
 	uint64_t n_blocks, next, seed;
 	uint32_t block;
 	unsigned depth;
@@ -154,7 +154,8 @@ static void prepare(struct reader *r, unsigned slot)
 {
 	uint64_t at = (r->random ? next_random(r) : r->next++) % r->n_blocks;
 
-	r->iocb[slot] = (struct iocb){.aio_data = slot, .aio_lio_opcode = IOCB_CMD_PREAD,
+	r->iocb[slot] = (struct iocb){.aio_data = slot, 
+		.aio_lio_opcode = r->write ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD,
 		.aio_fildes = (uint32_t)r->fd, .aio_buf = (uintptr_t)(r->memory + (size_t)slot * r->block),
 		.aio_nbytes = r->block, .aio_offset = (int64_t)(at * r->block)};
 }
@@ -201,9 +202,9 @@ static int read_all(struct reader *r, unsigned long count)
 }
 
 static void blk(const char *device, const char *order, uint32_t block, unsigned depth,
-	unsigned long count)
+	unsigned long count, bool write)
 {
-	struct reader r = {.random = !strcmp(order, "rand"), .block = block, .depth = depth,
+	struct reader r = {.random = !strcmp(order, "rand"), .write = write, .block = block, .depth = depth,
 		.seed = 0x9e3779b97f4a7c15u};
 	uint64_t bytes = 0;
 	int64_t begin;
@@ -213,14 +214,14 @@ static void blk(const char *device, const char *order, uint32_t block, unsigned 
 		failed("blk");
 		return;
 	}
-	r.fd = open(device, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	r.fd = open(device, (write ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
 	if (r.fd < 0 || ioctl(r.fd, BLKGETSIZE64, &bytes) || bytes < block ||
 		posix_memalign((void **)&r.memory, 4096, (size_t)block * depth) ||
 		syscall(SYS_io_setup, depth, &r.aio)) {
 		failed(device);
 	} else {
 		/* Its pages are there before the clock starts. */
-		memset(r.memory, 0, (size_t)block * depth);
+		memset(r.memory, 1, (size_t)block * depth);
 		r.n_blocks = bytes / block;
 		begin = now_ns();
 		if (read_all(&r, count))
@@ -299,7 +300,7 @@ static void net(const char *address, const char *root)
 
 int main(void)
 {
-	char line[256], a[128], b[128];
+	char line[256], a[128], b[128], how[8];
 	unsigned long count;
 	unsigned depth;
 	uint32_t block;
@@ -311,13 +312,13 @@ int main(void)
 	raw_console();
 	load_modules();
 	say("BENCH-READY", "pid=%d", (int)getpid());
-	while (fgets(line, sizeof(line), stdin)) {
+	while (*how = 0, fgets(line, sizeof(line), stdin)) {
 		if (!strncmp(line, "quit", 4))
 			break;
 		if (!strncmp(line, "info", 4))
 			info();
-		else if (sscanf(line, "blk %127s %127s %u %u %lu", a, b, &block, &depth, &count) == 5)
-			blk(a, b, block, depth, count);
+		else if (sscanf(line, "blk %127s %127s %u %u %lu %7s", a, b, &block, &depth, &count, how) >= 5)
+			blk(a, b, block, depth, count, !strcmp(how, "write"));
 		else if (sscanf(line, "net %127s %127s", a, b) == 2)
 			net(a, b);
 		else
