@@ -87,12 +87,21 @@ static const char *op_name(const struct mb_blk_req *req)
 	}
 }
 
+void mb_blk_sync_failed(struct mb_blk_req *req)
+{
+	struct mb_blk *blk = req->q->blk;
+
+	__atomic_store_n(&blk->flush_failed, true, __ATOMIC_RELAXED);
+	if (blk->cow)
+		mb_cow_flush_cancel(blk->cow, &req->flush, true);
+}
+
 static void fail(struct mb_blk_req *req, int err)
 {
 	struct mb_blk *blk = req->q->blk;
 
 	if (req->op == MB_BLK_FSYNC)
-		__atomic_store_n(&blk->flush_failed, true, __ATOMIC_RELAXED);
+		mb_blk_sync_failed(req);
 	mb_log_guest(&blk->rl, LOG_DISK, blk->name, op_name(req), req->left, req->offset,
 		strerror(err),
 		err == ENOSPC ? " (make room there; what the guest was told is written stays)"
@@ -114,6 +123,7 @@ void mb_blk_done(struct mb_blk_req *req, int err)
 	}
 	if (req->sync_after) {
 		req->sync_after = false;
+		__atomic_store_n(&req->q->blk->sync_owed, false, __ATOMIC_RELAXED);
 		req->op = MB_BLK_FSYNC;
 		mb_blk_issue(req);
 		return;
@@ -283,11 +293,11 @@ static void start(struct mb_blk_queue *q, struct mb_chain *chain)
 		/* With a delta a write is durable when its entry is. */
 		req->dsync = !blk->cow;
 		req->sync_after = blk->cow && changes(req->type);
-		/* Set once when write-back ends: whoever comes next makes the earlier writes
-		 * durable too. */
-		if (__atomic_load_n(&blk->sync_owed, __ATOMIC_RELAXED) && !blk->readonly)
-			req->sync_after |=
-				__atomic_exchange_n(&blk->sync_owed, false, __ATOMIC_RELAXED);
+		/* Set once when write-back ends: whoever comes next, and to its end, makes the
+		 * earlier writes durable too. */
+		if ((changes(req->type) || req->type == VIRTIO_BLK_T_IN) && !blk->readonly &&
+			__atomic_load_n(&blk->sync_owed, __ATOMIC_RELAXED))
+			req->sync_after = true;
 	}
 	switch (req->type) {
 	case VIRTIO_BLK_T_IN:
@@ -336,8 +346,11 @@ static int queue_start(void *dev, struct mb_virtq *vq, uint64_t features)
 		.ctx = q,
 	};
 	rc = mb_loop_add(blk->loops[index], &q->watch);
-	if (!rc && blk->cow)
-		rc = mb_loop_add(blk->loops[index], &q->wake_watch);
+	if (rc || !blk->cow)
+		return rc;
+	rc = mb_loop_add(blk->loops[index], &q->wake_watch);
+	if (rc)
+		mb_loop_remove(blk->loops[index], &q->watch);
 	return rc;
 }
 

@@ -252,11 +252,8 @@ void mb_blk_cow_drop(struct mb_blk_req *req)
 
 static void failed(struct mb_blk_req *req, int err)
 {
-	if (req->op == MB_BLK_FSYNC) {
-		mb_cow_flush_cancel(req->q->blk->cow, &req->flush, true);
-	} else if (req->claim.n) {
+	if (req->claim.n)
 		mb_cow_settle(req->q->blk->cow, &req->claim, 0);
-	}
 	mb_blk_done(req, err);
 }
 

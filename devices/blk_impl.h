@@ -186,6 +186,9 @@ void mb_blk_cow_drain(struct mb_blk_queue *q);
 
 /* ---- blk.c; called from blk_io.c ---- */
 
+/* What the guest was told is written may be lost: no flush is good until the machine is reset. */
+void mb_blk_sync_failed(struct mb_blk_req *req);
+
 /* The data, range or sync of the request is done (err 0) or failed (a positive errno). */
 void mb_blk_done(struct mb_blk_req *req, int err);
 

@@ -457,6 +457,9 @@ static void fallocate_completed(struct mb_blk_req *req, int res)
 static void completed(struct mb_blk_req *req, int res)
 {
 	if (req->q->stopping) {
+		/* The kernel says it only once. */
+		if (req->op == MB_BLK_FSYNC && res < 0)
+			mb_blk_sync_failed(req);
 		mb_blk_req_put(req);
 		return;
 	}

@@ -106,13 +106,13 @@ void mb_cow_wake(struct mb_cow *cow)
 
 		cow->waiting = waiter->next;
 		waiter->next = NULL;
-		if (!queue->woken)
+		if (!queue->woken) {
 			queue->woken_last = &queue->woken;
+			/* Cannot fail: nobody counts up to 2^64. */
+			(void)!write(queue->wake_fd, &one, sizeof(one));
+		}
 		*queue->woken_last = waiter;
 		queue->woken_last = &waiter->next;
-		/* Cannot fail: nobody counts up to 2^64. */
-		if (write(queue->wake_fd, &one, sizeof(one)) < 0)
-			continue;
 	}
 	cow->waiting_last = &cow->waiting;
 }
@@ -162,7 +162,11 @@ static int begin(struct mb_cow *cow)
 
 	if (cow->begun || !cow->qcow2)
 		return 0;
+	/* Tables must not be named that may not be there. */
+	if (cow->failed)
+		return -EIO;
 	rc = mb_qcow2_begin(cow->qcow2, &err);
+	cow->failed |= mb_qcow2_info(cow->qcow2)->sync_failed;
 	if (rc) {
 		mb_log("%s", err.text);
 		return rc;
@@ -248,7 +252,7 @@ static int claim_fresh(
 	struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_cow_claim *claim)
 {
 	uint64_t first = offset >> cow->bits, entry = cow->map[first], n = 1,
-		 whole = cluster_len(cow, first);
+		 whole = 1ull << cow->bits;
 	uint64_t skip = offset % (1ull << cow->bits);
 	int rc = begin(cow);
 
@@ -265,8 +269,7 @@ static int claim_fresh(
 						    : whole;
 	} else {
 		/* Those that the write covers. */
-		n = offset + len == cow->bytes ? cow->n_clusters - first : len >> cow->bits;
-		n = count_fresh(cow, first, n);
+		n = count_fresh(cow, first, len >> cow->bits);
 		claim->step = MB_COW_WRITE;
 	}
 	rc = reserve_entries(cow, first, n);
@@ -281,7 +284,7 @@ static int claim_fresh(
 			return -ENOSPC;
 	}
 	if (claim->step == MB_COW_WRITE)
-		claim->bytes = n << cow->bits < len ? n << cow->bits : len;
+		claim->bytes = n << cow->bits;
 	claim_clusters(cow, claim, first, n);
 	return 0;
 }
@@ -519,9 +522,10 @@ static void finish_overlay(struct mb_cow *cow)
 	struct mb_cow_flush flush = {0};
 	struct mb_cow_waiter nobody = {0};
 	struct mb_error err;
-	int rc;
+	int rc = 0;
 
-	while ((rc = mb_cow_flush(cow, &flush, &nobody)) == MB_COW_FLUSH_SYNC) {
+	/* Not what came after a sync that failed: entries could name what never got there. */
+	while (!cow->failed && (rc = mb_cow_flush(cow, &flush, &nobody)) == MB_COW_FLUSH_SYNC) {
 		if (fdatasync(cow->fd)) {
 			rc = -errno;
 			mb_cow_flush_cancel(cow, &flush, true);

@@ -99,8 +99,8 @@ struct mb_cow_claim {
 	enum mb_cow_step step;
 	uint64_t at;	/* in the delta */
 	uint64_t bytes; /* of the request that this is for */
-	/* FILL: the cluster starts at `cluster_at` of the disk and of it cluster_bytes are on the
-	 * disk. */
+	/* FILL: the cluster starts at `cluster_at` of the disk; of the last one a part is behind
+	 * its end. */
 	uint64_t cluster_at, cluster_bytes;
 	uint64_t base_bytes; /* of these, at its start, are to be read from the base; the others are
 				zero */
@@ -153,8 +153,10 @@ enum mb_cow_flush_step {
  * at a time; all that come meanwhile share the next. A step or -errno: it has failed, and is over.
  */
 int mb_cow_flush(struct mb_cow *cow, struct mb_cow_flush *flush, struct mb_cow_waiter *waiter);
-/* It is given up after MB_COW_FLUSH_SYNC: that failed, or the device is reset. Entries are for the
- * next one. */
+/*
+ * It is given up after MB_COW_FLUSH_SYNC: the device is reset, or that failed. Then what was to be
+ * durable may be lost: every flush is -EIO from then on, and the overlay keeps what it had.
+ */
 void mb_cow_flush_cancel(struct mb_cow *cow, struct mb_cow_flush *flush, bool failed);
 
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blk_impl.h"
 #include "cow_impl.h"
+#include "file_io.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -128,23 +129,104 @@ int mb_overlay_name_base(
 	return 0;
 }
 
-int mb_overlay_create(const char *path, const char *base_path, uint64_t bytes,
-	const struct mb_qcow2_base *base, int *fd, struct mb_error *err)
+/* Names, too, are to be there after a power failure; where that cannot be had, the file system is
+ * no better than that. */
+static void sync_directory(const char *path)
 {
-	char name[PATH_MAX];
-	int rc = mb_overlay_name_base(path, base_path, name, err);
+	const char *slash = strrchr(path, '/');
+	char dir[PATH_MAX];
+	int fd;
 
+	snprintf(dir, sizeof(dir), "%.*s", slash ? (int)(slash + 1 - path) : 1, slash ? path : ".");
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	fsync(fd);
+	close(fd);
+}
+
+/* A file beside path, of a name that nobody has. */
+static int open_beside(const char *path, char *name, int *fd, struct mb_error *err)
+{
+	for (unsigned i = 0; i < 100; i++) {
+		if (snprintf(name, PATH_MAX, "%s.new-%d-%u", path, getpid(), i) >= PATH_MAX)
+			return mb_error_set(
+				err, ENAMETOOLONG, "overlay %s: its name is too long", path);
+		*fd = open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+		if (*fd >= 0)
+			return 0;
+		if (errno != EEXIST)
+			break;
+	}
+	return mb_error_set(err, errno, "overlay %s: cannot be made: %s", path, strerror(errno));
+}
+
+static int give_name(const char *name, const char *path, bool replace)
+{
+	if (replace)
+		return rename(name, path);
+	if (!renameat2(AT_FDCWD, name, AT_FDCWD, path, RENAME_NOREPLACE))
+		return 0;
+	if (errno != EINVAL && errno != ENOSYS)
+		return -1;
+	/* A file system that cannot do it in one step. */
+	return link(name, path) || unlink(name);
+}
+
+int mb_overlay_create(const char *path, const char *base_path, uint64_t bytes,
+	const struct mb_qcow2_base *base, bool replace, int *fd, struct mb_error *err)
+{
+	char base_name[PATH_MAX], name[PATH_MAX];
+	int rc = mb_overlay_name_base(path, base_path, base_name, err);
+
+	if (!rc && !replace && !access(path, F_OK))
+		rc = mb_error_set(
+			err, EEXIST, "overlay %s: cannot be made: %s", path, strerror(EEXIST));
+	/* It has its name when it is whole: who finds it finds an overlay, whatever happens before.
+	 */
+	if (!rc)
+		rc = open_beside(path, name, fd, err);
 	if (rc)
 		return rc;
-	*fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-	if (*fd < 0)
-		return mb_error_set(
-			err, errno, "overlay %s: cannot be made: %s", path, strerror(errno));
 	rc = mb_blk_lock(*fd, path, false, err);
 	if (!rc)
-		rc = mb_qcow2_create(*fd, path, bytes, name, base, err);
+		rc = mb_qcow2_create(*fd, path, bytes, base_name, base, err);
+	if (!rc && give_name(name, path, replace))
+		rc = mb_error_set(
+			err, errno, "overlay %s: cannot be made: %s", path, strerror(errno));
 	if (rc) {
-		unlink(path);
+		unlink(name);
+		close(*fd);
+		*fd = -1;
+		return rc;
+	}
+	sync_directory(path);
+	return 0;
+}
+
+static int open_once(const char *path, bool readonly, int *fd, bool *stale, struct mb_error *err)
+{
+	struct stat st, now;
+	int rc;
+
+	*fd = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+	if (*fd < 0 && errno == ENOENT)
+		return mb_error_set(err, ENOENT,
+			"overlay %s: no such file; make one with: mirrorball image create --base "
+			"BASE %s",
+			path, path);
+	if (*fd < 0)
+		return mb_blk_explain_open(path, readonly, errno, err);
+	if (fstat(*fd, &st) || !S_ISREG(st.st_mode))
+		rc = mb_error_set(err, EINVAL, "overlay %s: is no regular file", path);
+	else
+		rc = mb_blk_lock(*fd, path, readonly, err);
+	/* O_NONBLOCK was for pipes; io_uring must not see it. */
+	if (!rc && fcntl(*fd, F_SETFL, readonly ? O_RDONLY : O_RDWR))
+		rc = mb_error_set(err, errno, "overlay %s: %s", path, strerror(errno));
+	/* A commit may have put another one in its place before we had the lock. */
+	*stale = !rc && (stat(path, &now) || now.st_dev != st.st_dev || now.st_ino != st.st_ino);
+	if (rc || *stale) {
 		close(*fd);
 		*fd = -1;
 	}
@@ -153,38 +235,36 @@ int mb_overlay_create(const char *path, const char *base_path, uint64_t bytes,
 
 int mb_overlay_open(const char *path, bool readonly, int *fd, struct mb_error *err)
 {
-	struct stat st;
-	int rc;
+	bool stale = true;
 
-	*fd = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
-	if (*fd < 0)
-		return errno == ENOENT ? mb_error_set(err, ENOENT,
-						 "overlay %s: no such file; make one with: "
-						 "mirrorball image create "
-						 "--base BASE %s",
-						 path, path)
-				       : mb_blk_explain_open(path, readonly, errno, err);
-	if (fstat(*fd, &st) || !S_ISREG(st.st_mode))
-		rc = mb_error_set(err, EINVAL, "overlay %s: is no regular file", path);
-	else
-		rc = mb_blk_lock(*fd, path, readonly, err);
-	/* O_NONBLOCK was for pipes; io_uring must not see it. */
-	if (!rc && fcntl(*fd, F_SETFL, readonly ? O_RDONLY : O_RDWR))
-		rc = mb_error_set(err, errno, "overlay %s: %s", path, strerror(errno));
-	if (rc) {
-		close(*fd);
-		*fd = -1;
+	for (unsigned i = 0; i < 10 && stale; i++) {
+		int rc = open_once(path, readonly, fd, &stale, err);
+
+		if (rc)
+			return rc;
 	}
-	return rc;
+	return stale ? mb_error_set(
+			       err, EBUSY, "overlay %s: is replaced all the time; try again", path)
+		     : 0;
 }
 
-int mb_overlay_check_base(const char *path, const char *base_path, const struct mb_qcow2_info *info,
-	const struct mb_qcow2_base *base, struct mb_error *err)
+int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,
+	const struct mb_qcow2_info *info, const struct mb_qcow2_base *base, struct mb_error *err)
 {
+	char magic[4] = "";
+
 	if (*info->base_format && strcmp(info->base_format, "raw"))
 		return mb_error_set(err, EINVAL,
 			"overlay %s: its base is of the format %s; only raw ones are possible here",
 			path, info->base_format);
+	/* Made by others, who would look what the base is. */
+	if (!*info->base_format && !mb_file_read(base_fd, magic, 4, 0) &&
+		!memcmp(magic, "QFI\xfb", 4))
+		return mb_error_set(err, EINVAL,
+			"overlay %s: does not say of what format its base %s is, and that is "
+			"qcow2; only raw ones "
+			"are possible here",
+			path, base_path);
 	if (!*info->base_name)
 		return mb_error_set(
 			err, EINVAL, "overlay %s: is a disk of its own, without a base", path);
@@ -223,7 +303,8 @@ static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
 	if (access(path, F_OK) && errno == ENOENT) {
 		if (config->dry)
 			return open_volatile(cow, config, err);
-		rc = mb_overlay_create(path, cow->base_path, cow->base_bytes, base, &cow->fd, err);
+		rc = mb_overlay_create(
+			path, cow->base_path, cow->base_bytes, base, false, &cow->fd, err);
 	} else {
 		rc = mb_overlay_open(path, false, &cow->fd, err);
 	}
@@ -234,7 +315,7 @@ static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
 	info = mb_qcow2_info(cow->qcow2);
 	cow->bytes = info->bytes;
 	cow->bits = (unsigned)__builtin_ctz(info->cluster_bytes);
-	return mb_overlay_check_base(path, cow->base_path, info, base, err);
+	return mb_overlay_check_base(path, cow->base_path, cow->base_fd, info, base, err);
 }
 
 int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, struct mb_error *err)

@@ -74,6 +74,8 @@ static int start(struct mb_cow *cow, struct mb_cow_flush *flush, struct mb_cow_w
 	/* Waited for one that began after it came, and that was good. */
 	if (flush->needs && cow->n_flushes_good >= flush->needs)
 		return MB_COW_FLUSH_DONE;
+	if (cow->failed)
+		return -EIO;
 	if (cow->flushing) {
 		if (!flush->needs)
 			flush->needs = cow->n_flushes_begun + 1;
@@ -90,7 +92,7 @@ static int start(struct mb_cow *cow, struct mb_cow_flush *flush, struct mb_cow_w
 
 int mb_cow_flush(struct mb_cow *cow, struct mb_cow_flush *flush, struct mb_cow_waiter *waiter)
 {
-	int rc;
+	int rc = 0;
 
 	if (!cow->qcow2)
 		return MB_COW_FLUSH_DONE;
@@ -100,12 +102,16 @@ int mb_cow_flush(struct mb_cow *cow, struct mb_cow_flush *flush, struct mb_cow_w
 		pthread_mutex_unlock(&cow->lock);
 		return rc;
 	}
-	/* The batch is whose flush is in progress: no lock for the I/O. */
-	pthread_mutex_unlock(&cow->lock);
-	rc = write_batch(cow);
-	pthread_mutex_lock(&cow->lock);
+	/* Another sync may have failed meanwhile, and ours knew nothing of it. */
+	if (!cow->failed) {
+		/* The batch is whose flush is in progress: no lock for the I/O. */
+		pthread_mutex_unlock(&cow->lock);
+		rc = write_batch(cow);
+		pthread_mutex_lock(&cow->lock);
+	}
+	if (!rc && cow->failed)
+		rc = -EIO;
 	if (rc) {
-		cow->failed = true;
 		give_up(cow, flush);
 	} else if (!flush->last) {
 		take_batch(cow, flush);
@@ -122,8 +128,9 @@ int mb_cow_flush(struct mb_cow *cow, struct mb_cow_flush *flush, struct mb_cow_w
 void mb_cow_flush_cancel(struct mb_cow *cow, struct mb_cow_flush *flush, bool failed)
 {
 	pthread_mutex_lock(&cow->lock);
-	cow->failed |= failed;
-	if (flush->runs)
+	if (flush->runs) {
+		cow->failed |= failed;
 		give_up(cow, flush);
+	}
 	pthread_mutex_unlock(&cow->lock);
 }

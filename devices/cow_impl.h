@@ -58,15 +58,19 @@ int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
  */
 int mb_overlay_name_base(
 	const char *overlay_path, const char *base_path, char *name, struct mb_error *err);
-/* *fd: a new overlay's file, locked; unlinked on failure. */
+/*
+ * *fd: a new overlay's file, locked. It has its name when it is whole, and durable; replace: that
+ * may be another one's until then
+ * (-EEXIST otherwise).
+ */
 int mb_overlay_create(const char *path, const char *base_path, uint64_t bytes,
-	const struct mb_qcow2_base *base, int *fd, struct mb_error *err);
+	const struct mb_qcow2_base *base, bool replace, int *fd, struct mb_error *err);
 /* *fd: an overlay's file, locked, for one writer or several readers. */
 int mb_overlay_open(const char *path, bool readonly, int *fd, struct mb_error *err);
 /* Whether the overlay is one of that base, as it is: -ESTALE if it was changed, -EINVAL otherwise.
  */
-int mb_overlay_check_base(const char *path, const char *base_path, const struct mb_qcow2_info *info,
-	const struct mb_qcow2_base *base, struct mb_error *err);
+int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,
+	const struct mb_qcow2_info *info, const struct mb_qcow2_base *base, struct mb_error *err);
 
 int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, struct mb_error *err);
 

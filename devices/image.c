@@ -105,7 +105,7 @@ int mb_image_create(const char *path, const char *base_path, uint64_t bytes, str
 			"overlay %s: %" PRIu64 " bytes are not a multiple of 512", path, bytes);
 	else
 		rc = mb_overlay_create(
-			path, base_path, bytes ? bytes : base.bytes, &base, &fd, err);
+			path, base_path, bytes ? bytes : base.bytes, &base, false, &fd, err);
 	if (!rc)
 		close(fd);
 	mb_blk_file_close(&file);
@@ -270,31 +270,26 @@ static int copy_all(struct commit *c)
 	return rc;
 }
 
-/* An empty overlay takes the place of the one that is in the base now. */
+/* An empty overlay takes the place of the one that is in the base now; of the file, not of a link
+ * to it. */
 static int replace(const struct overlay *o, const struct mb_qcow2_base *base, struct mb_error *err)
 {
 	char path[PATH_MAX];
 	struct stat st;
 	int fd, rc;
 
-	if (snprintf(path, sizeof(path), "%s.new", o->path) >= (int)sizeof(path))
-		return mb_error_set(err, ENAMETOOLONG, "overlay %s: its name is too long", o->path);
-	unlink(path);
-	rc = mb_overlay_create(path, o->base, o->info->bytes, base, &fd, err);
+	if (!realpath(o->path, path))
+		return mb_error_set(err, errno, "overlay %s: %s", o->path, strerror(errno));
+	rc = mb_overlay_create(path, o->base, o->info->bytes, base, true, &fd, err);
 	if (rc)
 		return rc;
 	/* Whose it was, as far as we may. */
 	if (!fstat(o->fd, &st)) {
-		(void)!fchmod(fd, st.st_mode & 07777);
 		(void)!fchown(fd, st.st_uid, st.st_gid);
-	}
-	if (rename(path, o->path)) {
-		rc = mb_error_set(err, errno, "overlay %s: cannot be replaced by an empty one: %s",
-			o->path, strerror(errno));
-		unlink(path);
+		(void)!fchmod(fd, st.st_mode & 07777);
 	}
 	close(fd);
-	return rc;
+	return 0;
 }
 
 static int commit(struct commit *c, struct mb_qcow2_base *base, struct mb_error *err)
@@ -328,7 +323,7 @@ static int start_commit(struct commit *c, const struct mb_qcow2_base *base, stru
 
 	/* Interrupted, the base is neither what it was nor what it will be. */
 	if (!o->info->base.committing) {
-		rc = mb_overlay_check_base(o->path, o->base, o->info, base, err);
+		rc = mb_overlay_check_base(o->path, o->base, c->base.fd, o->info, base, err);
 		if (rc)
 			return rc;
 		marked.committing = true;
@@ -382,7 +377,7 @@ int mb_image_rebase(const char *path, const char *base_path, struct mb_error *er
 	if (!rc) {
 		rc = mb_overlay_name_base(path, base_path, name, err);
 		if (!rc && o.info->base.committing)
-			rc = mb_overlay_check_base(path, base_path, o.info, &base, err);
+			rc = mb_overlay_check_base(path, base_path, file.fd, o.info, &base, err);
 		if (!rc && o.info->bytes < base.bytes)
 			rc = mb_error_set(err, EINVAL,
 				"overlay %s: its disk has %" PRIu64 " bytes, and %s %" PRIu64

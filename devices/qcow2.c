@@ -15,9 +15,8 @@
  * An overlay's file as its owner sees it: opening, the map, allocation. What it says of itself is
  * read and written by qcow2_header.c, its reference counts by qcow2_counts.c.
  */
-#define L1_MAX_BYTES	(32u << 20) /* QEMU takes no larger one */
-#define L1_GOOD_BYTES	(1u << 20)
-#define TABLE_MAX_BYTES (8u << 20)
+#define L1_MAX_BYTES  (32u << 20) /* QEMU takes no larger one */
+#define L1_GOOD_BYTES (1u << 20)
 
 int mb_qcow2_damaged(const struct mb_qcow2 *qcow2, struct mb_error *err, const char *what)
 {
@@ -30,6 +29,14 @@ int mb_qcow2_failed(const struct mb_qcow2 *qcow2, struct mb_error *err, int rc, 
 {
 	return mb_error_set(
 		err, -rc, "overlay %s: cannot %s: %s", qcow2->path, what, strerror(-rc));
+}
+
+int mb_qcow2_sync(struct mb_qcow2 *qcow2)
+{
+	if (!fdatasync(qcow2->fd))
+		return 0;
+	qcow2->info.sync_failed = true;
+	return -errno;
 }
 
 /* ---- which clusters of the file are somebody's ---- */
@@ -90,7 +97,9 @@ void mb_qcow2_give_back(struct mb_qcow2 *qcow2, uint64_t at, uint64_t n)
 
 	for (uint64_t i = first; i < first + n; i++)
 		qcow2->used[i / 64] &= ~(1ull << i % 64);
-	if (n && qcow2->hint > first)
+	/* Others are found when the file is opened again: to look for them at each allocation would
+	 * take long. */
+	if (qcow2->hint == first + n)
 		qcow2->hint = first;
 }
 
@@ -107,15 +116,23 @@ static uint64_t *map_zeroes(uint64_t bytes)
 	void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	return map == MAP_FAILED ? NULL : map;
+	if (map == MAP_FAILED)
+		return NULL;
+	madvise(map, bytes, MADV_NOHUGEPAGE);
+	return map;
 }
 
 static int map_bits(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
 	uint64_t file = (qcow2->info.file_bytes >> qcow2->bits) + 1;
 	/* All of the disk, tables, counts, and a little. */
-	uint64_t n = file + qcow2->n_clusters + qcow2->n_clusters / 64 + qcow2->n_l1 + 4096;
+	uint64_t most = qcow2->n_clusters + qcow2->n_clusters / 64 + qcow2->n_l1 + 4096;
+	uint64_t n = file + most;
 
+	/* What is lost in crashes and found again may be a part of that; what is more is memory
+	 * that somebody wants us to take. */
+	if (file > 2 * most)
+		return mb_qcow2_damaged(qcow2, err, "the file is much larger than its disk");
 	qcow2->max_clusters = n & ~63ull;
 	qcow2->used = map_zeroes(n / 8 + 8);
 	qcow2->loaded = map_zeroes(loaded_bytes(qcow2));
@@ -170,8 +187,8 @@ int mb_qcow2_open(struct mb_qcow2 **out, int fd, const char *path, struct mb_err
 			   qcow2->n_l1 < mb_qcow2_n_l2(qcow2)))
 		rc = mb_qcow2_damaged(
 			qcow2, err, "the size of its first table does not fit the disk's");
-	if (!rc && (!qcow2->n_table_clusters ||
-			   (uint64_t)qcow2->n_table_clusters << qcow2->bits > TABLE_MAX_BYTES))
+	if (!rc && (!qcow2->n_table_clusters || (uint64_t)qcow2->n_table_clusters << qcow2->bits >
+							MB_QCOW2_TABLE_MAX_BYTES))
 		rc = mb_qcow2_damaged(qcow2, err, "the size of its table of reference counts");
 	if (!rc)
 		rc = map_bits(qcow2, err);
@@ -237,7 +254,6 @@ static int take_entry(struct mb_qcow2 *qcow2, uint64_t *entry, struct mb_error *
 			qcow2->path, qcow2->path);
 	if (*entry & ~(MB_QCOW2_OFFSET | MB_QCOW2_ALLOCATED | MB_QCOW2_ZERO))
 		return mb_qcow2_damaged(qcow2, err, "reserved bits in a table");
-	qcow2->info.n_changed++;
 	if (!offset) {
 		if (*entry & MB_QCOW2_ALLOCATED)
 			return mb_qcow2_damaged(qcow2, err, "a cluster is where the header is");
@@ -271,32 +287,37 @@ static bool in_hole(
 	return at + len <= *data_at;
 }
 
-/* n entries from `first` on, which are at `at` in the file. */
-static int load_table(struct mb_qcow2 *qcow2, uint64_t *map, uint64_t first, uint64_t n, uint64_t at,
-	struct mb_error *err)
+/* The entries of a table, which is at `at` in the file; its first one is for cluster `first` of the
+ * disk. */
+static int load_table(
+	struct mb_qcow2 *qcow2, uint64_t *map, uint64_t first, uint64_t at, struct mb_error *err)
 {
 	/* By the host's page, so that what is a hole in the file costs no memory. */
-	uint64_t part[MB_QCOW2_CHUNK_ENTRIES], from = UINT64_MAX, data_at = 0;
+	uint64_t part[MB_QCOW2_CHUNK_ENTRIES], n = 1ull << (qcow2->bits - 3);
+	uint64_t from = UINT64_MAX, data_at = 0;
 
 	for (uint64_t i = 0; i < n; i += MB_QCOW2_CHUNK_ENTRIES) {
-		uint64_t k = n - i < MB_QCOW2_CHUNK_ENTRIES ? n - i : MB_QCOW2_CHUNK_ENTRIES;
+		uint64_t chunk = (first + i) / MB_QCOW2_CHUNK_ENTRIES;
 		int rc;
 
-		if (in_hole(qcow2, at + i * 8, k * 8, &from, &data_at))
+		if (in_hole(qcow2, at + i * 8, sizeof(part), &from, &data_at))
 			continue;
-		rc = mb_file_read(qcow2->fd, part, k * 8, at + i * 8);
+		rc = mb_file_read(qcow2->fd, part, sizeof(part), at + i * 8);
 		if (rc)
 			return mb_qcow2_failed(qcow2, err, rc, "read a table");
-		for (uint64_t j = 0; j < k; j++) {
-			uint64_t entry = be64toh(part[j]), chunk;
+		for (uint64_t j = 0; j < MB_QCOW2_CHUNK_ENTRIES; j++) {
+			uint64_t entry = be64toh(part[j]);
 
 			if (!entry)
 				continue;
 			rc = take_entry(qcow2, &entry, err);
 			if (rc)
 				return rc;
+			/* Behind the end of the disk they are somebody's all the same. */
+			if (first + i + j >= qcow2->n_clusters)
+				continue;
+			qcow2->info.n_changed++;
 			map[first + i + j] = entry;
-			chunk = (first + i + j) / MB_QCOW2_CHUNK_ENTRIES;
 			qcow2->loaded[chunk / 64] |= 1ull << chunk % 64;
 		}
 	}
@@ -324,14 +345,12 @@ int mb_qcow2_load(struct mb_qcow2 *qcow2, uint64_t *map, struct mb_error *err)
 {
 	uint64_t n = 1ull << (qcow2->bits - 3), from = UINT64_MAX, data_at = 0;
 
-	for (uint64_t i = 0; i < mb_qcow2_n_l2(qcow2); i++) {
-		uint64_t first = i * n,
-			 k = qcow2->n_clusters - first < n ? qcow2->n_clusters - first : n;
+	for (uint64_t i = 0; i < qcow2->n_l1; i++) {
 		int rc;
 
 		if (!qcow2->l2_at[i] || in_hole(qcow2, qcow2->l2_at[i], n * 8, &from, &data_at))
 			continue;
-		rc = load_table(qcow2, map, first, k, qcow2->l2_at[i], err);
+		rc = load_table(qcow2, map, i * n, qcow2->l2_at[i], err);
 		if (rc)
 			return rc;
 	}
@@ -353,7 +372,12 @@ int mb_qcow2_reserve_chunk(struct mb_qcow2 *qcow2, uint64_t chunk)
 {
 	uint64_t n, at = chunk_at(qcow2, chunk, &n);
 
-	if (!fallocate(qcow2->fd, 0, (off_t)at, (off_t)(n * 8)))
+	int rc;
+
+	do
+		rc = fallocate(qcow2->fd, 0, (off_t)at, (off_t)(n * 8));
+	while (rc && errno == EINTR);
+	if (!rc)
 		return 0;
 	return errno == EOPNOTSUPP || errno == ENOSYS ? 0 : -errno;
 }
@@ -375,7 +399,7 @@ int mb_qcow2_write_chunk(struct mb_qcow2 *qcow2, uint64_t chunk, const uint64_t 
  */
 static int add_tables(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
-	uint64_t n = mb_qcow2_n_l2(qcow2), n_missing = 0, end;
+	uint64_t n = mb_qcow2_n_l2(qcow2), cluster = 1ull << qcow2->bits, n_missing = 0, first, end;
 	uint64_t *l1;
 	int rc = 0;
 
@@ -386,20 +410,26 @@ static int add_tables(struct mb_qcow2 *qcow2, struct mb_error *err)
 	l1 = malloc(n * 8);
 	if (!l1)
 		return mb_error_set(err, ENOMEM, "overlay %s: out of memory", qcow2->path);
-	end = mb_align_up(qcow2->info.file_bytes, 1ull << qcow2->bits);
-	qcow2->info.file_bytes = end + (n_missing << qcow2->bits);
-	if (ftruncate(qcow2->fd, (off_t)qcow2->info.file_bytes) || fdatasync(qcow2->fd))
-		rc = -errno;
-	mb_qcow2_set_used(qcow2, end >> qcow2->bits, n_missing);
-	for (uint64_t i = 0; i < n && !rc; i++) {
-		if (!qcow2->l2_at[i]) {
-			qcow2->l2_at[i] = end;
-			end += 1ull << qcow2->bits;
-		}
-		l1[i] = htobe64(qcow2->l2_at[i] | MB_QCOW2_ALLOCATED);
+	first = end = mb_align_up(qcow2->info.file_bytes, cluster);
+	for (uint64_t i = 0; i < n; i++) {
+		l1[i] = htobe64((qcow2->l2_at[i] ? qcow2->l2_at[i] : end) | MB_QCOW2_ALLOCATED);
+		end += qcow2->l2_at[i] ? 0 : cluster;
 	}
+	if (ftruncate(qcow2->fd, (off_t)end))
+		rc = -errno;
+	if (!rc)
+		rc = mb_qcow2_sync(qcow2);
 	if (!rc)
 		rc = mb_file_write(qcow2->fd, l1, n * 8, qcow2->l1_at);
+	if (!rc)
+		rc = mb_qcow2_sync(qcow2);
+	/* Until all of it is there nothing is known of it, so that it can be tried again. */
+	if (!rc) {
+		for (uint64_t i = 0; i < n; i++)
+			qcow2->l2_at[i] = be64toh(l1[i]) & MB_QCOW2_OFFSET;
+		mb_qcow2_set_used(qcow2, first >> qcow2->bits, n_missing);
+		qcow2->info.file_bytes = end;
+	}
 	free(l1);
 	return rc ? mb_qcow2_failed(qcow2, err, rc, "write its first table") : 0;
 }

@@ -50,6 +50,7 @@ struct mb_qcow2_info {
 	char base_name[MB_QCOW2_NAME_MAX + 1]; /* "": none */
 	char base_format[32];		       /* "": not said */
 	struct mb_qcow2_base base;
+	bool sync_failed; /* of the file, since it was opened: anything written to it may be lost */
 	/* After mb_qcow2_load. */
 	uint64_t n_changed; /* clusters of the disk that are not the base's */
 };
@@ -78,7 +79,8 @@ uint64_t mb_qcow2_n_clusters(const struct mb_qcow2 *qcow2); /* of the disk */
  */
 int mb_qcow2_load(struct mb_qcow2 *qcow2, uint64_t *map, struct mb_error *err);
 
-/* After load: the first cluster of the disk from `cluster` on that may not be the base's; n_clusters: there is none. */
+/* After load: the first cluster of the disk from `cluster` on that may not be the base's;
+ * n_clusters: there is none. */
 uint64_t mb_qcow2_next_changed(const struct mb_qcow2 *qcow2, uint64_t cluster);
 
 /* After load: sets the dirty bit, and makes the L2 tables that are missing. */

@@ -57,13 +57,15 @@ static int out_of_room(const struct mb_qcow2 *qcow2, struct mb_error *err)
 		err, ENOSPC, "overlay %s: no room for its reference counts", qcow2->path);
 }
 
-/* A larger table, at the end; the old one is nobody's then. */
-static int grow_table(struct mb_qcow2 *qcow2, uint64_t n_blocks, struct mb_error *err)
+/* A larger table, at the end. The old one is still the header's. */
+static int grow_table(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
-	uint64_t len = mb_align_up((n_blocks + n_blocks / 8 + 8) * 8, 1ull << qcow2->bits);
-	uint64_t *block_at, first = qcow2->end;
+	/* For all that there is, for the blocks that this takes, and for the next few times. */
+	uint64_t n_blocks = qcow2->end / per_block(qcow2) * 9 / 8 + 64;
+	uint64_t len = mb_align_up(n_blocks * 8, 1ull << qcow2->bits), first = qcow2->end;
+	uint64_t *block_at;
 
-	if (first + (len >> qcow2->bits) > qcow2->max_clusters)
+	if (first + (len >> qcow2->bits) > qcow2->max_clusters || len > MB_QCOW2_TABLE_MAX_BYTES)
 		return out_of_room(qcow2, err);
 	block_at = realloc(qcow2->block_at, len);
 	if (!block_at)
@@ -71,7 +73,6 @@ static int grow_table(struct mb_qcow2 *qcow2, uint64_t n_blocks, struct mb_error
 	memset(block_at + qcow2->n_blocks, 0, len - qcow2->n_blocks * 8);
 	qcow2->block_at = block_at;
 	qcow2->n_blocks = len / 8;
-	mb_qcow2_give_back(qcow2, qcow2->table_at, qcow2->n_table_clusters);
 	qcow2->table_at = first << qcow2->bits;
 	qcow2->n_table_clusters = (uint32_t)(len >> qcow2->bits);
 	mb_qcow2_set_used(qcow2, first, qcow2->n_table_clusters);
@@ -82,7 +83,7 @@ static int grow_table(struct mb_qcow2 *qcow2, uint64_t n_blocks, struct mb_error
 static int add_blocks(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
 	for (uint64_t i = 0; i * per_block(qcow2) < qcow2->end; i++) {
-		int rc = i < qcow2->n_blocks ? 0 : grow_table(qcow2, i + 1, err);
+		int rc = i < qcow2->n_blocks ? 0 : grow_table(qcow2, err);
 
 		if (rc)
 			return rc;
@@ -94,7 +95,7 @@ static int add_blocks(struct mb_qcow2 *qcow2, struct mb_error *err)
 
 static int write_blocks(struct mb_qcow2 *qcow2)
 {
-	uint64_t *table = malloc(qcow2->n_blocks * 8), n = 0;
+	uint64_t *table = malloc(qcow2->n_blocks * 8);
 	uint16_t *block = malloc(MAX_BYTES);
 	int rc = table && block ? 0 : -ENOMEM;
 
@@ -102,14 +103,14 @@ static int write_blocks(struct mb_qcow2 *qcow2)
 		table[i] = htobe64(qcow2->block_at[i]);
 		if (!table[i])
 			continue;
-		n = i + 1;
 		for (uint64_t j = 0; j < per_block(qcow2); j++)
 			block[j] = htobe16(mb_qcow2_is_used(qcow2, i * per_block(qcow2) + j));
 		rc = mb_file_write(qcow2->fd, block, 1ull << qcow2->bits, qcow2->block_at[i]);
 	}
-	/* What is behind the last one is zero in the file as well: blocks are not given up. */
+	/* All of it: where it is now there may have been anything, and in it what was not believed.
+	 */
 	if (!rc)
-		rc = mb_file_write(qcow2->fd, table, n * 8, qcow2->table_at);
+		rc = mb_file_write(qcow2->fd, table, qcow2->n_blocks * 8, qcow2->table_at);
 	free(table);
 	free(block);
 	return rc;
@@ -132,19 +133,30 @@ static int fill_up_file(struct mb_qcow2 *qcow2)
 
 int mb_qcow2_end(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
+	uint64_t old_at = qcow2->table_at, n_old = qcow2->n_table_clusters;
 	int rc = add_blocks(qcow2, err);
 
 	if (rc)
 		return rc;
+	/* Nobody's when the header names the new one; nothing is put there before. */
+	if (old_at != qcow2->table_at)
+		mb_qcow2_give_back(qcow2, old_at, n_old);
 	rc = write_blocks(qcow2);
 	if (!rc)
 		rc = fill_up_file(qcow2);
-	if (!rc && fdatasync(qcow2->fd))
-		rc = -errno;
+	if (!rc)
+		rc = mb_qcow2_sync(qcow2);
 	if (rc)
 		return mb_qcow2_failed(qcow2, err, rc, "write its reference counts");
 	rc = mb_qcow2_set_table(qcow2, qcow2->table_at, qcow2->n_table_clusters, err);
 	return rc ? rc : mb_qcow2_set_dirty(qcow2, false, err);
+}
+
+static bool is_hole(const struct mb_qcow2 *qcow2, uint64_t at, uint64_t len)
+{
+	off_t data = lseek(qcow2->fd, (off_t)at, SEEK_DATA);
+
+	return data >= 0 ? (uint64_t)data >= at + len : errno == ENXIO;
 }
 
 int mb_qcow2_compare_counts(
@@ -160,12 +172,14 @@ int mb_qcow2_compare_counts(
 	for (uint64_t i = 0; !rc && (i < qcow2->n_blocks || i * n < qcow2->end); i++) {
 		uint64_t at = i < qcow2->n_blocks ? qcow2->block_at[i] : 0;
 
-		if (at)
+		if (at && !is_hole(qcow2, at, n * 2))
 			rc = mb_file_read(qcow2->fd, block, n * 2, at);
 		else if (i * n >= qcow2->end)
 			continue;
+		else
+			memset(block, 0, n * 2);
 		for (uint64_t j = 0; j < n && !rc; j++) {
-			bool used = mb_qcow2_is_used(qcow2, i * n + j), counted = at && block[j];
+			bool used = mb_qcow2_is_used(qcow2, i * n + j), counted = block[j];
 
 			*n_missing += used && !counted;
 			*n_leaked += !used && counted;

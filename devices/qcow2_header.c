@@ -293,8 +293,8 @@ static int write_header(struct mb_qcow2 *qcow2, struct mb_error *err)
 	} else {
 		/* One write, and as a rule one sector. */
 		rc = mb_file_write(qcow2->fd, b.data, b.len, 0);
-		if (!rc && fdatasync(qcow2->fd))
-			rc = -errno;
+		if (!rc)
+			rc = mb_qcow2_sync(qcow2);
 		if (rc)
 			rc = mb_qcow2_failed(qcow2, err, rc, "write its header");
 		else
@@ -350,8 +350,8 @@ static int write_fields(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
 	int rc = mb_file_write(qcow2->fd, qcow2->header, V3_BYTES, 0);
 
-	if (!rc && fdatasync(qcow2->fd))
-		rc = -errno;
+	if (!rc)
+		rc = mb_qcow2_sync(qcow2);
 	return rc ? mb_qcow2_failed(qcow2, err, rc, "write its header") : 0;
 }
 

@@ -7,8 +7,9 @@
 #include <stddef.h>
 
 /* Private to qcow2*.c. */
-#define MB_QCOW2_MIN_BITS 12u
-#define MB_QCOW2_MAX_BITS 16u
+#define MB_QCOW2_MIN_BITS	 12u
+#define MB_QCOW2_MAX_BITS	 16u
+#define MB_QCOW2_TABLE_MAX_BYTES (8u << 20) /* of reference counts; QEMU takes no larger one */
 
 struct mb_qcow2 {
 	int fd;
@@ -20,7 +21,7 @@ struct mb_qcow2 {
 	uint64_t l1_at, n_l1;
 	uint64_t *l2_at; /* of n_l1: 0 where there is no table */
 
-	uint64_t *loaded; /* a bit for each chunk of the map: there are entries */
+	uint64_t *loaded;	    /* a bit for each chunk of the map: there are entries */
 	uint64_t *used;		    /* a bit for each cluster of the file: somebody's */
 	uint64_t max_clusters, end; /* that there may be; behind the last one that is used */
 	uint64_t hint;		    /* none below it is free */
@@ -36,6 +37,8 @@ int mb_qcow2_damaged(const struct mb_qcow2 *qcow2, struct mb_error *err, const c
 /* rc, -errno: "cannot what: why". */
 int mb_qcow2_failed(const struct mb_qcow2 *qcow2, struct mb_error *err, int rc, const char *what);
 
+/* fdatasync, of which a failure is remembered. */
+int mb_qcow2_sync(struct mb_qcow2 *qcow2);
 void mb_qcow2_set_used(struct mb_qcow2 *qcow2, uint64_t first, uint64_t n);
 bool mb_qcow2_is_used(const struct mb_qcow2 *qcow2, uint64_t cluster);
 bool mb_qcow2_take(struct mb_qcow2 *qcow2, uint64_t at, uint64_t len);

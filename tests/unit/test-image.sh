@@ -148,6 +148,43 @@ truncate -s 8k wrong.qcow2
 expect 1 'is damaged' image check wrong.qcow2
 expect 1 'is damaged' image commit wrong.qcow2
 
+# Through a link: the file is emptied, not the link replaced. What lies about is left alone.
+rm -f ./*.qcow2
+expect 0 '' image create --base base.img a.qcow2
+in_qemu a.qcow2 'write -P 5 0 64k'
+mv a.qcow2 sub/real.qcow2
+expect 0 '' image rebase sub/real.qcow2 base.img
+ln -s sub/real.qcow2 link.qcow2
+touch sub/real.qcow2.new
+expect 0 '' image commit link.qcow2
+[ -L link.qcow2 ] && [ -e sub/real.qcow2.new ] || bad "commit through a link: $(ls -l . sub)"
+expect 0 '' image info --json sub/real.qcow2
+holds 'j["changed_bytes"] == 0 and j["base_state"] == "unchanged"'
+[ "$(find . -name '*.new-*' | wc -l)" -eq 0 ] || bad "left something behind: $(ls . sub)"
+
+# An overlay that does not say that its base is raw, and a base that does not look so.
+qemu-img create -q -f qcow2 inner.qcow2 1M
+expect 0 '' image create --base base.img --size 8M b.qcow2
+python3 - <<-'END'
+	data = bytearray(open("b.qcow2", "rb").read())
+	at = data.index(bytes.fromhex("e2792aca"))
+	data[at:at + 4] = b"\x12\x34\x56\x78"
+	open("b.qcow2", "wb").write(data)
+END
+expect 0 '' image rebase b.qcow2 base.img
+python3 - <<-'END'
+	data = bytearray(open("b.qcow2", "rb").read())
+	at = data.index(bytes.fromhex("e2792aca"))
+	data[at:at + 4] = b"\x12\x34\x56\x78"
+	data = data.replace(b"base.img", b"innr.img")
+	open("b.qcow2", "wb").write(data)
+END
+mv inner.qcow2 innr.img
+truncate -s %512 innr.img
+inner_sum=$(sha256sum <innr.img)
+expect 1 'does not say of what format' bash -c '"$MIRRORBALL" image commit b.qcow2 2>&1 | tail -n 1 >&2; exit ${PIPESTATUS[0]}'
+[ "$inner_sum" = "$(sha256sum <innr.img)" ] || bad "the base was changed all the same"
+
 # Into the base: what QEMU makes of both is what is in it then; random, and at its end.
 for seed in 1 2 3; do
 	rm -f ./*.qcow2

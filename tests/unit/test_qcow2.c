@@ -12,8 +12,9 @@
 #include <unistd.h>
 
 /*
- * The overlay's file by itself: what is written is read back, and garbage is refused. Whatever is in the file, opening it
- * ends with an error or with a map whose clusters are in the file, each once.
+ * The overlay's file by itself: what is written is read back, and garbage is refused. Whatever is
+ * in the file, opening it ends with an error or with a map whose clusters are in the file, each
+ * once.
  */
 #define DISK	 (40u << 20)
 #define MAX_FILE (4u << 20)
@@ -73,8 +74,8 @@ static void fill(int fd)
 
 START_TEST(test_sizes)
 {
-	static const uint64_t sizes[] = {512, 4096, 4608, 2 << 20, (2 << 20) + 512, DISK, 1ull << 38,
-		(1ull << 38) + 512, 1ull << 41, 1ull << 46, 1ull << 50};
+	static const uint64_t sizes[] = {512, 4096, 4608, 2 << 20, (2 << 20) + 512, DISK,
+		1ull << 38, (1ull << 38) + 512, 1ull << 41, 1ull << 46, 1ull << 50};
 	uint64_t bytes = sizes[_i], *map, leaked, missing;
 	int fd = make_file(bytes);
 	const struct mb_qcow2_info *info;
@@ -160,6 +161,53 @@ START_TEST(test_set_base)
 }
 END_TEST
 
+/*
+ * A table of reference counts that gets too small (others make it no larger than they need), and goes to where a crash left a
+ * guest's data.
+ */
+START_TEST(test_table_grows)
+{
+	uint64_t *map, at, got, n = 0, leaked, missing;
+	const uint32_t one = __builtin_bswap32(1);
+	uint8_t junk[64 << 10];
+	int fd = make_file(8ull << 30);
+	struct mb_qcow2 *qcow2;
+	struct mb_error err;
+
+	memset(junk, 0xff, sizeof(junk));
+	ck_assert_int_eq(pwrite(fd, &one, sizeof(one), 56), sizeof(one));
+	ck_assert_int_eq(pwrite(fd, "\1", 1, 79), 1);
+	qcow2 = open_file(fd, &map);
+	ck_assert_int_eq(mb_qcow2_begin(qcow2, &err), 0);
+	while (n < 1100000) {
+		got = mb_qcow2_allocate(qcow2, 1100000 - n, &at);
+		ck_assert_uint_gt(got, 0);
+		for (uint64_t i = 0; i < got; i++)
+			map[n + i] = MB_QCOW2_ALLOCATED | (at + i * 4096);
+		n += got;
+	}
+	for (uint64_t i = 0; i * MB_QCOW2_CHUNK_ENTRIES < n; i++)
+		ck_assert_int_eq(
+			mb_qcow2_write_chunk(qcow2, i, map + i * MB_QCOW2_CHUNK_ENTRIES), 0);
+	ck_assert_uint_eq(mb_qcow2_allocate(qcow2, 16, &at), 16);
+	ck_assert_int_eq(pwrite(fd, junk, sizeof(junk), (off_t)at), sizeof(junk));
+	close_file(qcow2, map);
+	for (unsigned round = 0; round < 2; round++) {
+		qcow2 = open_file(fd, &map);
+		ck_assert_uint_eq(mb_qcow2_info(qcow2)->n_changed, n);
+		ck_assert_int_eq(mb_qcow2_begin(qcow2, &err), 0);
+		ck_assert_msg(!mb_qcow2_end(qcow2, &err), "%s", err.text);
+		close_file(qcow2, map);
+		qcow2 = open_file(fd, &map);
+		ck_assert(!mb_qcow2_info(qcow2)->dirty);
+		ck_assert_int_eq(mb_qcow2_compare_counts(qcow2, &leaked, &missing, &err), 0);
+		ck_assert_uint_eq(leaked + missing, 0);
+		close_file(qcow2, map);
+	}
+	close(fd);
+}
+END_TEST
+
 /* ---- garbage ---- */
 
 static uint64_t rng;
@@ -175,9 +223,9 @@ static uint32_t rnd(uint32_t below)
 /* Values that mean something, or nearly. */
 static uint64_t odd_value(void)
 {
-	static const uint64_t values[] = {0, 1, 2, 511, 512, 4096, 4097, 8192, 65536, 1u << 31, 0xffffffff,
-		1ull << 32, 1ull << 40, 1ull << 55, 1ull << 56, 1ull << 61, 1ull << 62, 1ull << 63,
-		INT64_MAX, UINT64_MAX};
+	static const uint64_t values[] = {0, 1, 2, 511, 512, 4096, 4097, 8192, 65536, 1u << 31,
+		0xffffffff, 1ull << 32, 1ull << 40, 1ull << 55, 1ull << 56, 1ull << 61, 1ull << 62,
+		1ull << 63, INT64_MAX, UINT64_MAX};
 	uint64_t v = values[rnd(sizeof(values) / sizeof(values[0]))];
 
 	return rnd(3) ? v : v ^ rng;
@@ -209,10 +257,12 @@ static void check_map(const struct mb_qcow2 *qcow2, const uint64_t *map)
 	const struct mb_qcow2_info *info = mb_qcow2_info(qcow2);
 	uint64_t n = mb_qcow2_n_clusters(qcow2);
 
-	for (uint64_t i = mb_qcow2_next_changed(qcow2, 0); i < n; i = mb_qcow2_next_changed(qcow2, i + 1)) {
+	for (uint64_t i = mb_qcow2_next_changed(qcow2, 0); i < n;
+		i = mb_qcow2_next_changed(qcow2, i + 1)) {
 		uint64_t at = map[i] & MB_QCOW2_OFFSET;
 
-		ck_assert_uint_eq(map[i] & ~(MB_QCOW2_OFFSET | MB_QCOW2_ALLOCATED | MB_QCOW2_ZERO), 0);
+		ck_assert_uint_eq(
+			map[i] & ~(MB_QCOW2_OFFSET | MB_QCOW2_ALLOCATED | MB_QCOW2_ZERO), 0);
 		ck_assert_int_eq(!!at, !!(map[i] & MB_QCOW2_ALLOCATED));
 		ck_assert_uint_eq(at % info->cluster_bytes, 0);
 		ck_assert_uint_lt(at, info->file_bytes);
@@ -228,7 +278,8 @@ START_TEST(test_garbage)
 	int fd = make_file(DISK);
 	struct stat st;
 
-	rng = (env ? strtoull(env, NULL, 0) : (uint64_t)time(NULL) * 2654435761u + (unsigned)_i) | 1;
+	rng = (env ? strtoull(env, NULL, 0) : (uint64_t)time(NULL) * 2654435761u + (unsigned)_i) |
+	      1;
 	printf("MB_TEST_SEED=%llu\n", (unsigned long long)rng);
 	fflush(stdout);
 	fill(fd);
@@ -283,6 +334,7 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, test_sizes, 0, 11);
 	tcase_add_test(tc, test_read_back);
 	tcase_add_test(tc, test_set_base);
+	tcase_add_test(tc, test_table_grows);
 	tcase_add_loop_test(tc, test_garbage, 0, 2);
 	suite_add_tcase(s, tc);
 	return s;
