@@ -101,12 +101,11 @@ struct mb_cow_claim {
 	uint64_t bytes; /* of the request that this is for */
 	/* FILL: the cluster starts at `cluster_at` of the disk; of the last one a part is behind
 	 * its end. */
-	uint64_t cluster_at, cluster_bytes;
+	uint64_t cluster_at, cluster_bytes; /* WRITE: cluster_at, of the first one */
 	uint64_t base_bytes; /* of these, at its start, are to be read from the base; the others are
 				zero */
-	/* Clusters that are claimed. */
-	uint64_t first, n;
-	bool is_new; /* their places are */
+	uint64_t first, n;   /* clusters that are claimed */
+	uint64_t skip;	     /* WRITE: bytes from the run's first cluster's start */
 };
 
 /* Claims the next part of a write to [offset, offset + len). -ENOSPC or another -errno: there is no

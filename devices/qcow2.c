@@ -72,12 +72,40 @@ bool mb_qcow2_take(struct mb_qcow2 *qcow2, uint64_t at, uint64_t len)
 	return true;
 }
 
+bool mb_qcow2_take_place(struct mb_qcow2 *qcow2, uint64_t at)
+{
+	uint64_t i = at >> qcow2->bits;
+
+	if (at % (1ull << qcow2->bits) || i >= qcow2->max_clusters || mb_qcow2_is_used(qcow2, i))
+		return false;
+	mb_qcow2_set_used(qcow2, i, 1);
+	return true;
+}
+
+bool mb_qcow2_reserve(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at)
+{
+	/* What is taken without asking may be there. */
+	if (qcow2->frontier < qcow2->end)
+		qcow2->frontier = qcow2->end;
+	if (n > qcow2->max_clusters - qcow2->frontier)
+		return false;
+	*at = qcow2->frontier << qcow2->bits;
+	qcow2->frontier += n;
+	return true;
+}
+
 uint64_t mb_qcow2_allocate(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at)
 {
-	uint64_t first = qcow2->hint, got = 0;
+	uint64_t first, got = 0;
 
+	if (mb_qcow2_reserve(qcow2, n, at)) {
+		mb_qcow2_set_used(qcow2, *at >> qcow2->bits, n);
+		return n;
+	}
+	/* The file has gaps: what was reserved and not needed, and what crashes left. */
+	first = qcow2->low;
 	while (first < qcow2->max_clusters && mb_qcow2_is_used(qcow2, first)) {
-		/* A full word at a time: after a crash there may be millions. */
+		/* A full word at a time. */
 		if (!(first % 64) && qcow2->used[first / 64] == UINT64_MAX)
 			first += 64;
 		else
@@ -86,7 +114,7 @@ uint64_t mb_qcow2_allocate(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at)
 	while (got < n && first + got < qcow2->max_clusters &&
 		!mb_qcow2_is_used(qcow2, first + got))
 		mb_qcow2_set_used(qcow2, first + got++, 1);
-	qcow2->hint = first + got;
+	qcow2->low = first + got;
 	*at = first << qcow2->bits;
 	return got;
 }
@@ -95,12 +123,9 @@ void mb_qcow2_give_back(struct mb_qcow2 *qcow2, uint64_t at, uint64_t n)
 {
 	uint64_t first = at >> qcow2->bits;
 
+	/* Found again when the file is next opened, or by who asks for it. */
 	for (uint64_t i = first; i < first + n; i++)
 		qcow2->used[i / 64] &= ~(1ull << i % 64);
-	/* Others are found when the file is opened again: to look for them at each allocation would
-	 * take long. */
-	if (qcow2->hint == first + n)
-		qcow2->hint = first;
 }
 
 /* ---- opening ---- */
@@ -127,12 +152,16 @@ static int map_bits(struct mb_qcow2 *qcow2, struct mb_error *err)
 	uint64_t file = (qcow2->info.file_bytes >> qcow2->bits) + 1;
 	/* All of the disk, tables, counts, and a little. */
 	uint64_t most = qcow2->n_clusters + qcow2->n_clusters / 64 + qcow2->n_l1 + 4096;
-	uint64_t n = file + most;
+	uint64_t n = file + qcow2->n_l1 + 4096;
 
-	/* What is lost in crashes and found again may be a part of that; what is more is memory
-	 * that somebody wants us to take. */
-	if (file > 2 * most)
+	/*
+	 * What is lost in crashes may be a part of that, and twice as much is room for it; what is
+	 * more is memory that somebody wants us to take.
+	 */
+	if (file > 3 * most)
 		return mb_qcow2_damaged(qcow2, err, "the file is much larger than its disk");
+	if (n < 2 * most)
+		n = 2 * most;
 	qcow2->max_clusters = n & ~63ull;
 	qcow2->used = map_zeroes(n / 8 + 8);
 	qcow2->loaded = map_zeroes(loaded_bytes(qcow2));
@@ -387,7 +416,8 @@ int mb_qcow2_write_chunk(struct mb_qcow2 *qcow2, uint64_t chunk, const uint64_t 
 	uint64_t n, at = chunk_at(qcow2, chunk, &n), part[MB_QCOW2_CHUNK_ENTRIES];
 
 	for (uint64_t i = 0; i < n; i++)
-		part[i] = htobe64(entries[i] & ~MB_QCOW2_BUSY);
+		part[i] = htobe64(entries[i] & MB_QCOW2_ALLOCATED ? entries[i] & ~MB_QCOW2_BUSY
+								  : entries[i] & MB_QCOW2_ZERO);
 	return mb_file_write(qcow2->fd, part, n * 8, at);
 }
 

@@ -28,8 +28,10 @@
  * the file. */
 #define MB_QCOW2_ALLOCATED (1ull << 63)
 #define MB_QCOW2_OFFSET	   0x00fffffffffffe00ull
-#define MB_QCOW2_BUSY	   (1ull << 1) /* somebody is about to change it; in memory only */
-#define MB_QCOW2_ZERO	   (1ull << 0) /* reads as zeroes, whatever the base and the cluster hold */
+#define MB_QCOW2_BUSY                                                                              \
+	(1ull << 1) /* somebody is about to change it; in memory only, as is a place that is not   \
+		       ALLOCATED */
+#define MB_QCOW2_ZERO (1ull << 0) /* reads as zeroes, whatever the base and the cluster hold */
 
 /* The base as it was when the overlay was made; by that a changed one is told. */
 struct mb_qcow2_base {
@@ -87,9 +89,15 @@ uint64_t mb_qcow2_next_changed(const struct mb_qcow2 *qcow2, uint64_t cluster);
 int mb_qcow2_begin(struct mb_qcow2 *qcow2, struct mb_error *err);
 
 /*
- * *at: the offset in the file of up to n new clusters in a row; the result is how many. 0: no more
- * room in the tables. What they hold is anything. Gives back: clusters that nobody has got yet.
+ * Clusters of the file for whoever asks. What they hold is anything.
+ *
+ * take_place: that one; false: it is somebody's. reserve: n in a row, which nobody else gets while
+ * the file is open, unless by take_place; false: there is no more room in the tables. allocate: up
+ * to n in a row, and takes them; 0: there are none. *at: their offset. give_back: those that nobody
+ * has got yet.
  */
+bool mb_qcow2_take_place(struct mb_qcow2 *qcow2, uint64_t at);
+bool mb_qcow2_reserve(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at);
 uint64_t mb_qcow2_allocate(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at);
 void mb_qcow2_give_back(struct mb_qcow2 *qcow2, uint64_t at, uint64_t n);
 

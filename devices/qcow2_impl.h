@@ -24,7 +24,8 @@ struct mb_qcow2 {
 	uint64_t *loaded;	    /* a bit for each chunk of the map: there are entries */
 	uint64_t *used;		    /* a bit for each cluster of the file: somebody's */
 	uint64_t max_clusters, end; /* that there may be; behind the last one that is used */
-	uint64_t hint;		    /* none below it is free */
+	uint64_t frontier;	    /* nothing from here on is somebody's, or promised */
+	uint64_t low;		    /* few below it are free */
 
 	uint64_t table_at; /* of reference counts: it names blocks of them */
 	uint32_t n_table_clusters;

@@ -10,13 +10,15 @@ import machines
 import session
 
 MACHINES = (machines.MIRRORBALL, machines.QEMU_PC, machines.QEMU_IOTHREAD, machines.MIRRORBALL_RAW)
-# order, block, depth, requests, and whether it writes; in this order, on one disk. The random ones go to the same places.
+# order, block, depth, requests, and whether it writes; in this order, on one disk. What has a place of its own before comes from
+# the lines above; the random ones go to the same places, and those in sequence to the first half of the disk.
 LOADS = {
     "4 KiB random reads of the base, 32 at a time": ("rand", 4096, 32, 4000, False),
     "4 KiB random writes, the first there, 32 at a time": ("rand", 4096, 32, 4000, True),
     "4 KiB random writes, where something is, 32 at a time": ("rand", 4096, 32, 4000, True),
     "4 KiB random reads of that, 32 at a time": ("rand", 4096, 32, 4000, False),
-    "128 KiB writes in sequence, 8 at a time": ("seq", 131072, 8, 1000, True),
+    "128 KiB writes in sequence over these and more, 8 at a time": ("seq", 131072, 8, 1000, True),
+    "128 KiB writes in sequence where something is, 8 at a time": ("seq", 131072, 8, 1000, True),
     "128 KiB reads in sequence, 8 at a time": ("seq", 131072, 8, 1000, False),
 }
 
