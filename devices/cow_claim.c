@@ -73,34 +73,44 @@ static bool is_fresh(uint64_t entry)
 	return !(entry & MB_QCOW2_ALLOCATED) || entry & MB_QCOW2_ZERO;
 }
 
-/* Of cluster i, which is fresh: the place where its neighbours are, or a new one; *at. It is its
- * own from now on. */
-static int give_place(struct mb_cow *cow, uint64_t i, uint64_t *at)
+/*
+ * Of cluster i, which is fresh: *at, its own place, the one where its neighbours are, or a new one.
+ * It is taken from now on. want: only if that is it, or else -EAGAIN; 0: whichever.
+ */
+static int give_place(struct mb_cow *cow, uint64_t i, uint64_t want, uint64_t *at)
 {
 	uint64_t n = GROUP_BYTES >> cow->bits, first, last;
 
 	if (cow->map[i] & MB_QCOW2_ALLOCATED || !cow->qcow2) {
 		*at = cow->qcow2 ? cow->map[i] & MB_QCOW2_OFFSET : i << cow->bits;
-		return 0;
+		return want && *at != want ? -EAGAIN : 0;
 	}
 	first = i & ~(n - 1);
 	last = first + n < cow->n_clusters ? first + n : cow->n_clusters;
 	for (uint64_t k = first; k < last; k++) {
 		uint64_t other = cow->map[k] & MB_QCOW2_OFFSET;
 
+		if (!other)
+			continue;
 		/* What wraps below the beginning of the file is nobody's place. */
 		*at = other + ((i - k) << cow->bits);
-		if (other)
-			return mb_qcow2_take_place(cow->qcow2, *at) ||
-					       mb_qcow2_allocate(cow->qcow2, 1, at)
-				       ? 0
-				       : -ENOSPC;
+		if (want && *at != want)
+			return -EAGAIN;
+		if (mb_qcow2_take_place(cow->qcow2, *at))
+			return 0;
+		if (want)
+			return -EAGAIN;
+		return mb_qcow2_allocate(cow->qcow2, 1, at) ? 0 : -ENOSPC;
 	}
+	if (want && mb_qcow2_frontier(cow->qcow2) + ((i - first) << cow->bits) != want)
+		return -EAGAIN;
 	if (mb_qcow2_reserve(cow->qcow2, last - first, at)) {
 		*at += (i - first) << cow->bits;
 		if (mb_qcow2_take_place(cow->qcow2, *at))
 			return 0;
 	}
+	if (want)
+		return -EAGAIN;
 	return mb_qcow2_allocate(cow->qcow2, 1, at) ? 0 : -ENOSPC;
 }
 
@@ -122,7 +132,7 @@ static void claim_cluster(struct mb_cow *cow, struct mb_cow_claim *claim, uint64
 static int claim_fill(struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_cow_claim *claim)
 {
 	uint64_t i = offset >> cow->bits, cluster = 1ull << cow->bits, skip = offset % cluster;
-	int rc = give_place(cow, i, &claim->at);
+	int rc = give_place(cow, i, 0, &claim->at);
 
 	if (rc)
 		return rc;
@@ -154,18 +164,15 @@ static int claim_run(struct mb_cow *cow, uint64_t offset, uint64_t len, struct m
 		if (entry & MB_QCOW2_BUSY || (fresh && left < cluster))
 			break;
 		if (fresh) {
-			int rc = give_place(cow, i, &at);
+			int rc = give_place(cow, i, next, &at);
 
 			if (rc)
 				return claim->bytes ? 0 : rc;
 		} else {
 			at = entry & MB_QCOW2_OFFSET;
 		}
-		if (claim->bytes && at != next) {
-			if (fresh)
-				take_back(cow, i, at);
+		if (next && at != next)
 			break;
-		}
 		if (!claim->bytes)
 			claim->at = at + skip;
 		if (fresh)

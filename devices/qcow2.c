@@ -82,14 +82,19 @@ bool mb_qcow2_take_place(struct mb_qcow2 *qcow2, uint64_t at)
 	return true;
 }
 
-bool mb_qcow2_reserve(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at)
+uint64_t mb_qcow2_frontier(struct mb_qcow2 *qcow2)
 {
 	/* What is taken without asking may be there. */
 	if (qcow2->frontier < qcow2->end)
 		qcow2->frontier = qcow2->end;
+	return qcow2->frontier << qcow2->bits;
+}
+
+bool mb_qcow2_reserve(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at)
+{
+	*at = mb_qcow2_frontier(qcow2);
 	if (n > qcow2->max_clusters - qcow2->frontier)
 		return false;
-	*at = qcow2->frontier << qcow2->bits;
 	qcow2->frontier += n;
 	return true;
 }

@@ -97,6 +97,8 @@ int mb_qcow2_begin(struct mb_qcow2 *qcow2, struct mb_error *err);
  * has got yet.
  */
 bool mb_qcow2_take_place(struct mb_qcow2 *qcow2, uint64_t at);
+/* Where the next one that is reserved will be. */
+uint64_t mb_qcow2_frontier(struct mb_qcow2 *qcow2);
 bool mb_qcow2_reserve(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at);
 uint64_t mb_qcow2_allocate(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at);
 void mb_qcow2_give_back(struct mb_qcow2 *qcow2, uint64_t at, uint64_t n);

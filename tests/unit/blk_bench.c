@@ -12,7 +12,7 @@ void blk_make_file(char *path, const char *dir, uint64_t bytes)
 {
 	int fd;
 
-	sprintf(path, "%s/mb-blk-XXXXXX", dir);
+	strcpy(stpcpy(path, dir), "/mb-blk-XXXXXX");
 	fd = mkstemp(path);
 	ck_assert_int_ge(fd, 0);
 	ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
