@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cow_impl.h"
+#include "sparse.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/log.h>
 #include <mirrorball/range.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -153,20 +153,6 @@ struct mb_cow_waiter *mb_cow_forget(struct mb_cow *cow, struct mb_cow_queue *que
 
 /* ---- life ---- */
 
-static void *map_zeroes(uint64_t bytes)
-{
-	void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return map == MAP_FAILED ? NULL : map;
-}
-
-static void unmap(void *map, uint64_t bytes)
-{
-	if (map)
-		munmap(map, bytes);
-}
-
 static uint64_t dirty_words(const struct mb_cow *cow)
 {
 	return cow->n_chunks / 64 + 1;
@@ -178,12 +164,12 @@ static int make_tables(struct mb_cow *cow, struct mb_error *err)
 
 	cow->n_clusters = mb_align_up(cow->bytes, cluster) >> cow->bits;
 	cow->n_chunks = (cow->n_clusters + MB_QCOW2_CHUNK_ENTRIES - 1) / MB_QCOW2_CHUNK_ENTRIES;
-	cow->map = map_zeroes(cow->n_clusters * 8);
+	cow->map = mb_sparse_map(cow->n_clusters * 8);
 	if (cow->qcow2) {
-		cow->dirty = map_zeroes(cow->n_chunks * 4);
-		cow->dirty_bits = map_zeroes(dirty_words(cow) * 8);
-		cow->room_bits = map_zeroes(dirty_words(cow) * 8);
-		cow->batch = map_zeroes(MB_COW_BATCH * MB_QCOW2_CHUNK_ENTRIES * 8);
+		cow->dirty = mb_sparse_map(cow->n_chunks * 4);
+		cow->dirty_bits = mb_sparse_map(dirty_words(cow) * 8);
+		cow->room_bits = mb_sparse_map(dirty_words(cow) * 8);
+		cow->batch = mb_sparse_map(MB_COW_BATCH * MB_QCOW2_CHUNK_ENTRIES * 8);
 		cow->batch_chunks = calloc(MB_COW_BATCH, sizeof(*cow->batch_chunks));
 	}
 	if (!cow->map || (cow->qcow2 && (!cow->dirty || !cow->dirty_bits || !cow->room_bits ||
@@ -262,11 +248,11 @@ void mb_cow_destroy(struct mb_cow *cow)
 		fcntl(cow->fd, F_OFD_SETLK, &unlock);
 		close(cow->fd);
 	}
-	unmap(cow->map, cow->n_clusters * 8);
-	unmap(cow->dirty, cow->n_chunks * 4);
-	unmap(cow->dirty_bits, dirty_words(cow) * 8);
-	unmap(cow->room_bits, dirty_words(cow) * 8);
-	unmap(cow->batch, MB_COW_BATCH * MB_QCOW2_CHUNK_ENTRIES * 8);
+	mb_sparse_unmap(cow->map, cow->n_clusters * 8);
+	mb_sparse_unmap(cow->dirty, cow->n_chunks * 4);
+	mb_sparse_unmap(cow->dirty_bits, dirty_words(cow) * 8);
+	mb_sparse_unmap(cow->room_bits, dirty_words(cow) * 8);
+	mb_sparse_unmap(cow->batch, MB_COW_BATCH * MB_QCOW2_CHUNK_ENTRIES * 8);
 	free(cow->batch_chunks);
 	free(cow->base_path);
 	free(cow->path);

@@ -2,6 +2,7 @@
 #include "blk_impl.h"
 #include "cow_impl.h"
 #include "file_io.h"
+#include "sparse.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -10,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,7 +29,7 @@ struct overlay {
 static void close_overlay(struct overlay *o)
 {
 	if (o->map)
-		munmap(o->map, mb_qcow2_n_clusters(o->qcow2) * 8);
+		mb_sparse_unmap(o->map, mb_qcow2_n_clusters(o->qcow2) * 8);
 	mb_qcow2_destroy(o->qcow2);
 	if (o->fd >= 0)
 		close(o->fd);
@@ -57,12 +57,9 @@ static int open_overlay(struct overlay *o, const char *path, bool readonly, stru
 		rc = mb_qcow2_open(&o->qcow2, o->fd, path, err);
 	if (!rc) {
 		o->info = mb_qcow2_info(o->qcow2);
-		o->map = mmap(NULL, mb_qcow2_n_clusters(o->qcow2) * 8, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (o->map == MAP_FAILED) {
-			o->map = NULL;
+		o->map = mb_sparse_map(mb_qcow2_n_clusters(o->qcow2) * 8);
+		if (!o->map)
 			rc = mb_error_set(err, ENOMEM, "overlay %s: out of memory", path);
-		}
 	}
 	if (!rc)
 		rc = mb_qcow2_load(o->qcow2, o->map, err);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2_impl.h"
+#include "sparse.h"
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -7,7 +8,6 @@
 #include <mirrorball/range.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -140,18 +140,6 @@ static uint64_t loaded_bytes(const struct mb_qcow2 *qcow2)
 	return (qcow2->n_clusters / MB_QCOW2_CHUNK_ENTRIES / 64 + 1) * 8;
 }
 
-/* Zeroes that take memory where they are written only. */
-static uint64_t *map_zeroes(uint64_t bytes)
-{
-	void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (map == MAP_FAILED)
-		return NULL;
-	madvise(map, bytes, MADV_NOHUGEPAGE);
-	return map;
-}
-
 static int map_bits(struct mb_qcow2 *qcow2, struct mb_error *err)
 {
 	uint64_t file = (qcow2->info.file_bytes >> qcow2->bits) + 1;
@@ -168,8 +156,8 @@ static int map_bits(struct mb_qcow2 *qcow2, struct mb_error *err)
 	if (n < 2 * most)
 		n = 2 * most;
 	qcow2->max_clusters = n & ~63ull;
-	qcow2->used = map_zeroes(n / 8 + 8);
-	qcow2->loaded = map_zeroes(loaded_bytes(qcow2));
+	qcow2->used = mb_sparse_map(qcow2->max_clusters / 8 + 8);
+	qcow2->loaded = mb_sparse_map(loaded_bytes(qcow2));
 	if (!qcow2->used || !qcow2->loaded)
 		return mb_error_set(err, ENOMEM, "overlay %s: out of memory", qcow2->path);
 	return 0;
@@ -246,10 +234,8 @@ void mb_qcow2_destroy(struct mb_qcow2 *qcow2)
 {
 	if (!qcow2)
 		return;
-	if (qcow2->used)
-		munmap(qcow2->used, qcow2->max_clusters / 8 + 8);
-	if (qcow2->loaded)
-		munmap(qcow2->loaded, loaded_bytes(qcow2));
+	mb_sparse_unmap(qcow2->used, qcow2->max_clusters / 8 + 8);
+	mb_sparse_unmap(qcow2->loaded, loaded_bytes(qcow2));
 	free(qcow2->header);
 	free(qcow2->l2_at);
 	free(qcow2->block_at);
