@@ -27,19 +27,30 @@ import json, sys
 got = json.load(open(sys.argv[1]))
 views = got.pop("host_views")
 assert views >= 1, views
+plain = {"cow": False, "cow_dir": None, "overlay": None}
 want = {
     "format": 1, "name": "x",
     "guest": {"kind": "kernel", "kernel": "hello.elf", "initrd": None, "append": 'quiet "a b"'},
     "vcpus": 3, "memory_bytes": 64 << 20, "memory_overcommit": False, "views": "auto",
     "track": "auto", "migrate": "auto", "replica_bytes": "auto", "placement": "auto",
     "disks": [
-        {"path": "web1.img", "size_bytes": 3 << 20, "readonly": False, "direct": False, "serial": "S1", "queues": 3},
-        {"path": "a,b.img", "size_bytes": 3 << 20, "readonly": True, "direct": True, "serial": None, "queues": 2},
+        {"path": "web1.img", "size_bytes": 3 << 20, "readonly": False, **plain, "direct": False, "serial": "S1", "queues": 3},
+        {"path": "a,b.img", "size_bytes": 3 << 20, "readonly": True, **plain, "direct": True, "serial": None, "queues": 2},
     ],
     "nets": [], "console": "virtio", "reboot": False, "quiet": True,
 }
 assert got == want, (got, want)
 END
+# Two of one base: an overlay that is not there is not made, and one that is there is left alone.
+"$MIRRORBALL" image create --base a,b.img there.qcow2 || bad "no overlay"
+there=$(sha256sum there.qcow2; stat -c '%s %y %z' there.qcow2)
+expect 0 '"overlay": "there.qcow2"' "$MIRRORBALL" run --dry-run --json --disk a,,b.img,overlay=new.qcow2 \
+	--disk a,,b.img,overlay=there.qcow2 --disk a,,b.img,cow=memory --disk a,,b.img,cow
+grep -q '"name": "new"' <<<"$out" || bad "no name from the overlay: $out"
+[ ! -e new.qcow2 ] || bad "--dry-run made an overlay"
+[ "$there" = "$(sha256sum there.qcow2; stat -c '%s %y %z' there.qcow2)" ] || bad "--dry-run changed an overlay"
+expect 2 'is given twice' "$MIRRORBALL" run --dry-run --disk a,,b.img,overlay=o --disk web1.img,overlay=o
+expect 2 'is given twice' "$MIRRORBALL" run --dry-run --disk a,,b.img --disk a,,b.img,cow
 [ "$before" = "$(traces)" ] || bad "--dry-run changed a disk: $before; now $(traces)"
 expect 0 '"kind": "splash"' "$MIRRORBALL" run --dry-run --json
 for words in 'run --dry-run' 'run --dry-run --json' 'run --help' 'run splash --list' doctor 'doctor --json' help --version; do
