@@ -66,6 +66,12 @@ for ((round = 0; round < rounds; round++)); do
 	grep -qE '^mirrorball: disk: .* [1-9][0-9]* resets?\b' <<<"$out" || bad "fuzz with resets: no reset ($seed): $out"
 	echo "fuzz with resets: $(grep -oE '[0-9]+ resets?' <<<"$out")"
 	[ -z "$full" ] || watched 'fuzz, full disk' 8192 --cpus 2 --disk "$full" splash fuzz "ms=$ms"
+	watched 'fuzz, base and overlay' 8192 --cpus 4 --disk readonly.img,overlay=fuzz.qcow2 --disk readonly.img,cow=memory \
+		splash fuzz "ms=$ms"
+	ends_ms=$ms watched 'fuzz with resets, overlay' 8192 --cpus 2 --disk readonly.img,overlay=fuzz.qcow2 splash fuzz "ms=$ms" reset=1
+	expect 0 '^in order$' "$MIRRORBALL" image check fuzz.qcow2
+	if command -v qemu-img >/dev/null; then expect 0 'No errors' qemu-img check fuzz.qcow2; fi
+	[ -z "$full" ] || watched 'fuzz, full disk, overlay' 8192 --cpus 2 --disk readonly.img,overlay=full/fuzz.qcow2 splash fuzz "ms=$ms"
 done
 [ "$before" = "$(sha256sum readonly.img)" ] || bad "a read-only disk was written"
 [ "$(stat -c %s disk.img)" = $((16 << 20)) ] || bad "the disk changed its size"
