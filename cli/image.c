@@ -332,6 +332,9 @@ static int check_words(const struct verb *verb, const struct asked *asked, struc
 		if (asked->seen[i] && !verb->takes[i])
 			return mb_error_set(err, EINVAL, "image %s: --%s is not for this",
 				verb->name, options[i].name);
+	if (asked->bytes % 512)
+		return mb_error_set(
+			err, EINVAL, "image create: --size: not a multiple of 512 bytes");
 	if (verb->run == create && !asked->base && !asked->bytes)
 		return mb_error_set(err, EINVAL, "image create: either --base DISK or --size SIZE");
 	return 0;

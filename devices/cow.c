@@ -36,7 +36,7 @@ bool mb_cow_base_holds(struct mb_cow *cow)
 	if (cow->base_is_device)
 		return true;
 	if (!fstat(cow->base_fd, &st) && (uint64_t)st.st_size == cow->base_bytes &&
-		st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec == cow->base_mtime_ns)
+		st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec == cow->base.mtime_ns)
 		return true;
 	if (!__atomic_exchange_n(&cow->base_changed, true, __ATOMIC_RELAXED))
 		mb_log("disk %s: was changed by somebody while it is the base of a disk in use; "

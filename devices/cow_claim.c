@@ -27,7 +27,12 @@ static int begin(struct mb_cow *cow)
 	/* Tables must not be named that may not be there. */
 	if (cow->failed)
 		return -EIO;
-	rc = mb_qcow2_begin(cow->qcow2, &err);
+	rc = 0;
+	/* Made by others: from now on it is known how its base was. */
+	if (!mb_qcow2_info(cow->qcow2)->base.known)
+		rc = mb_qcow2_set_base(cow->qcow2, NULL, &cow->base, &err);
+	if (!rc)
+		rc = mb_qcow2_begin(cow->qcow2, &err);
 	cow->failed |= mb_qcow2_info(cow->qcow2)->sync_failed;
 	if (rc) {
 		mb_log("%s", err.text);
@@ -166,8 +171,10 @@ static int claim_run(struct mb_cow *cow, uint64_t offset, uint64_t len, struct m
 		if (fresh) {
 			int rc = give_place(cow, i, next, &at);
 
+			if (rc && !claim->bytes)
+				return rc;
 			if (rc)
-				return claim->bytes ? 0 : rc;
+				break;
 		} else {
 			at = entry & MB_QCOW2_OFFSET;
 		}

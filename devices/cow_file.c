@@ -248,26 +248,71 @@ int mb_overlay_open(const char *path, bool readonly, int *fd, struct mb_error *e
 		     : 0;
 }
 
-int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,
-	const struct mb_qcow2_info *info, const struct mb_qcow2_base *base, struct mb_error *err)
+static void join(const char *overlay_path, const char *name, char *base)
+{
+	const char *slash = strrchr(overlay_path, '/');
+
+	if (*name == '/' || !*name || !slash)
+		snprintf(base, PATH_MAX, "%s", name);
+	else
+		snprintf(base, PATH_MAX, "%.*s%s", (int)(slash + 1 - overlay_path), overlay_path,
+			name);
+}
+
+void mb_overlay_find_base(const char *path, const char *name, char *base)
+{
+	char real[PATH_MAX];
+
+	join(path, name, base);
+	/* Through a link: from where the file is. */
+	if (*name && access(base, F_OK) && realpath(path, real))
+		join(real, name, base);
+}
+
+int mb_overlay_check_raw(const char *path, const char *base_path, int base_fd, struct mb_error *err)
 {
 	char magic[4] = "";
 
+	if (mb_file_read(base_fd, magic, 4, 0) || memcmp(magic, "QFI\xfb", 4))
+		return 0;
+	return mb_error_set(err, EINVAL,
+		"overlay %s: its base %s is a qcow2 file; only raw ones are possible here, as "
+		"qemu-img convert -O "
+		"raw makes them",
+		path, base_path);
+}
+
+int mb_overlay_check_kind(const char *path, const char *base_path, int base_fd,
+	const struct mb_qcow2_info *info, struct mb_error *err)
+{
 	if (*info->base_format && strcmp(info->base_format, "raw"))
 		return mb_error_set(err, EINVAL,
 			"overlay %s: its base is of the format %s; only raw ones are possible here",
 			path, info->base_format);
-	/* Made by others, who would look what the base is. */
-	if (!*info->base_format && !mb_file_read(base_fd, magic, 4, 0) &&
-		!memcmp(magic, "QFI\xfb", 4))
-		return mb_error_set(err, EINVAL,
-			"overlay %s: does not say of what format its base %s is, and that is "
-			"qcow2; only raw ones "
-			"are possible here",
-			path, base_path);
 	if (!*info->base_name)
 		return mb_error_set(
 			err, EINVAL, "overlay %s: is a disk of its own, without a base", path);
+	return mb_overlay_check_raw(path, base_path, base_fd, err);
+}
+
+/* Of one that does not say how its base was: at least the name has to be right. */
+static bool is_named(const char *path, int base_fd, const struct mb_qcow2_info *info)
+{
+	char named[PATH_MAX];
+	struct stat st, other;
+
+	mb_overlay_find_base(path, info->base_name, named);
+	return !stat(named, &st) && !fstat(base_fd, &other) && st.st_dev == other.st_dev &&
+	       st.st_ino == other.st_ino;
+}
+
+int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,
+	const struct mb_qcow2_info *info, const struct mb_qcow2_base *base, struct mb_error *err)
+{
+	int rc = mb_overlay_check_kind(path, base_path, base_fd, info, err);
+
+	if (rc)
+		return rc;
 	if (info->base.committing)
 		return mb_error_set(err, EINVAL,
 			"overlay %s: a commit into its base was interrupted; finish it with: "
@@ -279,6 +324,11 @@ int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,
 			"overlay %s: is for a base of %" PRIu64 " bytes, and %s has %" PRIu64
 			"; give it the base that it was made for",
 			path, info->bytes, base_path, base->bytes);
+	if (!info->base.known && !is_named(path, base_fd, info))
+		return mb_error_set(err, EINVAL,
+			"overlay %s: names %s as its base, and not %s. If that is the same: "
+			"mirrorball image rebase %s %s",
+			path, info->base_name, base_path, path, base_path);
 	if (info->base.known &&
 		(info->base.bytes != base->bytes || info->base.mtime_ns != base->mtime_ns))
 		return mb_error_set(err, ESTALE,
@@ -326,7 +376,7 @@ int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, st
 
 	if (rc)
 		return rc;
-	cow->base_mtime_ns = base.mtime_ns;
+	cow->base = base;
 	return config->overlay_path ? open_overlay(cow, config, &base, err)
 				    : open_volatile(cow, config, err);
 }

@@ -13,9 +13,9 @@ struct mb_cow {
 	char *base_path;
 	uint64_t base_bytes;
 	bool base_is_device;
-	int64_t base_mtime_ns;
-	int fd;	    /* the delta */
-	char *path; /* of the overlay; NULL: volatile */
+	struct mb_qcow2_base base; /* as it was when it was opened */
+	int fd;			   /* the delta */
+	char *path;		   /* of the overlay; NULL: volatile */
 	uint64_t bytes;
 	unsigned bits; /* a cluster is 1 << bits bytes */
 	uint64_t n_clusters;
@@ -67,6 +67,14 @@ int mb_overlay_create(const char *path, const char *base_path, uint64_t bytes,
 	const struct mb_qcow2_base *base, bool replace, int *fd, struct mb_error *err);
 /* *fd: an overlay's file, locked, for one writer or several readers. */
 int mb_overlay_open(const char *path, bool readonly, int *fd, struct mb_error *err);
+/* Where the base is that an overlay names; base has room for PATH_MAX. */
+void mb_overlay_find_base(const char *path, const char *name, char *base);
+/* -EINVAL: the base looks like a qcow2 file. */
+int mb_overlay_check_raw(
+	const char *path, const char *base_path, int base_fd, struct mb_error *err);
+/* -EINVAL: the overlay is one of no base, or of one that is not raw. */
+int mb_overlay_check_kind(const char *path, const char *base_path, int base_fd,
+	const struct mb_qcow2_info *info, struct mb_error *err);
 /* Whether the overlay is one of that base, as it is: -ESTALE if it was changed, -EINVAL otherwise.
  */
 int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,

@@ -35,18 +35,6 @@ static void close_overlay(struct overlay *o)
 		close(o->fd);
 }
 
-/* Where the base is: its name counts from where the overlay is. */
-static void find_base(struct overlay *o)
-{
-	const char *name = o->info->base_name, *slash = strrchr(o->path, '/');
-
-	if (*name == '/' || !*name || !slash)
-		snprintf(o->base, sizeof(o->base), "%s", name);
-	else
-		snprintf(o->base, sizeof(o->base), "%.*s%s", (int)(slash + 1 - o->path), o->path,
-			name);
-}
-
 static int open_overlay(struct overlay *o, const char *path, bool readonly, struct mb_error *err)
 {
 	int rc;
@@ -64,7 +52,7 @@ static int open_overlay(struct overlay *o, const char *path, bool readonly, stru
 	if (!rc)
 		rc = mb_qcow2_load(o->qcow2, o->map, err);
 	if (!rc)
-		find_base(o);
+		mb_overlay_find_base(path, o->info->base_name, o->base);
 	if (rc)
 		close_overlay(o);
 	return rc;
@@ -93,7 +81,9 @@ int mb_image_create(const char *path, const char *base_path, uint64_t bytes, str
 
 	if (rc)
 		return rc;
-	if (bytes && bytes < base.bytes)
+	if (mb_overlay_check_raw(path, base_path, file.fd, err))
+		rc = -EINVAL;
+	else if (bytes && bytes < base.bytes)
 		rc = mb_error_set(err, EINVAL,
 			"overlay %s: %" PRIu64 " bytes are less than the %" PRIu64 " of its base",
 			path, bytes, base.bytes);
@@ -262,7 +252,8 @@ static int copy_all(struct commit *c)
 		len = i + k == n ? o->info->bytes - i * cluster : k * cluster;
 		rc = copy(c, zero, at, i * cluster, len);
 	}
-	if (!rc && fdatasync(c->base.fd))
+	/* Its time of change as well: by that the overlay knows it. */
+	if (!rc && fsync(c->base.fd))
 		rc = -errno;
 	return rc;
 }
@@ -318,16 +309,24 @@ static int start_commit(struct commit *c, const struct mb_qcow2_base *base, stru
 	struct mb_qcow2_base marked = *base;
 	int rc;
 
-	/* Interrupted, the base is neither what it was nor what it will be. */
-	if (!o->info->base.committing) {
+	rc = mb_overlay_check_kind(o->path, o->base, c->base.fd, o->info, err);
+	/* Interrupted, the base is neither what it was nor what it will be; but its size is one of
+	 * both. */
+	if (!rc && o->info->base.committing) {
+		if (base->bytes != o->info->base.bytes && base->bytes != o->info->bytes)
+			rc = mb_error_set(err, EINVAL,
+				"overlay %s: a commit into its base was interrupted, and %s is "
+				"another file now: put "
+				"the right one there",
+				o->path, o->base);
+	} else if (!rc) {
 		rc = mb_overlay_check_base(o->path, o->base, c->base.fd, o->info, base, err);
-		if (rc)
-			return rc;
 		marked.committing = true;
-		rc = mb_qcow2_set_base(o->qcow2, NULL, &marked, err);
-		if (rc)
-			return rc;
+		if (!rc)
+			rc = mb_qcow2_set_base(o->qcow2, NULL, &marked, err);
 	}
+	if (rc)
+		return rc;
 	c->total = o->info->n_changed * o->info->cluster_bytes;
 	c->buf = malloc(COPY_BYTES);
 	return c->buf ? 0 : mb_error_set(err, ENOMEM, "overlay %s: out of memory", o->path);
@@ -373,6 +372,8 @@ int mb_image_rebase(const char *path, const char *base_path, struct mb_error *er
 	rc = open_base(&file, base_path, true, &base, err);
 	if (!rc) {
 		rc = mb_overlay_name_base(path, base_path, name, err);
+		if (!rc)
+			rc = mb_overlay_check_kind(path, base_path, file.fd, o.info, err);
 		if (!rc && o.info->base.committing)
 			rc = mb_overlay_check_base(path, base_path, file.fd, o.info, &base, err);
 		if (!rc && o.info->bytes < base.bytes)

@@ -93,6 +93,14 @@ uint64_t mb_qcow2_frontier(struct mb_qcow2 *qcow2)
 bool mb_qcow2_reserve(struct mb_qcow2 *qcow2, uint64_t n, uint64_t *at)
 {
 	*at = mb_qcow2_frontier(qcow2);
+	if (n > qcow2->max_clusters - qcow2->frontier) {
+		/* What was promised and never taken, as by writes to a disk that was full, is free
+		 * again. */
+		while (qcow2->end && !mb_qcow2_is_used(qcow2, qcow2->end - 1))
+			qcow2->end--;
+		qcow2->frontier = qcow2->end;
+		*at = mb_qcow2_frontier(qcow2);
+	}
 	if (n > qcow2->max_clusters - qcow2->frontier)
 		return false;
 	qcow2->frontier += n;
@@ -128,7 +136,8 @@ void mb_qcow2_give_back(struct mb_qcow2 *qcow2, uint64_t at, uint64_t n)
 {
 	uint64_t first = at >> qcow2->bits;
 
-	/* Found again when the file is next opened, or by who asks for it. */
+	if (n && first < qcow2->low)
+		qcow2->low = first;
 	for (uint64_t i = first; i < first + n; i++)
 		qcow2->used[i / 64] &= ~(1ull << i % 64);
 }

@@ -37,6 +37,7 @@ expect 2 'which base' image rebase x
 expect 2 'is too much' image info a b
 expect 2 'is not for this' image info --repair a
 expect 2 'either --base DISK or --size' image create new
+expect 2 'not a multiple of 512' image create --size 1000 new
 expect 2 'given twice' image create --size 1G --size 2G new
 expect 0 '' image --help
 expect 1 'missing.img: no such file' image create --base missing.img new
@@ -182,8 +183,27 @@ END
 mv inner.qcow2 innr.img
 truncate -s %512 innr.img
 inner_sum=$(sha256sum <innr.img)
-expect 1 'does not say of what format' bash -c '"$MIRRORBALL" image commit b.qcow2 2>&1 | tail -n 1 >&2; exit ${PIPESTATUS[0]}'
+expect 1 'is a qcow2 file; only raw ones' bash -c '"$MIRRORBALL" image commit b.qcow2 2>&1 | tail -n 1 >&2; exit ${PIPESTATUS[0]}'
 [ "$inner_sum" = "$(sha256sum <innr.img)" ] || bad "the base was changed all the same"
+
+# One of no base, and one of a base that is an overlay itself.
+qemu-img create -q -f qcow2 own.qcow2 8M
+truncate -s %512 own.qcow2
+expect 1 'is a disk of its own' image rebase own.qcow2 base.img
+expect 1 'is a disk of its own' image commit own.qcow2
+last_line() { bash -c '"$MIRRORBALL" image "$@" 2>&1 | tail -n 1 >&2; exit ${PIPESTATUS[0]}' _ "$@"; }
+expect 1 'is a qcow2 file; only raw ones' last_line create --base own.qcow2 new.qcow2
+[ ! -e new.qcow2 ] || bad "made an overlay of an overlay"
+# An interrupted commit, and another file in the base's place.
+expect 0 '' image create --base base.img c.qcow2
+in_qemu c.qcow2 'write -P 5 4M 1M'
+cp base.img kept.img
+! (ulimit -f 4200 && image commit c.qcow2) >/dev/null 2>&1 || bad "commit: no interruption"
+head -c 2M /dev/zero >base.img
+expect 1 'is another file now' image commit c.qcow2
+cmp -s base.img <(head -c 2M /dev/zero) || bad "the other file was written"
+cp kept.img base.img
+expect 0 '' image commit c.qcow2
 
 # Into the base: what QEMU makes of both is what is in it then; random, and at its end.
 for seed in 1 2 3; do

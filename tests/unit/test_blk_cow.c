@@ -381,6 +381,11 @@ START_TEST(test_refused)
 		ck_assert_int_eq(system(cmd), 0);
 		expect(c, -EINVAL, "its base is of the format qcow2");
 		unlink(c->overlay);
+		sprintf(cmd, "qemu-img create -q -f qcow2 -b %s.other -F raw -u %s 4M", c->s.b.path,
+			c->overlay);
+		ck_assert_int_eq(system(cmd), 0);
+		expect(c, -EINVAL, "as its base, and not");
+		unlink(c->overlay);
 		sprintf(cmd, "qemu-img create -q -f qcow2 %s 4M", c->overlay);
 		ck_assert_int_eq(system(cmd), 0);
 		expect(c, -EINVAL, "without a base");
@@ -431,6 +436,9 @@ START_TEST(test_made_by_qemu)
 	storm_round(&c->s, 1500);
 	close_disk(c);
 	ask_qemu(c);
+	/* Since the first use it is known how the base was. */
+	write_base(c);
+	expect(c, -ESTALE, "was changed since it was made");
 	finish(c);
 }
 END_TEST

@@ -40,7 +40,7 @@ static struct {
 		uint8_t *data;
 	} * records;
 	unsigned n, max;
-	uint64_t len; /* of the file now */
+	uint64_t len;	/* of the file now */
 	unsigned fails; /* one in so many calls; 0: none */
 	uint64_t seed;
 } journal = {.fd = -1};
@@ -477,6 +477,11 @@ static void open_overlay(struct world *w)
 	struct mb_error err;
 
 	ck_assert_msg(!mb_cow_create(&w->cow, &config, &err), "%s", err.text);
+}
+
+static void open_journaled(struct world *w)
+{
+	open_overlay(w);
 	ck_assert_uint_eq(mb_cow_bytes(w->cow), DISK);
 	journal_start(mb_cow_fd(w->cow));
 }
@@ -628,7 +633,7 @@ START_TEST(test_power)
 	for (unsigned round = 0; round < 40; round++) {
 		unsigned n = rnd(w, 6000);
 
-		open_overlay(w);
+		open_journaled(w);
 		check_all(w);
 		check_behind_end(w, _i % 2 ? 64 << 10 : 4096);
 		if (_i >= 4) {
@@ -646,12 +651,56 @@ START_TEST(test_power)
 		if (!rnd(w, 4))
 			ck_assert_int_eq(qemu_img("check -r all", w->path), 0);
 	}
-	open_overlay(w);
+	open_journaled(w);
 	check_all(w);
 	journal.fd = -1;
 	mb_cow_destroy(w->cow);
 	ck_assert_uint_gt(w->n_flushes, 50);
 	ck_assert_uint_gt(w->n_waits, 100);
+	finish_world(w);
+}
+END_TEST
+
+/* Writes that fail take nothing with them: when there is room again, all of the disk can be
+ * written, and it is in order. */
+START_TEST(test_failed_writes)
+{
+	struct world *w = calloc(1, sizeof(*w));
+	struct mb_cow_waiter waiter = {.queue = &w->queue};
+	uint8_t *data = malloc(DISK);
+	struct mb_cow_claim claim;
+
+	make_world(w);
+	open_overlay(w);
+	for (unsigned i = 0; i < 50000; i++) {
+		uint64_t at = rnd(w, N_SECTORS) * (uint64_t)SECTOR,
+			 len = SECTOR * (1 + rnd(w, 300));
+
+		len = len < BASE - at || at >= BASE ? len : BASE - at;
+		if (at + len > BASE)
+			continue;
+		ck_assert_int_eq(mb_cow_claim(w->cow, at, len, &waiter, &claim), 0);
+		mb_cow_settle(w->cow, &claim, 0);
+	}
+	memset(data, 0x5a, DISK);
+	for (uint64_t at = 0; at < BASE; at += claim.bytes) {
+		uint64_t bytes;
+
+		ck_assert_int_eq(mb_cow_claim(w->cow, at, BASE - at, &waiter, &claim), 0);
+		ck_assert_int_ne(claim.step, MB_COW_WAIT);
+		bytes = claim.step == MB_COW_FILL ? claim.cluster_bytes : claim.bytes;
+		ck_assert_int_eq(write_data(mb_cow_fd(w->cow), data, bytes, (off_t)claim.at),
+			(ssize_t)bytes);
+		claim.bytes = mb_cow_settle(w->cow, &claim, bytes);
+	}
+	mb_cow_destroy(w->cow);
+	ck_assert_int_eq(qemu_img("check", w->path), 0);
+	open_overlay(w);
+	read_disk(w, data, 0, BASE);
+	for (uint64_t i = 0; i < BASE; i++)
+		ck_assert_uint_eq(data[i], 0x5a);
+	mb_cow_destroy(w->cow);
+	free(data);
 	finish_world(w);
 }
 END_TEST
@@ -663,6 +712,7 @@ static Suite *suite(void)
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, test_power, 0, 8);
+	tcase_add_test(tc, test_failed_writes);
 	suite_add_tcase(s, tc);
 	return s;
 }
