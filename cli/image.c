@@ -35,16 +35,12 @@ const struct cli_command cli_image = {
 	.usage = "create|info|check|commit|rebase [OPTIONS] FILE [BASE]",
 	.about = "create FILE: a new overlay of --base, in which a machine keeps what it changes "
 		 "(mirrorball run --disk BASE,overlay=FILE), or without --base an empty raw disk "
-		 "of --size. "
-		 "info FILE: what it is. check FILE: whether an overlay is in order. commit FILE: "
-		 "write what "
-		 "an overlay holds into its base, and empty it. rebase FILE BASE: BASE, as it is "
-		 "now, is the "
-		 "overlay's base; nothing is compared.",
+		 "of --size. info FILE: what it is. check FILE: whether an overlay is in order. "
+		 "commit FILE: write what an overlay holds into its base, and empty it. rebase "
+		 "FILE BASE: BASE, as it is now, is the overlay's base; nothing is compared.",
 	.options = options,
 	.epilogue = "Exit status: 0 done, and in order; 1 it failed, or is not in order; 2 wrong "
-		    "command line.\n"
-		    "More: man mirrorball-image.",
+		    "command line.\nMore: man mirrorball-image.",
 	.main = image_main,
 };
 

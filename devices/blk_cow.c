@@ -11,9 +11,9 @@
  * Requests of a disk with a delta (cow.h): one goes on from part to part, each of which is one
  * operation on one file.
  *
- *   read:   find   -> read from base or delta, or zeroes                                   -> next
- * part write:  claim  -> [read what is around it from the base] -> write to the delta -> settle ->
- * next part flush:  sync   -> write entries -> ... -> sync
+ *   read:   find  -> read from base or delta, or zeroes
+ *   write:  claim -> [read from the base what is around it] -> write to the delta -> settle
+ *   flush:  sync  -> write entries -> ... -> sync
  *
  * On the queue's thread; what waits for another thread's request is woken through the queue's
  * eventfd.

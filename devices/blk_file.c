@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blk_impl.h"
+#include "qcow2.h"
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -257,7 +258,6 @@ static int measure_file(
 	struct mb_blk_file *file, const char *path, const struct stat *st, struct mb_error *err)
 {
 	uint64_t bytes = (uint64_t)st->st_size;
-	char magic[4];
 
 	if (!bytes)
 		return mb_error_set(err, EINVAL,
@@ -279,8 +279,7 @@ static int measure_file(
 	 * times: the guest's first one tells.
 	 */
 	file->can_punch = !file->readonly;
-	if (pread(file->fd, magic, sizeof(magic), 0) == (ssize_t)sizeof(magic) &&
-		!memcmp(magic, "QFI\xfb", 4))
+	if (mb_qcow2_is(file->fd))
 		mb_log("disk %s: looks like a qcow2 image, but the guest gets it as it is (raw); "
 		       "convert it with: qemu-img convert -O raw %s disk.raw",
 			path, path);
@@ -392,15 +391,18 @@ err_close:
 	return rc;
 }
 
-void mb_blk_file_close(struct mb_blk_file *file)
+void mb_blk_unlock_and_close(int fd)
 {
 	struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
 
-	if (file->fd >= 0) {
-		/* io_uring may hold the open file, and with it the lock, a moment longer than we
-		 * do. */
-		fcntl(file->fd, F_OFD_SETLK, &unlock);
-		close(file->fd);
-	}
+	/* io_uring may hold the open file, and with it the lock, a moment longer than we do. */
+	fcntl(fd, F_OFD_SETLK, &unlock);
+	close(fd);
+}
+
+void mb_blk_file_close(struct mb_blk_file *file)
+{
+	if (file->fd >= 0)
+		mb_blk_unlock_and_close(file->fd);
 	file->fd = -1;
 }

@@ -50,6 +50,7 @@ void mb_blk_file_close(struct mb_blk_file *file);
  * where the file system has none, which is said. path is for messages.
  */
 int mb_blk_lock(int fd, const char *path, bool readonly, struct mb_error *err);
+void mb_blk_unlock_and_close(int fd);
 /* -errnum, with what a failed open(2) of a disk's file means. */
 int mb_blk_explain_open(const char *path, bool readonly, int errnum, struct mb_error *err);
 

@@ -228,38 +228,42 @@ static void wait_for_bounce(struct mb_blk_req *req)
 	q->waiting_last = &req->next;
 }
 
+static void prep_bounce(struct mb_blk_req *req, struct io_uring_sqe *sqe, bool write)
+{
+	unsigned len = req->part < MB_BLK_BOUNCE_BYTES ? (unsigned)req->part : MB_BLK_BOUNCE_BYTES;
+
+	if (write) {
+		mb_chain_read(req->chain, MB_BLK_HEADER + req->done, req->bounce, len);
+		io_uring_prep_write(sqe, req->fd, req->bounce, len, req->at);
+	} else {
+		io_uring_prep_read(sqe, req->fd, req->bounce, len, req->at);
+	}
+}
+
+static void prep_guest(struct mb_blk_req *req, struct io_uring_sqe *sqe, bool write)
+{
+	unsigned n_iov = cut_end(req);
+	unsigned len = req->part < MAX_OP_BYTES ? (unsigned)req->part : MAX_OP_BYTES;
+	int fd = req->fd;
+
+	if (n_iov == 1 && write)
+		io_uring_prep_write(sqe, fd, req->iov->iov_base, len, req->at);
+	else if (n_iov == 1)
+		io_uring_prep_read(sqe, fd, req->iov->iov_base, len, req->at);
+	else if (write)
+		io_uring_prep_writev(sqe, fd, req->iov, n_iov, req->at);
+	else
+		io_uring_prep_readv(sqe, fd, req->iov, n_iov, req->at);
+}
+
 static void prep_data(struct mb_blk_req *req, struct io_uring_sqe *sqe)
 {
 	bool write = req->type == VIRTIO_BLK_T_OUT;
-	unsigned n_iov;
-	int fd = req->fd;
 
-	if (req->op == MB_BLK_BOUNCE) {
-		unsigned len =
-			req->left < MB_BLK_BOUNCE_BYTES ? (unsigned)req->left : MB_BLK_BOUNCE_BYTES;
-
-		if (write) {
-			mb_chain_read(req->chain, MB_BLK_HEADER + req->done, req->bounce, len);
-			io_uring_prep_write(sqe, fd, req->bounce, len, req->at);
-		} else {
-			io_uring_prep_read(sqe, fd, req->bounce, len, req->at);
-		}
-		goto out;
-	}
-	n_iov = cut_end(req);
-	if (n_iov == 1) {
-		unsigned len = req->part < MAX_OP_BYTES ? (unsigned)req->part : MAX_OP_BYTES;
-
-		if (write)
-			io_uring_prep_write(sqe, fd, req->iov->iov_base, len, req->at);
-		else
-			io_uring_prep_read(sqe, fd, req->iov->iov_base, len, req->at);
-	} else if (write) {
-		io_uring_prep_writev(sqe, fd, req->iov, n_iov, req->at);
-	} else {
-		io_uring_prep_readv(sqe, fd, req->iov, n_iov, req->at);
-	}
-out:
+	if (req->op == MB_BLK_BOUNCE)
+		prep_bounce(req, sqe, write);
+	else
+		prep_guest(req, sqe, write);
 	if (write && req->dsync)
 		sqe->rw_flags = RWF_DSYNC;
 }

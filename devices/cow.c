@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "blk_impl.h"
 #include "cow_impl.h"
 #include "sparse.h"
 #include <errno.h>
-#include <fcntl.h>
-#include <mirrorball/log.h>
-#include <mirrorball/range.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,11 +20,6 @@ int mb_cow_fd(const struct mb_cow *cow)
 	return cow->fd;
 }
 
-bool mb_cow_is_volatile(const struct mb_cow *cow)
-{
-	return !cow->qcow2;
-}
-
 bool mb_cow_base_holds(struct mb_cow *cow)
 {
 	struct stat st;
@@ -35,13 +28,11 @@ bool mb_cow_base_holds(struct mb_cow *cow)
 		return false;
 	if (cow->base_is_device)
 		return true;
-	if (!fstat(cow->base_fd, &st) && (uint64_t)st.st_size == cow->base_bytes &&
-		st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec == cow->base.mtime_ns)
+	if (!fstat(cow->base_fd, &st) && mb_cow_is_base(&cow->base, &st))
 		return true;
 	if (!__atomic_exchange_n(&cow->base_changed, true, __ATOMIC_RELAXED))
 		mb_log("disk %s: was changed by somebody while it is the base of a disk in use; "
-		       "from now "
-		       "on what the guest reads from it is an I/O error",
+		       "from now on what the guest reads from it is an I/O error",
 			cow->base_path);
 	return false;
 }
@@ -81,10 +72,10 @@ void mb_cow_find(struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_co
 	if (run->where != MB_COW_BASE)
 		return;
 	/* A disk may be larger than its base; it is zero there. */
-	if (offset >= cow->base_bytes)
+	if (offset >= cow->base.bytes)
 		run->where = MB_COW_ZERO;
-	else if (run->bytes > cow->base_bytes - offset)
-		run->bytes = cow->base_bytes - offset;
+	else if (run->bytes > cow->base.bytes - offset)
+		run->bytes = cow->base.bytes - offset;
 }
 
 /* ---- waiting; caller holds the lock ---- */
@@ -189,7 +180,7 @@ int mb_cow_create(struct mb_cow **out, const struct mb_cow_config *config, struc
 	cow->waiting_last = &cow->waiting;
 	cow->fd = -1;
 	cow->base_fd = config->base_fd;
-	cow->base_bytes = cow->bytes = config->base_bytes;
+	cow->bytes = config->base_bytes;
 	cow->base_is_device = config->base_is_device;
 	cow->bits = 12;
 	cow->base_path = strdup(config->base_path);
@@ -225,8 +216,7 @@ static void finish_overlay(struct mb_cow *cow)
 	}
 	if (rc < 0 || cow->failed) {
 		mb_log("overlay %s: not all that the guest wrote could be written%s%s; it is left "
-		       "as after a "
-		       "power failure",
+		       "as after a power failure",
 			cow->path, rc < 0 ? ": " : "", rc < 0 ? strerror(-rc) : "");
 		return;
 	}
@@ -236,18 +226,13 @@ static void finish_overlay(struct mb_cow *cow)
 
 void mb_cow_destroy(struct mb_cow *cow)
 {
-	struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
-
 	if (!cow)
 		return;
 	if (cow->begun)
 		finish_overlay(cow);
 	mb_qcow2_destroy(cow->qcow2);
-	if (cow->fd >= 0) {
-		/* io_uring may have the open file a moment longer than we do. */
-		fcntl(cow->fd, F_OFD_SETLK, &unlock);
-		close(cow->fd);
-	}
+	if (cow->fd >= 0)
+		mb_blk_unlock_and_close(cow->fd);
 	mb_sparse_unmap(cow->map, cow->n_clusters * 8);
 	mb_sparse_unmap(cow->dirty, cow->n_chunks * 4);
 	mb_sparse_unmap(cow->dirty_bits, dirty_words(cow) * 8);

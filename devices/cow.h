@@ -50,7 +50,6 @@ void mb_cow_destroy(struct mb_cow *cow);
 
 uint64_t mb_cow_bytes(const struct mb_cow *cow); /* of the disk; of the base, or more */
 int mb_cow_fd(const struct mb_cow *cow);	 /* the delta */
-bool mb_cow_is_volatile(const struct mb_cow *cow);
 
 /*
  * Whether the base is what it was when it was opened: as long as it is, what was read from it

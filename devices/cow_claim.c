@@ -119,12 +119,6 @@ static int give_place(struct mb_cow *cow, uint64_t i, uint64_t want, uint64_t *a
 	return mb_qcow2_allocate(cow->qcow2, 1, at) ? 0 : -ENOSPC;
 }
 
-static void take_back(struct mb_cow *cow, uint64_t i, uint64_t at)
-{
-	if (cow->qcow2 && !(cow->map[i] & MB_QCOW2_ALLOCATED))
-		mb_qcow2_give_back(cow->qcow2, at, 1);
-}
-
 static void claim_cluster(struct mb_cow *cow, struct mb_cow_claim *claim, uint64_t i, uint64_t at)
 {
 	if (!claim->n)
@@ -145,9 +139,9 @@ static int claim_fill(struct mb_cow *cow, uint64_t offset, uint64_t len, struct 
 	claim->cluster_at = i << cow->bits;
 	claim->cluster_bytes = cluster;
 	claim->bytes = len < cluster - skip ? len : cluster - skip;
-	if (!(cow->map[i] & MB_QCOW2_ZERO) && claim->cluster_at < cow->base_bytes)
-		claim->base_bytes = cow->base_bytes - claim->cluster_at < cluster
-					    ? cow->base_bytes - claim->cluster_at
+	if (!(cow->map[i] & MB_QCOW2_ZERO) && claim->cluster_at < cow->base.bytes)
+		claim->base_bytes = cow->base.bytes - claim->cluster_at < cluster
+					    ? cow->base.bytes - claim->cluster_at
 					    : cluster;
 	claim_cluster(cow, claim, i, claim->at);
 	return 0;
@@ -252,7 +246,6 @@ static int claim_whole_zeroes(
 			k++;
 		claim->step = MB_COW_PUNCH;
 		claim->at = at;
-		claim->cluster_at = first << cow->bits;
 		claim->first = first;
 		claim->n = k;
 		for (uint64_t i = first; i < first + k; i++)
@@ -264,7 +257,7 @@ static int claim_whole_zeroes(
 			uint64_t *to = &cow->map[first + k];
 
 			if (discard || *to & MB_QCOW2_ZERO ||
-				(first + k) << cow->bits >= cow->base_bytes)
+				(first + k) << cow->bits >= cow->base.bytes)
 				continue;
 			*to |= MB_QCOW2_ZERO;
 			mb_cow_mark_dirty(cow, first + k);
@@ -307,27 +300,23 @@ int mb_cow_claim_zeroes(struct mb_cow *cow, uint64_t offset, uint64_t len, bool 
 
 /* ---- after it ---- */
 
-/* The claimed cluster i is written, or not. */
+/* The claimed cluster i, whose entry has its place, is written, or not. */
 static void settle_cluster(
 	struct mb_cow *cow, const struct mb_cow_claim *claim, uint64_t i, bool written)
 {
-	uint64_t *entry = &cow->map[i],
-		 at = claim->at - claim->skip + ((i << cow->bits) - claim->cluster_at);
+	uint64_t *entry = &cow->map[i], at = *entry & MB_QCOW2_OFFSET;
 	bool fresh = is_fresh(*entry);
 
 	*entry &= ~MB_QCOW2_BUSY;
-	if (written && claim->step == MB_COW_PUNCH) {
-		*entry |= MB_QCOW2_ZERO;
-	} else if (written && fresh) {
-		*entry = MB_QCOW2_ALLOCATED | at;
-	} else {
-		if (fresh && !(*entry & MB_QCOW2_ALLOCATED)) {
-			take_back(cow, i, at);
-			*entry &= ~MB_QCOW2_OFFSET;
-		}
-		return;
+	if (written && (fresh || claim->step == MB_COW_PUNCH)) {
+		*entry = MB_QCOW2_ALLOCATED | at | (fresh ? 0 : MB_QCOW2_ZERO);
+		mb_cow_mark_dirty(cow, i);
+	} else if (!(*entry & MB_QCOW2_ALLOCATED)) {
+		/* The place was for this. */
+		*entry &= ~MB_QCOW2_OFFSET;
+		if (cow->qcow2)
+			mb_qcow2_give_back(cow->qcow2, at, 1);
 	}
-	mb_cow_mark_dirty(cow, i);
 }
 
 /* How many bytes of the claim's are there: up to the first cluster that had to be written whole and

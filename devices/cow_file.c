@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blk_impl.h"
 #include "cow_impl.h"
-#include "file_io.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -21,6 +20,11 @@
 static int64_t nanoseconds(const struct timespec *ts)
 {
 	return ts->tv_sec * 1000000000ll + ts->tv_nsec;
+}
+
+bool mb_cow_is_base(const struct mb_qcow2_base *base, const struct stat *st)
+{
+	return (uint64_t)st->st_size == base->bytes && nanoseconds(&st->st_mtim) == base->mtime_ns;
 }
 
 int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
@@ -66,8 +70,7 @@ static int open_in_dir(const char *dir, struct mb_error *err)
 	}
 	return mb_error_set(err, errno,
 		"%s: cannot make a file for a disk's changes there: %s; name another directory, or "
-		"memory, with "
-		"cow=DIR or cow=memory",
+		"memory, with cow=DIR or cow=memory",
 		dir, strerror(errno));
 }
 
@@ -271,14 +274,11 @@ void mb_overlay_find_base(const char *path, const char *name, char *base)
 
 int mb_overlay_check_raw(const char *path, const char *base_path, int base_fd, struct mb_error *err)
 {
-	char magic[4] = "";
-
-	if (mb_file_read(base_fd, magic, 4, 0) || memcmp(magic, "QFI\xfb", 4))
+	if (!mb_qcow2_is(base_fd))
 		return 0;
 	return mb_error_set(err, EINVAL,
 		"overlay %s: its base %s is a qcow2 file; only raw ones are possible here, as "
-		"qemu-img convert -O "
-		"raw makes them",
+		"qemu-img convert -O raw makes them",
 		path, base_path);
 }
 
@@ -316,8 +316,7 @@ int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,
 	if (info->base.committing)
 		return mb_error_set(err, EINVAL,
 			"overlay %s: a commit into its base was interrupted; finish it with: "
-			"mirrorball image "
-			"commit %s",
+			"mirrorball image commit %s",
 			path, path);
 	if (info->bytes < base->bytes)
 		return mb_error_set(err, EINVAL,
@@ -333,9 +332,8 @@ int mb_overlay_check_base(const char *path, const char *base_path, int base_fd,
 		(info->base.bytes != base->bytes || info->base.mtime_ns != base->mtime_ns))
 		return mb_error_set(err, ESTALE,
 			"overlay %s: its base %s was changed since it was made, and does not fit "
-			"what is in it "
-			"any more. If only its time is another (a copy, say): mirrorball image "
-			"rebase %s %s",
+			"what is in it any more. If only its time is another (a copy, say): "
+			"mirrorball image rebase %s %s",
 			path, base_path, path, base_path);
 	return 0;
 }
@@ -353,8 +351,10 @@ static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
 	if (access(path, F_OK) && errno == ENOENT) {
 		if (config->dry)
 			return open_volatile(cow, config, err);
-		rc = mb_overlay_create(
-			path, cow->base_path, cow->base_bytes, base, false, &cow->fd, err);
+		rc = mb_overlay_check_raw(path, cow->base_path, cow->base_fd, err);
+		if (!rc)
+			rc = mb_overlay_create(
+				path, cow->base_path, base->bytes, base, false, &cow->fd, err);
 	} else {
 		rc = mb_overlay_open(path, false, &cow->fd, err);
 	}
@@ -370,13 +370,11 @@ static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
 
 int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, struct mb_error *err)
 {
-	struct mb_qcow2_base base;
-	int rc = mb_cow_read_base(
-		cow->base_fd, cow->base_path, cow->base_bytes, cow->base_is_device, &base, err);
+	int rc = mb_cow_read_base(cow->base_fd, cow->base_path, config->base_bytes,
+		cow->base_is_device, &cow->base, err);
 
 	if (rc)
 		return rc;
-	cow->base = base;
-	return config->overlay_path ? open_overlay(cow, config, &base, err)
+	return config->overlay_path ? open_overlay(cow, config, &cow->base, err)
 				    : open_volatile(cow, config, err);
 }

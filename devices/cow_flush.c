@@ -6,8 +6,7 @@
 /*
  * How entries of the map get into an overlay's file.
  *
- *   take entries as they are -> sync (what they name is durable) -> write them -> ... -> sync (they
- * are)
+ *   take entries as they are -> sync: what they name is durable -> write them -> ... -> sync
  *
  * A chunk that changes while its older form is written is dirty again, for the next flush: one that
  * is in progress writes no more than there was at its beginning.

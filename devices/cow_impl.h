@@ -5,13 +5,13 @@
 #include "cow.h"
 #include "qcow2.h"
 #include <pthread.h>
+#include <sys/stat.h>
 
 /* Private to cow*.c. */
 struct mb_cow {
 	/* Set at the beginning. */
 	int base_fd;
 	char *base_path;
-	uint64_t base_bytes;
 	bool base_is_device;
 	struct mb_qcow2_base base; /* as it was when it was opened */
 	int fd;			   /* the delta */
@@ -52,6 +52,8 @@ struct mb_cow {
  * not be seen. */
 int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
 	struct mb_qcow2_base *base, struct mb_error *err);
+/* Whether a base is now what was known of it. */
+bool mb_cow_is_base(const struct mb_qcow2_base *base, const struct stat *st);
 /*
  * How an overlay names its base; name has room for PATH_MAX. Relative where it is in the same
  * directory, so that both can be moved together; others resolve it from there, too.
@@ -60,8 +62,7 @@ int mb_overlay_name_base(
 	const char *overlay_path, const char *base_path, char *name, struct mb_error *err);
 /*
  * *fd: a new overlay's file, locked. It has its name when it is whole, and durable; replace: that
- * may be another one's until then
- * (-EEXIST otherwise).
+ * may be another one's until then (-EEXIST otherwise).
  */
 int mb_overlay_create(const char *path, const char *base_path, uint64_t bytes,
 	const struct mb_qcow2_base *base, bool replace, int *fd, struct mb_error *err);

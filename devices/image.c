@@ -28,7 +28,7 @@ struct overlay {
 
 static void close_overlay(struct overlay *o)
 {
-	if (o->map)
+	if (o->map) /* qcow2 is there, then */
 		mb_sparse_unmap(o->map, mb_qcow2_n_clusters(o->qcow2) * 8);
 	mb_qcow2_destroy(o->qcow2);
 	if (o->fd >= 0)
@@ -114,11 +114,7 @@ static enum mb_image_base_state state_of_base(const struct overlay *o)
 		return MB_IMAGE_BASE_MISSING;
 	if (!then->known || S_ISBLK(st.st_mode))
 		return MB_IMAGE_BASE_UNKNOWN;
-	return (uint64_t)st.st_size == then->bytes &&
-			       st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec ==
-				       then->mtime_ns
-		       ? MB_IMAGE_BASE_UNCHANGED
-		       : MB_IMAGE_BASE_CHANGED;
+	return mb_cow_is_base(then, &st) ? MB_IMAGE_BASE_UNCHANGED : MB_IMAGE_BASE_CHANGED;
 }
 
 static void describe(const struct overlay *o, struct mb_image_info *info)
@@ -130,15 +126,12 @@ static void describe(const struct overlay *o, struct mb_image_info *info)
 	info->dirty = o->info->dirty;
 	info->base_state = state_of_base(o);
 	memcpy(info->base, o->base, sizeof(info->base));
-	info->base_bytes = o->info->base.bytes;
-	info->base_mtime_ns = o->info->base.mtime_ns;
 }
 
 static bool is_qcow2(const char *path)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	char magic[4] = "";
-	bool is = fd >= 0 && pread(fd, magic, 4, 0) == 4 && !memcmp(magic, "QFI\xfb", 4);
+	bool is = fd >= 0 && mb_qcow2_is(fd);
 
 	if (fd >= 0)
 		close(fd);
@@ -294,8 +287,7 @@ static int commit(struct commit *c, struct mb_qcow2_base *base, struct mb_error 
 	if (rc)
 		return mb_error_set(err, -rc,
 			"overlay %s: cannot be written into %s: %s; %s is half changed: do it "
-			"again when the cause is "
-			"mended",
+			"again when the cause is mended",
 			o->path, o->base, strerror(-rc), o->base);
 	rc = mb_cow_read_base(c->base.fd, o->base,
 		o->info->bytes > base->bytes ? o->info->bytes : base->bytes, c->base.block_device,
@@ -316,8 +308,7 @@ static int start_commit(struct commit *c, const struct mb_qcow2_base *base, stru
 		if (base->bytes != o->info->base.bytes && base->bytes != o->info->bytes)
 			rc = mb_error_set(err, EINVAL,
 				"overlay %s: a commit into its base was interrupted, and %s is "
-				"another file now: put "
-				"the right one there",
+				"another file now: put the right one there",
 				o->path, o->base);
 	} else if (!rc) {
 		rc = mb_overlay_check_base(o->path, o->base, c->base.fd, o->info, base, err);

@@ -298,9 +298,7 @@ static int take_entry(struct mb_qcow2 *qcow2, uint64_t *entry, struct mb_error *
 	return 0;
 }
 
-/* Bytes of zeroes from `at` on in the file; *data_at, the next byte that may be something else, is
- * kept from call to call. */
-static bool in_hole(
+bool mb_qcow2_in_hole(
 	const struct mb_qcow2 *qcow2, uint64_t at, uint64_t len, uint64_t *from, uint64_t *data_at)
 {
 	off_t data;
@@ -329,7 +327,7 @@ static int load_table(
 		uint64_t chunk = (first + i) / MB_QCOW2_CHUNK_ENTRIES;
 		int rc;
 
-		if (in_hole(qcow2, at + i * 8, sizeof(part), &from, &data_at))
+		if (mb_qcow2_in_hole(qcow2, at + i * 8, sizeof(part), &from, &data_at))
 			continue;
 		rc = mb_file_read(qcow2->fd, part, sizeof(part), at + i * 8);
 		if (rc)
@@ -377,7 +375,8 @@ int mb_qcow2_load(struct mb_qcow2 *qcow2, uint64_t *map, struct mb_error *err)
 	for (uint64_t i = 0; i < qcow2->n_l1; i++) {
 		int rc;
 
-		if (!qcow2->l2_at[i] || in_hole(qcow2, qcow2->l2_at[i], n * 8, &from, &data_at))
+		if (!qcow2->l2_at[i] ||
+			mb_qcow2_in_hole(qcow2, qcow2->l2_at[i], n * 8, &from, &data_at))
 			continue;
 		rc = load_table(qcow2, map, i * n, qcow2->l2_at[i], err);
 		if (rc)
@@ -400,7 +399,6 @@ static uint64_t chunk_at(const struct mb_qcow2 *qcow2, uint64_t chunk, uint64_t 
 int mb_qcow2_reserve_chunk(struct mb_qcow2 *qcow2, uint64_t chunk)
 {
 	uint64_t n, at = chunk_at(qcow2, chunk, &n);
-
 	int rc;
 
 	do

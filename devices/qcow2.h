@@ -57,6 +57,9 @@ struct mb_qcow2_info {
 	uint64_t n_changed; /* clusters of the disk that are not the base's */
 };
 
+/* Whether the file looks like one, of whatever version. */
+bool mb_qcow2_is(int fd);
+
 /*
  * Makes an empty overlay of `bytes` in the empty file fd, durably. path is for messages. -EINVAL:
  * too large, or the name too long.

@@ -152,17 +152,10 @@ int mb_qcow2_end(struct mb_qcow2 *qcow2, struct mb_error *err)
 	return rc ? rc : mb_qcow2_set_dirty(qcow2, false, err);
 }
 
-static bool is_hole(const struct mb_qcow2 *qcow2, uint64_t at, uint64_t len)
-{
-	off_t data = lseek(qcow2->fd, (off_t)at, SEEK_DATA);
-
-	return data >= 0 ? (uint64_t)data >= at + len : errno == ENXIO;
-}
-
 int mb_qcow2_compare_counts(
 	struct mb_qcow2 *qcow2, uint64_t *n_leaked, uint64_t *n_missing, struct mb_error *err)
 {
-	uint64_t n = per_block(qcow2);
+	uint64_t n = per_block(qcow2), from = UINT64_MAX, data_at = 0;
 	uint16_t *block = calloc(1, MAX_BYTES);
 	int rc = 0;
 
@@ -172,7 +165,7 @@ int mb_qcow2_compare_counts(
 	for (uint64_t i = 0; !rc && (i < qcow2->n_blocks || i * n < qcow2->end); i++) {
 		uint64_t at = i < qcow2->n_blocks ? qcow2->block_at[i] : 0;
 
-		if (at && !is_hole(qcow2, at, n * 2))
+		if (at && !mb_qcow2_in_hole(qcow2, at, n * 2, &from, &data_at))
 			rc = mb_file_read(qcow2->fd, block, n * 2, at);
 		else if (i * n >= qcow2->end)
 			continue;

@@ -49,12 +49,18 @@ struct base_extension {
 
 /* ---- reading ---- */
 
+bool mb_qcow2_is(int fd)
+{
+	uint32_t magic;
+
+	return !mb_file_read(fd, &magic, sizeof(magic), 0) && be32toh(magic) == MAGIC;
+}
+
 static int refuse(const struct mb_qcow2 *qcow2, struct mb_error *err, const char *what)
 {
 	return mb_error_set(err, EINVAL,
 		"overlay %s: %s, which is not possible here; make one without with: qemu-img "
-		"convert -O "
-		"qcow2 -B BASE -F raw %s NEW",
+		"convert -O qcow2 -B BASE -F raw %s NEW",
 		qcow2->path, what, qcow2->path);
 }
 
@@ -63,14 +69,12 @@ static int check_version(const struct mb_qcow2 *qcow2, const struct header *h, s
 	if (be32toh(h->magic) != MAGIC)
 		return mb_error_set(err, EINVAL,
 			"overlay %s: is no qcow2 file; make an overlay with: mirrorball image "
-			"create "
-			"--base BASE NEW",
+			"create --base BASE NEW",
 			qcow2->path);
 	if (be32toh(h->version) == 2)
 		return mb_error_set(err, EINVAL,
 			"overlay %s: is of qcow2's version 2; make it version 3 with: qemu-img "
-			"amend -f qcow2 -o "
-			"compat=1.1 %s",
+			"amend -f qcow2 -o compat=1.1 %s",
 			qcow2->path, qcow2->path);
 	if (be32toh(h->version) != 3)
 		return mb_error_set(err, EINVAL,

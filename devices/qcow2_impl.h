@@ -43,6 +43,12 @@ int mb_qcow2_sync(struct mb_qcow2 *qcow2);
 void mb_qcow2_set_used(struct mb_qcow2 *qcow2, uint64_t first, uint64_t n);
 bool mb_qcow2_is_used(const struct mb_qcow2 *qcow2, uint64_t cluster);
 bool mb_qcow2_take(struct mb_qcow2 *qcow2, uint64_t at, uint64_t len);
+/*
+ * Whether [at, at + len) of the file is a hole. [*from, *data_at), what is known to be one, is kept
+ * from call to call, and at first UINT64_MAX and 0.
+ */
+bool mb_qcow2_in_hole(
+	const struct mb_qcow2 *qcow2, uint64_t at, uint64_t len, uint64_t *from, uint64_t *data_at);
 uint64_t mb_qcow2_n_l2(const struct mb_qcow2 *qcow2);
 
 /* ---- qcow2_header.c ---- */

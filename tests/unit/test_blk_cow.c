@@ -96,6 +96,18 @@ static bool have_qemu_img(void)
 	return !system("command -v qemu-img >/dev/null");
 }
 
+/* The overlay, in place of the one that is there; its base is ours with `suffix` behind its name.
+ */
+static void qemu_makes(struct cow *c, const char *suffix, const char *options, const char *size)
+{
+	char cmd[400];
+
+	unlink(c->overlay);
+	sprintf(cmd, "qemu-img create -q -f qcow2 -b %s%s %s %s %s", c->s.b.path, suffix, options,
+		c->overlay, size);
+	ck_assert_int_eq(system(cmd), 0);
+}
+
 /* What QEMU thinks of the overlay: nothing to complain of, and the guest's data. */
 static void ask_qemu(struct cow *c)
 {
@@ -345,6 +357,13 @@ START_TEST(test_refused)
 	ck_assert_int_eq(mkdir(c->overlay, 0700), 0);
 	expect(c, -EISDIR, "Is a directory");
 	rmdir(c->overlay);
+	/* A base that is no raw disk: nothing is made. */
+	fd = open(c->s.b.path, O_WRONLY);
+	ck_assert_int_eq(pwrite(fd, "QFI\xfb", 4, 0), 4);
+	close(fd);
+	expect(c, -EINVAL, "is a qcow2 file");
+	ck_assert_int_eq(access(c->overlay, F_OK), -1);
+	write_base(c);
 	/* In use: the base by who writes it, the overlay by another machine. */
 	fd = open(c->s.b.path, O_RDWR);
 	ck_assert_int_eq(fcntl(fd, F_OFD_SETLK, &(struct flock){.l_type = F_WRLCK}), 0);
@@ -363,37 +382,20 @@ START_TEST(test_refused)
 		drv_machine_finish(&other.m);
 	}
 	close_disk(c);
-	/* For another base. */
 	if (have_qemu_img()) {
-		unlink(c->overlay);
-		sprintf(cmd, "qemu-img create -q -f qcow2 -b %s -F raw -o cluster_size=2M %s",
-			c->s.b.path, c->overlay);
-		ck_assert_int_eq(system(cmd), 0);
+		qemu_makes(c, "", "-F raw -o cluster_size=2M", "4M");
 		expect(c, -EINVAL, "clusters of less than 4 or more than 64 KiB");
-		unlink(c->overlay);
-		sprintf(cmd, "qemu-img create -q -f qcow2 -o compat=0.10 -b %s -F raw %s",
-			c->s.b.path, c->overlay);
-		ck_assert_int_eq(system(cmd), 0);
+		qemu_makes(c, "", "-F raw -o compat=0.10", "4M");
 		expect(c, -EINVAL, "version 2");
-		unlink(c->overlay);
-		sprintf(cmd, "qemu-img create -q -f qcow2 -b %s -F qcow2 -u %s 4M", c->s.b.path,
-			c->overlay);
-		ck_assert_int_eq(system(cmd), 0);
+		qemu_makes(c, "", "-F qcow2 -u", "4M");
 		expect(c, -EINVAL, "its base is of the format qcow2");
-		unlink(c->overlay);
-		sprintf(cmd, "qemu-img create -q -f qcow2 -b %s.other -F raw -u %s 4M", c->s.b.path,
-			c->overlay);
-		ck_assert_int_eq(system(cmd), 0);
+		qemu_makes(c, ".other", "-F raw -u", "4M");
 		expect(c, -EINVAL, "as its base, and not");
-		unlink(c->overlay);
+		qemu_makes(c, "", "-F raw -u", "2M");
+		expect(c, -EINVAL, "is for a base of 2097152 bytes");
 		sprintf(cmd, "qemu-img create -q -f qcow2 %s 4M", c->overlay);
 		ck_assert_int_eq(system(cmd), 0);
 		expect(c, -EINVAL, "without a base");
-		unlink(c->overlay);
-		sprintf(cmd, "qemu-img create -q -f qcow2 -b %s -F raw -u %s 2M", c->s.b.path,
-			c->overlay);
-		ck_assert_int_eq(system(cmd), 0);
-		expect(c, -EINVAL, "is for a base of 2097152 bytes");
 	}
 	finish(c);
 }
@@ -412,9 +414,7 @@ START_TEST(test_made_by_qemu)
 		return;
 	}
 	memset(c->s.shadow + c->base_bytes, 0, DISK_BYTES - c->base_bytes);
-	sprintf(cmd, "qemu-img create -q -f qcow2 -b %s -F raw -o cluster_size=%uk %s 4M",
-		c->s.b.path, _i ? 64 : 8, c->overlay);
-	ck_assert_int_eq(system(cmd), 0);
+	qemu_makes(c, "", _i ? "-F raw -o cluster_size=64k" : "-F raw -o cluster_size=8k", "4M");
 	sprintf(cmd,
 		"qemu-io -f qcow2 -c 'write -P 0x31 0 8k' -c 'write -P 0x32 1M 200k' -c 'write -z "
 		"128k 64k' "

@@ -31,8 +31,6 @@ struct mb_image_info {
 	bool dirty; /* was not closed; put in order at its next use */
 	enum mb_image_base_state base_state;
 	char base[MB_IMAGE_NAME_MAX]; /* as it can be opened from here; "": none */
-	uint64_t base_bytes;	      /* when the overlay was made; 0: unknown */
-	int64_t base_mtime_ns;	      /* since 1970 */
 };
 
 /* A new overlay of `base`. bytes 0: as large as it is; else that large, and zero behind the base.
