@@ -18,9 +18,10 @@ fi
 full=
 if [ "$(id -u)" = 0 ] && mkdir full && mount -t tmpfs -o size=2M tmpfs full 2>/dev/null; then
 	cleanups+=("umount $work/full")
-	truncate -s 64M full/disk.img
 	full=full/disk.img
 fi
+# What was written there before is gone.
+make_room() { rm -f full/* && truncate -s 64M "$full"; }
 truncate -s 16M disk.img
 truncate -s 16M readonly.img
 before=$(sha256sum readonly.img)
@@ -65,12 +66,14 @@ for ((round = 0; round < rounds; round++)); do
 	ends_ms=$ms watched 'fuzz with resets' 8192 --cpus 2 --disk disk.img "${nets[@]}" splash fuzz "ms=$ms" reset=1
 	grep -qE '^mirrorball: disk: .* [1-9][0-9]* resets?\b' <<<"$out" || bad "fuzz with resets: no reset ($seed): $out"
 	echo "fuzz with resets: $(grep -oE '[0-9]+ resets?' <<<"$out")"
+	[ -z "$full" ] || make_room
 	[ -z "$full" ] || watched 'fuzz, full disk' 8192 --cpus 2 --disk "$full" splash fuzz "ms=$ms"
 	watched 'fuzz, base and overlay' 8192 --cpus 4 --disk readonly.img,overlay=fuzz.qcow2 --disk readonly.img,cow=memory \
 		splash fuzz "ms=$ms"
 	ends_ms=$ms watched 'fuzz with resets, overlay' 8192 --cpus 2 --disk readonly.img,overlay=fuzz.qcow2 splash fuzz "ms=$ms" reset=1
 	expect 0 '^in order$' "$MIRRORBALL" image check fuzz.qcow2
 	if command -v qemu-img >/dev/null; then expect 0 'No errors' qemu-img check fuzz.qcow2; fi
+	[ -z "$full" ] || make_room
 	[ -z "$full" ] || watched 'fuzz, full disk, overlay' 8192 --cpus 2 --disk readonly.img,overlay=full/fuzz.qcow2 splash fuzz "ms=$ms"
 done
 [ "$before" = "$(sha256sum readonly.img)" ] || bad "a read-only disk was written"
