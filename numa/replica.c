@@ -35,6 +35,11 @@ static bool waits(const struct page *p, uint64_t now)
 	return p->level && now < until_ms(p);
 }
 
+bool mb_replica_waits(const struct mb_replicas *r, const struct page *p)
+{
+	return waits(p, now_ms(r));
+}
+
 static uint64_t wait_ms(const struct mb_replicas *r, unsigned level)
 {
 	return level ? r->config.backoff_ns / 1000000 << (level - 1) : 0;
@@ -57,8 +62,8 @@ static void back_off(const struct mb_replicas *r, struct page *p, uint64_t now)
 
 /* What views have of pages; bit k: view k. */
 struct found {
-	unsigned copies, away; /* a copy, or anything but HOME_OPEN, of any of them */
-	uint64_t n_copies;     /* pages */
+	unsigned copies, merged, away; /* a copy, or anything but HOME_OPEN, of any of them */
+	uint64_t n_copies;	       /* pages */
 };
 
 static struct found look(const struct mb_replicas *r, uint64_t first, uint64_t n)
@@ -72,6 +77,7 @@ static struct found look(const struct mb_replicas *r, uint64_t first, uint64_t n
 			enum mapping mapping = mb_replica_mapping(map, v);
 
 			f.copies |= (unsigned)(mapping == COPY_PROTECTED) << v;
+			f.merged |= (unsigned)(mapping == MERGED_PROTECTED) << v;
 			f.away |= (unsigned)(mapping != HOME_OPEN) << v;
 			f.n_copies += mapping == COPY_PROTECTED;
 		}
@@ -94,15 +100,19 @@ static int open_views(
  * Copies are withdrawn from one view after the other, so that home is still protected everywhere,
  * and the last view's make way for home that may be written: then there is one. Pages between that
  * are at home already get nothing else: so it is as many calls however many extents there are.
+ * What is merged is as a copy, once home has it again.
  */
 static int collapse_views(struct mb_replicas *r, uint64_t first, uint64_t n, const struct found *f,
 	enum patience patience)
 {
-	unsigned copies = f->copies, away = f->away;
-	int rc = 0;
+	unsigned copies = f->copies | f->merged, away = f->away;
+	int rc;
 
 	if (copies & (copies - 1) && patience == AT_ONCE)
 		return -EAGAIN;
+	rc = mb_replica_fill_home(r, first, n, patience);
+	if (rc)
+		return rc;
 	if (MB_REPLICA_WRONG == WRONG_OPEN_FIRST) {
 		rc = open_views(r, first, n, away & ~copies, patience);
 		usleep(1000);
@@ -217,8 +227,7 @@ int mb_replica_written(
 	return rc;
 }
 
-/* Calls fn for the part of a range in each block. */
-static int each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
+int mb_replica_each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
 	int (*fn)(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg),
 	void *arg)
 {
@@ -312,7 +321,24 @@ int mb_replica_give_up_block(struct mb_replicas *r)
 
 int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
 {
-	return r ? each_block(r, offset, len, collapse_part, NULL) : 0;
+	return r ? mb_replica_each_block(r, offset, len, collapse_part, NULL) : 0;
+}
+
+/* What is merged stays: it takes less memory than what is not. */
+static int collapse_copies(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&b->lock);
+	for (uint64_t i = first, end; i < first + n && !rc; i = end) {
+		for (end = i + 1; end < first + n && r->page[end].merged == r->page[i].merged;)
+			end++;
+		if (!r->page[i].merged && is_away(r, i, end - i))
+			rc = mb_replica_collapse_pages(r, b, i, end - i, PATIENT);
+	}
+	mb_replica_unlock(b);
+	return rc;
 }
 
 static bool has_copies(const struct mb_replicas *r, uint64_t block, unsigned views)
@@ -336,7 +362,7 @@ uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes, unsigned vie
 
 		if (!has_copies(r, k, views))
 			continue;
-		rc = mb_replicas_collapse(r, k * BLOCK, BLOCK);
+		rc = mb_replica_each_block(r, k * BLOCK, BLOCK, collapse_copies, NULL);
 		now = __atomic_load_n(&r->bytes, __ATOMIC_RELAXED);
 		if (now > before)
 			before = now; /* others make some */
@@ -359,7 +385,9 @@ bool mb_replicas_reclaim_old(struct mb_replicas *r, unsigned n)
 		struct block *b = &r->block[left - 1];
 
 		if (__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
-			n = mb_replicas_collapse(r, (left - 1) * BLOCK, BLOCK) ? 0 : n - 1;
+			n = mb_replica_each_block(r, (left - 1) * BLOCK, BLOCK, collapse_copies, NULL)
+				    ? 0
+				    : n - 1;
 		/* Unless it was begun anew meanwhile. */
 		__atomic_compare_exchange_n(
 			&r->n_old, &left, left - 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
@@ -376,7 +404,8 @@ float mb_replicas_share(const struct mb_replicas *r, uint64_t offset, uint64_t l
 		return 0;
 	for (uint64_t i = first, next; i < end; i = next) {
 		unsigned in_block =
-			__atomic_load_n(&r->block_pages[view][i / BLOCK_PAGES], __ATOMIC_RELAXED);
+			__atomic_load_n(&r->block_pages[view][i / BLOCK_PAGES], __ATOMIC_RELAXED) +
+			__atomic_load_n(&r->block_merged[i / BLOCK_PAGES], __ATOMIC_RELAXED);
 
 		next = (i / BLOCK_PAGES + 1) * BLOCK_PAGES;
 		if (next > end)
@@ -387,7 +416,7 @@ float mb_replicas_share(const struct mb_replicas *r, uint64_t offset, uint64_t l
 		}
 		for (uint64_t k = i; k < next; k++)
 			n += mb_replica_mapping(__atomic_load_n(&r->page[k].map, __ATOMIC_RELAXED),
-				     view) == COPY_PROTECTED;
+				     view) >= COPY_PROTECTED;
 	}
 	return (float)n * (float)PAGE / (float)len;
 }
@@ -429,7 +458,7 @@ int mb_replicas_remap(struct mb_replicas *r, unsigned view, uint64_t offset, uin
 
 	if (view >= r->config.n_views)
 		return -EINVAL;
-	return each_block(r, offset, len, remap_part, &remap);
+	return mb_replica_each_block(r, offset, len, remap_part, &remap);
 }
 
 /* ---- holds ---- */
@@ -458,13 +487,13 @@ static int hold_part(struct mb_replicas *r, struct block *b, uint64_t first, uin
 void mb_replicas_release(struct mb_replicas *r, uint64_t offset, uint64_t len)
 {
 	if (r)
-		each_block(r, offset, len, release_part, NULL);
+		mb_replica_each_block(r, offset, len, release_part, NULL);
 }
 
 int mb_replicas_hold(struct mb_replicas *r, uint64_t offset, uint64_t len)
 {
 	uint64_t held = 0;
-	int rc = r ? each_block(r, offset, len, hold_part, &held) : 0;
+	int rc = r ? mb_replica_each_block(r, offset, len, hold_part, &held) : 0;
 
 	if (rc && held)
 		mb_replicas_release(r, offset, held * PAGE - offset);
@@ -479,16 +508,20 @@ struct job {
 	struct mb_replicated *done;
 };
 
+bool mb_replica_has_mappings(struct mb_replicas *r)
+{
+	mb_replica_store_mappings(r);
+	return mb_replica_n_mappings(r) + 2 * (r->config.n_views + 1) <= r->config.max_mappings &&
+	       __atomic_load_n(&r->spare, __ATOMIC_RELAXED);
+}
+
 /* Takes its memory and its mappings from what is left. */
 static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 {
 	const uint64_t max_bytes = __atomic_load_n(&r->config.max_bytes, __ATOMIC_RELAXED);
 	uint64_t bytes = n * PAGE * (unsigned)__builtin_popcount(views);
 
-	mb_replica_store_mappings(r);
-	if (mb_replica_n_mappings(r) + 2 * r->config.n_views > r->config.max_mappings)
-		return false;
-	if (!__atomic_load_n(&r->spare, __ATOMIC_RELAXED))
+	if (!mb_replica_has_mappings(r))
 		return false;
 	/* What is protected only has room if one view's copies would have. */
 	if (!views)
@@ -499,7 +532,7 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	return false;
 }
 
-static int protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist)
+int mb_replica_protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist)
 {
 	int rc = 0;
 
@@ -542,7 +575,7 @@ static int install_all(
 		if (rc)
 			mb_replica_drop(r, stage[v], n);
 		else
-			rc = mb_replica_install(r, v, first, n, stage[v]);
+			rc = mb_replica_install(r, v, first, n, COPY_PROTECTED, stage[v]);
 		stage[v] = NULL;
 	}
 	return rc;
@@ -563,7 +596,7 @@ static int replicate_pages(
 	if (MB_REPLICA_WRONG == WRONG_COPY_FIRST)
 		rc = copy_all(r, first, n, views, insist, stage);
 	if (!rc)
-		rc = protect_all(r, first, n, insist);
+		rc = mb_replica_protect_all(r, first, n, insist);
 	if (!rc && MB_REPLICA_WRONG != WRONG_COPY_FIRST)
 		rc = copy_all(r, first, n, views, insist, stage);
 	if (!rc)
@@ -607,7 +640,7 @@ static void replicate_run(
 	}
 }
 
-static bool is_wanted(const struct block *b)
+bool mb_replica_block_is_wanted(const struct block *b)
 {
 	return __atomic_load_n(&b->queued, __ATOMIC_RELAXED) ||
 	       __atomic_load_n(&b->holds, __ATOMIC_SEQ_CST);
@@ -620,9 +653,10 @@ static uint64_t replicate_runs(
 	const uint64_t now = now_ms(r);
 	uint64_t i, run;
 
-	for (i = 0; i < n && !(i && is_wanted(b)); i += run) {
+	for (i = 0; i < n && !(i && mb_replica_block_is_wanted(b)); i += run) {
 		const struct page *p = &r->page[first + i];
-		bool there = job->views ? look(r, first + i, 1).copies : p->map != 0;
+		struct found f = look(r, first + i, 1);
+		bool there = job->views ? f.copies | f.merged : p->map != 0;
 		bool wait = waits(p, now);
 
 		for (run = 1; i + run < n && p[run].map == p->map && waits(&p[run], now) == wait;)
@@ -642,10 +676,11 @@ static void give_up_protected(struct mb_replicas *r, struct block *b, uint64_t f
 {
 	for (uint64_t i = 0, run; i < n; i += run) {
 		const struct page *p = &r->page[first + i];
+		struct found f = look(r, first + i, 1);
 
 		for (run = 1; i + run < n && p[run].map == p->map;)
 			run++;
-		if (p->map && !look(r, first + i, 1).copies)
+		if (p->map && !f.copies && !f.merged)
 			mb_replica_collapse_pages(r, b, first + i, run, PATIENT);
 	}
 }
@@ -697,7 +732,7 @@ static int replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, struc
 {
 	if ((offset | len) % PAGE || !job->views || job->views >> r->config.n_views)
 		return -EINVAL;
-	return each_block(r, offset, len, replicate_part, job);
+	return mb_replica_each_block(r, offset, len, replicate_part, job);
 }
 
 int mb_replicas_replicate(struct mb_replicas *r, uint64_t offset, uint64_t len, unsigned views,
@@ -723,5 +758,5 @@ int mb_replicas_protect(
 
 	if ((offset | len) % PAGE)
 		return -EINVAL;
-	return each_block(r, offset, len, replicate_part, &job);
+	return mb_replica_each_block(r, offset, len, replicate_part, &job);
 }

@@ -75,6 +75,7 @@ static const struct mb_replica_calls kernel_calls = {
 	.remap = kernel_remap,
 	.control = kernel_control,
 	.read = pread,
+	.write = pwrite,
 	.move_pages = move_pages,
 };
 
@@ -94,6 +95,9 @@ static int create(struct mb_replicas *r)
 		r->page = NULL;
 		return -ENOMEM;
 	}
+	r->block_merged = calloc(r->n_blocks, sizeof(*r->block_merged));
+	if (!r->block_merged)
+		return -ENOMEM;
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
 		r->block_pages[v] = calloc(r->n_blocks, sizeof(*r->block_pages[v]));
 		rc = r->block_pages[v] ? open_copies(r, v) : -ENOMEM;
@@ -157,6 +161,7 @@ void mb_replicas_destroy(struct mb_replicas *r)
 	close(r->config.uffd);
 	for (unsigned v = 0; v < MB_HEAT_VIEWS; v++)
 		free(r->block_pages[v]);
+	free(r->block_merged);
 	free(r->block);
 	free(r);
 }
@@ -170,6 +175,7 @@ void mb_replicas_stats(struct mb_replicas *r, struct mb_replicas_stats *stats)
 		.max_bytes = __atomic_load_n(&r->config.max_bytes, __ATOMIC_RELAXED),
 		.max_mappings = r->config.max_mappings,
 		.copied_bytes = __atomic_load_n(&s->copied_bytes, __ATOMIC_RELAXED),
+		.merged_bytes = __atomic_load_n(&s->merged_bytes, __ATOMIC_RELAXED),
 		.n_faults = __atomic_load_n(&s->n_faults, __ATOMIC_RELAXED),
 		.n_collapsed = __atomic_load_n(&s->n_collapsed, __ATOMIC_RELAXED),
 		.n_failures = __atomic_load_n(&s->n_failures, __ATOMIC_RELAXED),

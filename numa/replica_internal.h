@@ -17,19 +17,25 @@ enum {
 	WRONG_COPY_FIRST = 1, /* before home is protected */
 	WRONG_OPEN_FIRST,     /* home is writable while a view still has a copy */
 	WRONG_HOLD,	      /* does not collapse */
+	WRONG_MERGE_FIRST,    /* compares before home is protected, and not after */
+	WRONG_UNFILLED,	      /* home is writable without what it was merged with */
 };
 
-/* What a view maps; zero is how it begins. */
-enum mapping { HOME_OPEN, HOME_PROTECTED, COPY_PROTECTED };
+/* What a view maps; zero is how it begins. Merged: a page of another file. */
+enum mapping { HOME_OPEN, HOME_PROTECTED, COPY_PROTECTED, MERGED_PROTECTED };
 
 /* Of every page of guest memory; untouched ones cost nothing. */
 struct page {
-	uint16_t map;  /* two bits a view: enum mapping */
-	uint8_t level; /* writes that ended a copy, one after the other */
+	uint16_t map; /* two bits a view: enum mapping */
+	uint8_t level : 4; /* writes that ended a copy, one after the other */
+	/* Home is a hole: the monitor's own mapping shows what views have, too. */
+	bool merged : 1;
+	bool starts : 1; /* merged with another part of a file than the page before */
 	uint8_t until_high;
 	uint32_t until_ms; /* no copy before; since creation, 34 years at most */
 };
 _Static_assert(2 * MB_HEAT_VIEWS <= 16, "two bits a view");
+_Static_assert(sizeof(struct page) == 8, "of every page");
 
 /* Pages of a block that writers wait for; of more than there is room for, those from the first of
  * them to the last. */
@@ -85,6 +91,7 @@ struct mb_replicas {
 	uint64_t view_pages[MB_HEAT_VIEWS]; /* that the view has a copy of */
 	/* The same for each block, side by side so that a terabyte is read in a moment. Atomic. */
 	uint16_t *block_pages[MB_HEAT_VIEWS];
+	uint16_t *block_merged; /* pages of it that are merged; atomic */
 
 	uint64_t bytes;			/* atomic */
 	uint64_t cursor;		/* atomic: the block where reclaim goes on */
@@ -128,9 +135,19 @@ int mb_replica_node(const struct mb_replicas *r, unsigned view);
 /* *stage: for install, or for drop. */
 int mb_replica_copy(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist,
 	void **stage);
-/* Takes the stage, even if it fails. */
-int mb_replica_install(
-	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage);
+/* Takes the stage, even if it fails. COPY_PROTECTED or MERGED_PROTECTED. */
+int mb_replica_install(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n,
+	enum mapping mapping, void *stage);
+/* Pages of a file that others may have, too; for install, or for drop. */
+int mb_replica_stage_merged(
+	struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, void **stage);
+/* When all views have them: our own mapping, and home gives its memory back. */
+int mb_replica_merge_home(
+	struct mb_replicas *r, int fd, uint64_t offset, uint64_t first, uint64_t n);
+/* Those that are merged are filled with what they were merged with, and so is our own mapping, before
+ * any view can write them. */
+int mb_replica_fill_home(
+	struct mb_replicas *r, uint64_t first, uint64_t n, enum patience patience);
 void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n);
 /* Uses what is in store. */
 int mb_replica_open(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n,
@@ -167,6 +184,19 @@ int mb_replica_written(
 
 /* Who has the lock of a block, and did something with it. */
 void mb_replica_unlock(struct block *b);
+
+/* Calls fn for the part of a range in each block, until it fails. */
+int mb_replica_each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
+	int (*fn)(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg),
+	void *arg);
+/* Whether the page gets nothing now because it was written lately. Caller has the lock. */
+bool mb_replica_waits(const struct mb_replicas *r, const struct page *page);
+/* Whether somebody waits for the block, or holds it. */
+bool mb_replica_block_is_wanted(const struct block *b);
+/* Whether so many more mappings, and as many again later, may be made. */
+bool mb_replica_has_mappings(struct mb_replicas *r);
+/* Home is protected in every view. Caller has the lock. */
+int mb_replica_protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist);
 
 /*
  * Collapses a block, for the worker: the next of those of which that frees mappings, or any.

@@ -31,6 +31,7 @@
 #define BRING_PAGES 128u	  /* at a time */
 #define NAP_NS	    10000000l
 #define STORE_PAGES 128u /* half of them are mappings in store */
+#define OWN	    MB_HEAT_VIEWS /* our own mapping, in place of a view */
 
 static char *view_at(const struct mb_replicas *r, unsigned view, uint64_t first)
 {
@@ -72,6 +73,13 @@ _Noreturn static void end_with_hole(const struct mb_replicas *r, int rc)
 
 /* ---- what is mapped where ---- */
 
+static enum mapping shows(const struct page *p, unsigned view)
+{
+	if (view == OWN)
+		return p->merged ? MERGED_PROTECTED : HOME_OPEN;
+	return mb_replica_mapping(p->map, view);
+}
+
 /* Places where one mapping of a view ends and another begins, at pages [first, last]. */
 static uint64_t edges(const struct mb_replicas *r, unsigned view, uint64_t first, uint64_t last)
 {
@@ -82,8 +90,8 @@ static uint64_t edges(const struct mb_replicas *r, unsigned view, uint64_t first
 	if (last > r->n_blocks * BLOCK_PAGES - 1)
 		last = r->n_blocks * BLOCK_PAGES - 1;
 	for (uint64_t i = first; i <= last; i++)
-		n += mb_replica_mapping(r->page[i - 1].map, view) !=
-		     mb_replica_mapping(r->page[i].map, view);
+		n += shows(&r->page[i - 1], view) != shows(&r->page[i], view) ||
+		     (r->page[i].starts && shows(&r->page[i], view) == MERGED_PROTECTED);
 	return n;
 }
 
@@ -112,6 +120,30 @@ static void note(
 	pthread_mutex_unlock(&r->count_lock);
 }
 
+static void note_merged(struct mb_replicas *r, uint64_t first, uint64_t n, bool merged)
+{
+	uint16_t *in_block = &r->block_merged[first / BLOCK_PAGES];
+
+	pthread_mutex_lock(&r->count_lock);
+	r->n_mappings -= edges(r, OWN, first, first + n);
+	for (uint64_t i = first; i < first + n; i++)
+		r->page[i].merged = merged;
+	r->n_mappings += edges(r, OWN, first, first + n);
+	__atomic_store_n(in_block, (uint16_t)(merged ? *in_block + n : *in_block - n), __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&r->count_lock);
+	__atomic_add_fetch(
+		&r->stats.merged_bytes, merged ? n * PAGE : -(n * PAGE), __ATOMIC_RELAXED);
+}
+
+/* That the first of pages that will be merged is not a part of the mapping before. */
+static void note_start(struct mb_replicas *r, uint64_t first, uint64_t n)
+{
+	pthread_mutex_lock(&r->count_lock);
+	for (uint64_t i = first; i < first + n; i++)
+		r->page[i].starts = i == first;
+	pthread_mutex_unlock(&r->count_lock);
+}
+
 uint64_t mb_replica_n_mappings(struct mb_replicas *r)
 {
 	uint64_t n;
@@ -125,7 +157,7 @@ uint64_t mb_replica_n_mappings(struct mb_replicas *r)
 /* All of it was copied at once, and nothing was written since: no look at each page. */
 static bool is_even(const struct mb_replicas *r, uint64_t block)
 {
-	bool even = r->block[block].n_away == BLOCK_PAGES;
+	bool even = r->block[block].n_away == BLOCK_PAGES && !r->block_merged[block];
 
 	for (unsigned v = 0; v < r->config.n_views && even; v++)
 		even = r->block_pages[v][block] == BLOCK_PAGES || !r->block_pages[v][block];
@@ -147,20 +179,38 @@ int mb_replica_freed_mappings(struct mb_replicas *r, uint64_t block)
 		freed -= block + 1 < r->n_blocks &&
 			 mb_replica_mapping(r->page[next].map, v) != HOME_OPEN;
 	}
+	if (r->block_merged[block])
+		freed += (int)edges(r, OWN, first, next);
 	pthread_mutex_unlock(&r->count_lock);
 	return freed;
 }
 
 /* ---- the stage ---- */
 
-static int set_stage(struct mb_replicas *r, int fd, uint64_t first, uint64_t n, void **stage)
+static int set_stage_of(
+	struct mb_replicas *r, int flags, int fd, uint64_t offset, uint64_t n, void **stage)
 {
-	*stage = r->calls->map(NULL, n * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-		fd, (off_t)(first * PAGE));
+	*stage = r->calls->map(NULL, n * PAGE, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, fd,
+		(off_t)offset);
 	if (*stage == MAP_FAILED)
 		return failed(r);
 	madvise(*stage, n * PAGE, MADV_DONTDUMP);
 	return 0;
+}
+
+static int set_stage(struct mb_replicas *r, int fd, uint64_t first, uint64_t n, void **stage)
+{
+	return set_stage_of(r, MAP_SHARED, fd, first * PAGE, n, stage);
+}
+
+/*
+ * Private, for a userfaultfd takes no shared mapping that could not be written. A write that comes
+ * makes a page of it anonymous before it is trapped: it is still equal, and to lose it is no loss.
+ */
+int mb_replica_stage_merged(
+	struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, void **stage)
+{
+	return set_stage_of(r, MAP_PRIVATE, fd, offset, n, stage);
 }
 
 void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n)
@@ -332,24 +382,25 @@ int mb_replica_copy(
 	return rc;
 }
 
-int mb_replica_install(
-	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage)
+int mb_replica_install(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n,
+	enum mapping mapping, void *stage)
 {
-	int rc = arm_and_place(r, view, first, n, stage);
+	int rc;
 
+	if (mapping == MERGED_PROTECTED)
+		note_start(r, first, n);
+	rc = arm_and_place(r, view, first, n, stage);
 	if (!rc)
-		note(r, view, first, n, COPY_PROTECTED);
+		note(r, view, first, n, mapping);
 	return rc;
 }
 
-int mb_replica_open(
-	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, enum patience patience)
+/* In place of what is there. */
+static int map_over(struct mb_replicas *r, char *at, uint64_t n, int prot, int fd, uint64_t offset,
+	enum patience patience)
 {
-	char *at = view_at(r, view, first);
-
-	for (unsigned i = 0; r->calls->map(at, n * PAGE, PROT_READ | PROT_WRITE,
-				     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, r->config.ram_fd,
-				     (off_t)(first * PAGE)) == MAP_FAILED;
+	for (unsigned i = 0; r->calls->map(at, n * PAGE, prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+				     fd, (off_t)offset) == MAP_FAILED;
 		i++) {
 		int rc = failed(r);
 		bool hole = is_hole(at, n);
@@ -363,8 +414,95 @@ int mb_replica_open(
 			end_with_hole(r, rc);
 		mb_replica_nap();
 	}
-	note(r, view, first, n, HOME_OPEN);
 	return 0;
+}
+
+int mb_replica_open(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, enum patience patience)
+{
+	int rc = map_over(r, view_at(r, view, first), n, PROT_READ | PROT_WRITE, r->config.ram_fd,
+		first * PAGE, patience);
+
+	if (!rc)
+		note(r, view, first, n, HOME_OPEN);
+	return rc;
+}
+
+static char *own_at(const struct mb_replicas *r, uint64_t first)
+{
+	return (char *)r->config.own_base + first * PAGE;
+}
+
+int mb_replica_merge_home(
+	struct mb_replicas *r, int fd, uint64_t offset, uint64_t first, uint64_t n)
+{
+	int rc = map_over(r, own_at(r, first), n, PROT_READ, fd, offset, SHORT_PATIENCE);
+
+	if (rc)
+		return rc;
+	madvise(own_at(r, first), n * PAGE, MADV_DONTDUMP);
+	note_merged(r, first, n, true);
+	/* Where that fails memory is not given back, which is all. */
+	fallocate(r->config.ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(first * PAGE),
+		(off_t)(n * PAGE));
+	return 0;
+}
+
+/* As src/ram_file.c maps it: both are wishes, and neighbours are one mapping again. */
+static void settle(char *at, uint64_t n, bool small)
+{
+	madvise(at, n * PAGE, small ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+	madvise(at, n * PAGE, MADV_DONTDUMP);
+}
+
+/* The pages are merged. */
+static int fill(struct mb_replicas *r, uint64_t first, uint64_t n, enum patience patience)
+{
+	uint64_t done = 0;
+
+	for (unsigned i = 0; done < n * PAGE;) {
+		ssize_t got = r->calls->write(r->config.ram_fd, own_at(r, first) + done,
+			n * PAGE - done, (off_t)(first * PAGE + done));
+		int rc;
+
+		if (got > 0) {
+			done += (uint64_t)got;
+			continue;
+		}
+		rc = got ? failed(r) : -EIO;
+		if (rc != -EINTR && i++ >= tries(patience))
+			return rc;
+		mb_replica_nap();
+	}
+	return 0;
+}
+
+int mb_replica_fill_home(
+	struct mb_replicas *r, uint64_t first, uint64_t n, enum patience patience)
+{
+	int rc = 0;
+
+	for (uint64_t i = first, end; i < first + n && !rc; i = end) {
+		bool merged = r->page[i].merged;
+
+		for (end = i + 1; end < first + n && r->page[end].merged == merged;)
+			end++;
+		if (!merged)
+			continue;
+		/* At once: one page, for which the reader need not wait. */
+		if (patience == AT_ONCE && end - i > 1)
+			return -EAGAIN;
+		if (MB_REPLICA_WRONG != WRONG_UNFILLED)
+			rc = fill(r, i, end - i, patience);
+		if (!rc)
+			rc = map_over(r, own_at(r, i), end - i, PROT_READ | PROT_WRITE,
+				r->config.ram_fd, i * PAGE, patience);
+		if (rc)
+			return rc;
+		settle(own_at(r, i), end - i, false);
+		note_merged(r, i, end - i, false);
+	}
+	return rc;
 }
 
 void mb_replica_wake(struct mb_replicas *r, uint64_t first, uint64_t n)
@@ -387,13 +525,9 @@ void mb_replica_free(
 	__atomic_sub_fetch(&r->bytes, n_copies * PAGE, __ATOMIC_RELAXED);
 }
 
-/* As src/ram_file.c maps it. Both are wishes. */
 void mb_replica_settle(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
 {
-	const bool small = r->block[first / BLOCK_PAGES].small;
-
-	madvise(view_at(r, view, first), n * PAGE, small ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
-	madvise(view_at(r, view, first), n * PAGE, MADV_DONTDUMP);
+	settle(view_at(r, view, first), n, r->block[first / BLOCK_PAGES].small);
 	if (r->config.watch)
 		r->config.watch(r->config.ctx, view, first * PAGE, n * PAGE);
 }

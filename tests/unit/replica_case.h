@@ -22,7 +22,7 @@
 
 static int fd;
 static unsigned n_views;
-static struct mb_ram_mapping view[3];
+static struct mb_ram_mapping view[3], own;
 static struct mb_replicas *replicas;
 static struct mb_replicas_config config;
 static struct mb_pagemap *pm;
@@ -54,6 +54,8 @@ static inline bool make(unsigned n)
 	}
 	fd = config.ram_fd = mb_ram_file_open(BYTES);
 	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &own), 0);
+	config.own_base = own.base;
 	for (unsigned v = 0; v < n; v++) {
 		ck_assert_int_eq(mb_ram_file_map(fd, BYTES, &view[v]), 0);
 		config.view_base[v] = view[v].base;
@@ -71,6 +73,7 @@ static inline void finish(void)
 	mb_pagemap_close(pm);
 	for (unsigned v = 0; v < n_views; v++)
 		mb_ram_file_unmap(&view[v], BYTES);
+	mb_ram_file_unmap(&own, BYTES);
 	close(fd);
 }
 
@@ -93,11 +96,13 @@ static inline struct mb_replicated replicate(uint64_t offset, uint64_t len, unsi
 	return d;
 }
 
-/* Every view shows what was written, but in words that are not as at first. */
+/* Every view, and who holds memory, shows what was written, but in words that are not as at first. */
 static inline void check_but(uint64_t at, uint64_t value)
 {
 	unsigned wrong = 0;
 
+	for (uint64_t i = 0; i < BYTES; i += 8)
+		wrong += *(uint64_t *)(own.base + i) != (i == at ? value : word(i));
 	for (unsigned v = 0; v < n_views; v++)
 		for (uint64_t i = 0; i < BYTES; i += 8)
 			wrong += *word_at(v, i) != (i == at ? value : word(i));

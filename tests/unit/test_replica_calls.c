@@ -53,7 +53,8 @@ static const struct mb_replica_calls bad_calls = {.map = bad_map,
 	.unmap = munmap,
 	.remap = bad_remap,
 	.control = bad_control,
-	.read = bad_read};
+	.read = bad_read,
+	.write = pwrite};
 
 static void *end_failures(void *arg)
 {
@@ -137,7 +138,8 @@ static const struct mb_replica_calls slow_calls = {.map = mmap,
 	.unmap = munmap,
 	.remap = bad_remap,
 	.control = bad_control,
-	.read = slow_read};
+	.read = slow_read,
+	.write = pwrite};
 
 static void *write_first(void *arg)
 {

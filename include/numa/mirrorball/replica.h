@@ -35,6 +35,7 @@ struct mb_replica_calls {
 	void *(*remap)(void *at, size_t old_len, size_t len, int flags, void *to);
 	int (*control)(int fd, unsigned long request, void *arg);
 	ssize_t (*read)(int fd, void *buf, size_t len, off_t offset);
+	ssize_t (*write)(int fd, const void *buf, size_t len, off_t offset);
 	long (*move_pages)(int pid, unsigned long n, void **page, const int *node, int *status,
 		int flags);
 };
@@ -44,8 +45,10 @@ struct mb_replicas_config {
 	int uffd;   /* of mb_replicas_open_uffd; closed by destroy, or by a create that fails */
 	int ram_fd; /* home */
 	uint64_t ram_bytes;		/* a multiple of MB_HEAT_BLOCK_BYTES */
-	unsigned n_views;		/* 2..MB_HEAT_VIEWS */
+	unsigned n_views;		/* 1..MB_HEAT_VIEWS; with one, pages are merged only */
 	void *view_base[MB_HEAT_VIEWS]; /* where each view has all of the file, mapped shared */
+	/* The same for who reads and holds memory himself; NULL: nobody, and nothing is merged. */
+	void *own_base;
 	int view_node[MB_HEAT_VIEWS];	/* of the host, where its copies should be; -1: anywhere */
 	bool view_has_more_nodes[MB_HEAT_VIEWS]; /* a copy on another one may be as good */
 	uint64_t max_bytes;		/* of all copies */
@@ -103,11 +106,44 @@ int mb_replicas_protect(
 int mb_replicas_finish(struct mb_replicas *replicas, uint64_t offset, uint64_t len, unsigned views,
 	struct mb_replicated *done);
 
-/* No page of it has a copy then. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
+/*
+ * Pages of a file in memory that other machines map, too: what equals guest memory takes its place,
+ * and home's own memory goes back to the host. The first write makes it the guest's alone, by way of
+ * a copy. fd: sealed, so that nobody can change it (F_SEAL_SHRINK, and F_SEAL_FUTURE_WRITE or
+ * F_SEAL_WRITE; whoever can write it by a mapping that is older has promised not to). It may be
+ * closed when the call returns. Offset: of the first byte.
+ */
+struct mb_replicas_source {
+	int fd;
+	uint64_t offset;
+};
+
+/* What became of each byte; they add up to the length. */
+struct mb_merged {
+	uint64_t merged_bytes;
+	uint64_t there_bytes;	 /* were merged, had copies or were protected already: stay as they are */
+	uint64_t waiting_bytes;	 /* written not long ago: back off */
+	uint64_t held_bytes;	 /* held, or somebody writes there; it may be tried again */
+	uint64_t differs_bytes;	 /* are something else */
+	uint64_t full_bytes;	 /* no room for mappings */
+	uint64_t failed_bytes;	 /* a system call failed; home has them */
+};
+
+/*
+ * Merges what is equal in [offset, offset + len), multiples of 4 KiB, page by page; one source for
+ * each view, best on its node. Adds to *done. -EINVAL: no such range; -EPERM: a source is not sealed,
+ * or shorter.
+ */
+int mb_replicas_merge(struct mb_replicas *replicas, uint64_t offset, uint64_t len,
+	const struct mb_replicas_source *source, struct mb_merged *done);
+/* Whether the page at this offset is merged; as of about now. Takes NULL. */
+bool mb_replicas_is_merged(const struct mb_replicas *replicas, uint64_t offset);
+
+/* No page of it has a copy then, nor is merged. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
 /*
- * Collapses blocks of which one of these views (bits) has copies until so many bytes are given back,
+ * Collapses copies in blocks of which one of these views (bits) has some until so many bytes are given back,
  * or one collapse fails; returns how many were. Takes NULL.
  */
 uint64_t mb_replicas_reclaim(struct mb_replicas *replicas, uint64_t bytes, unsigned views);
@@ -158,6 +194,7 @@ struct mb_replicas_stats {
 	uint64_t view_bytes[MB_HEAT_VIEWS]; /* that each view reads from a copy, now */
 	uint64_t mappings, max_mappings; /* that they add */
 	uint64_t copied_bytes;		 /* of copies, so far */
+	uint64_t merged_bytes;		 /* now: that take no memory of the guest's own */
 	uint64_t n_faults;		 /* writes that were waited for */
 	uint64_t n_collapsed;		 /* pages that were one again because of them */
 	uint64_t n_failures;		 /* system calls */
