@@ -71,14 +71,14 @@ _mirrorball_one_machine() {
 
 _mirrorball_run() {
 	local options="--kernel --initrd --append --no-reboot --cpus --memory --memory-overcommit
-		--views --track --migrate --replicas --placement --name --disk --net --console --dry-run --json --quiet --help --version"
+		--views --track --migrate --replicas --share --placement --name --disk --net --console --dry-run --json --quiet --help --version"
 	local i word
 
 	# After "splash" comes one of its programs, and then words that only it knows.
 	for ((i = 2; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --migrate | --replicas | --placement | --name | --disk | --net | --console)
+		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --migrate | --replicas | --share | --placement | --name | --disk | --net | --console)
 			((++i)) ;;
 		splash)
 			if ((i + 1 == COMP_CWORD)); then
@@ -97,6 +97,7 @@ _mirrorball_run() {
 	--track) _mirrorball_words "auto on off auto,budget= on,budget=" "$cur" ;;
 	--migrate) _mirrorball_words "auto on off storm" "$cur" ;;
 	--replicas) _mirrorball_words "auto off 256M 1G 25% 100%" "$cur" ;;
+	--share) _mirrorball_words "on off" "$cur" ;;
 	--placement) _mirrorball_words "auto nodes= spread none" "$cur" ;;
 	--cpus) _mirrorball_words "1 2 4 8" "$cur" ;;
 	--memory) _mirrorball_words "512M 1G 2G 4G 8G 16G" "$cur" ;;

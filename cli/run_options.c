@@ -34,6 +34,7 @@ enum {
 	OPT_TRACK,
 	OPT_MIGRATE,
 	OPT_REPLICAS,
+	OPT_SHARE,
 	OPT_PLACEMENT,
 	OPT_NAME,
 	HEAD_DEVICES,
@@ -82,6 +83,9 @@ const struct cli_option cli_run_options[] = {
 		"percent of --memory: tracks and migrates, too. auto: 25% where memory migrates "
 		"and "
 		"each node has a view (default: auto)"},
+	[OPT_SHARE] = {"share", "on|off",
+		"what the guest has read of a disk's base (cow, overlay) is in memory once for all "
+		"machines of this user (default: on)"},
 	[OPT_PLACEMENT] = {"placement", "auto|nodes=LIST|spread|none",
 		"NUMA nodes of the host for vCPUs and memory. auto: the fewest that hold them, by "
 		"free memory and load, and others when they are overloaded; nodes: these, as "
@@ -259,6 +263,14 @@ static int set_replicas(struct cli_run *run, const char *value, struct mb_error 
 	return cli_parse_unsigned(digits, 1, 800, &run->replica_percent, err);
 }
 
+static int set_share(struct mb_machine_config *config, const char *value, struct mb_error *err)
+{
+	config->no_share = !strcmp(value, "off");
+	return config->no_share || !strcmp(value, "on")
+		       ? 0
+		       : mb_error_set(err, EINVAL, "'%s': on or off", value);
+}
+
 static int set_placement(struct mb_machine_config *config, const char *value, struct mb_error *err)
 {
 	int rc;
@@ -317,6 +329,8 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		return set_migrate(config, value, err);
 	case OPT_REPLICAS:
 		return set_replicas(run, value, err);
+	case OPT_SHARE:
+		return set_share(config, value, err);
 	case OPT_PLACEMENT:
 		return set_placement(config, value, err);
 	case OPT_NAME:

@@ -147,6 +147,15 @@ static const char *disk_writes(const struct mb_disk_config *d)
 			   : "changes in memory, gone at the end";
 }
 
+static bool has_base(const struct mb_machine_config *c)
+{
+	bool has = false;
+
+	for (unsigned i = 0; i < c->n_disks; i++)
+		has |= c->disk[i].cow || c->disk[i].overlay;
+	return has;
+}
+
 static void show_copied(const struct mb_machine_config *c)
 {
 	char size[32];
@@ -188,6 +197,8 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 	placement_text(c, place, sizeof(place));
 	show_row("placement", place);
 	show_copied(c);
+	if (has_base(c))
+		show_row("shared", c->no_share ? "never" : "what it reads of the disks' bases");
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
 
@@ -313,6 +324,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 		c->replica_bytes == MB_REPLICAS_AUTO ? json_string("auto")
 						     : json_integer((json_int_t)c->replica_bytes),
 		&rc);
+	mb_json_put(root, "share", json_boolean(!c->no_share), &rc);
 	mb_json_put(root, "disks", disks, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);

@@ -505,6 +505,8 @@ static int open_files(struct mb_blk *blk, const struct mb_blk_config *config, st
 	blk->n_sectors = blk->file.n_sectors;
 	if (!cow)
 		return 0;
+	blk->base_ops = config->base_ops;
+	blk->base_ctx = config->base_ctx;
 	rc = mb_cow_create(&blk->cow, &cow_config, err);
 	if (!rc)
 		blk->n_sectors = mb_cow_bytes(blk->cow) / MB_BLK_SECTOR;
@@ -584,6 +586,11 @@ void mb_blk_destroy(struct mb_blk *blk)
 	free(blk->queues);
 	free(blk->name);
 	free(blk);
+}
+
+int mb_blk_base_fd(const struct mb_blk *blk)
+{
+	return blk->cow ? blk->file.fd : -1;
 }
 
 void mb_blk_reset(struct mb_blk *blk)

@@ -93,13 +93,50 @@ static void overlay_data(struct mb_blk_req *req)
 	}
 }
 
+/* n bytes of what is left are in guest memory, and are what the base has at `at`. */
+static void saw_base(struct mb_blk_req *req, uint64_t at, uint64_t n)
+{
+	const struct mb_blk *blk = req->q->blk;
+
+	if (blk->base_ops)
+		blk->base_ops->saw(blk->base_ctx, at, req->iov, req->n_iov, n);
+}
+
+/* What others have read before us is in memory: from its beginning on, so many bytes of it. */
+static uint64_t read_shared(struct mb_blk_req *req, const struct mb_cow_run *run)
+{
+	const struct mb_blk *blk = req->q->blk;
+	uint64_t done = 0;
+
+	if (!blk->base_ops)
+		return 0;
+	for (unsigned i = 0; i < req->n_iov && done < run->bytes; i++) {
+		uint64_t n = run->bytes - done;
+
+		if (req->iov[i].iov_len < n)
+			n = req->iov[i].iov_len;
+		if (!blk->base_ops->read(
+			    blk->base_ctx, run->at + done, req->iov[i].iov_base, n))
+			break;
+		done += n;
+	}
+	return done && mb_cow_base_holds(blk->cow) ? done : 0;
+}
+
 static bool aim_read(struct mb_blk_req *req)
 {
 	struct mb_blk *blk = req->q->blk;
 	struct mb_cow_run run;
+	uint64_t shared;
 
 	while (req->left) {
 		mb_cow_find(blk->cow, req->offset, req->left, &run);
+		shared = run.where == MB_COW_BASE ? read_shared(req, &run) : 0;
+		if (shared) {
+			saw_base(req, run.at, shared);
+			mb_blk_advance(req, shared);
+			continue;
+		}
 		req->part = run.bytes;
 		if (run.where == MB_COW_ZERO) {
 			zero_data(req, run.bytes);
@@ -281,6 +318,8 @@ static void landed(struct mb_blk_req *req, uint64_t n)
 			failed(req, EIO);
 			return;
 		} else {
+			if (req->from_base)
+				saw_base(req, req->at, n);
 			mb_blk_advance(req, n);
 		}
 		break;

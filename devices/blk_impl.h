@@ -128,6 +128,8 @@ struct mb_blk {
 	struct mb_virtio *vdev;
 	struct mb_blk_file file;
 	struct mb_cow *cow; /* NULL: what is written goes to the file */
+	const struct mb_blk_base_ops *base_ops; /* NULL: none */
+	void *base_ctx;
 	bool readonly;
 	uint64_t n_sectors; /* of 512 bytes */
 	char *name;	    /* "disk PATH" */

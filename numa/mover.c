@@ -165,8 +165,13 @@ static int ask(const struct mb_mover *m, struct part *p)
 	int left = (int)p->n;
 
 	/* What nobody wants is as good as there. */
-	for (unsigned i = 0; i < p->n; i++)
-		p->where[i] = is_wanted(p, i) ? -ENOENT : (int)p->node;
+	for (unsigned i = 0; i < p->n; i++) {
+		bool asked = is_wanted(p, i) &&
+			     !(m->config.elsewhere &&
+				     m->config.elsewhere(m->config.ctx, p->offset + i * PAGE));
+
+		p->where[i] = asked ? -ENOENT : (int)p->node;
+	}
 	for (unsigned v = 0; v < m->config.n_views && left > 0; v++)
 		left = ask_mapping(p, view_at(m, p, v));
 	if (left > 0) {

@@ -330,6 +330,8 @@ static int collapse_copies(
 {
 	int rc = 0;
 
+	if (!__atomic_load_n(&r->block_merged[b - r->block], __ATOMIC_RELAXED))
+		return collapse_part(r, b, first, n, NULL);
 	pthread_mutex_lock(&b->lock);
 	for (uint64_t i = first, end; i < first + n && !rc; i = end) {
 		for (end = i + 1; end < first + n && r->page[end].merged == r->page[i].merged;)
@@ -339,6 +341,11 @@ static int collapse_copies(
 	}
 	mb_replica_unlock(b);
 	return rc;
+}
+
+int mb_replicas_collapse_copies(struct mb_replicas *r, uint64_t offset, uint64_t len)
+{
+	return r ? mb_replica_each_block(r, offset, len, collapse_copies, NULL) : 0;
 }
 
 static bool has_copies(const struct mb_replicas *r, uint64_t block, unsigned views)
@@ -362,7 +369,7 @@ uint64_t mb_replicas_reclaim(struct mb_replicas *r, uint64_t bytes, unsigned vie
 
 		if (!has_copies(r, k, views))
 			continue;
-		rc = mb_replica_each_block(r, k * BLOCK, BLOCK, collapse_copies, NULL);
+		rc = mb_replicas_collapse_copies(r, k * BLOCK, BLOCK);
 		now = __atomic_load_n(&r->bytes, __ATOMIC_RELAXED);
 		if (now > before)
 			before = now; /* others make some */
@@ -385,9 +392,7 @@ bool mb_replicas_reclaim_old(struct mb_replicas *r, unsigned n)
 		struct block *b = &r->block[left - 1];
 
 		if (__atomic_load_n(&b->active, __ATOMIC_SEQ_CST))
-			n = mb_replica_each_block(r, (left - 1) * BLOCK, BLOCK, collapse_copies, NULL)
-				    ? 0
-				    : n - 1;
+			n = mb_replicas_collapse_copies(r, (left - 1) * BLOCK, BLOCK) ? 0 : n - 1;
 		/* Unless it was begun anew meanwhile. */
 		__atomic_compare_exchange_n(
 			&r->n_old, &left, left - 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);

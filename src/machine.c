@@ -422,7 +422,9 @@ static const struct {
 	{"creating its vCPUs", make_threads},
 	{"making room for copies of its memory", mb_machine_add_replicas},
 	{"setting up its terminal", make_terminal},
+	{"preparing to share memory", mb_machine_add_share},
 	{"opening its disks and networks", mb_machine_add_devices},
+	{"looking for the commons", mb_machine_start_share},
 	{"loading its guest", mb_machine_load_guest},
 	{"starting its tracker", mb_machine_add_tracker},
 	{"starting its migration", mb_machine_add_manager},
@@ -527,6 +529,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 	mb_control_destroy(machine->control);
 	/* Before the page tables that they work on. */
 	mb_machine_remove_manager(machine);
+	mb_machine_stop_share(machine);
 	mb_machine_give_up_replicas(machine);
 	mb_machine_remove_tracker(machine);
 	/* Then vCPUs: nobody calls a device any more. The I/O loops last: devices stop on them. */
@@ -537,6 +540,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 	for (unsigned k = 0; k < MB_MAX_GROUPS; k++)
 		mb_loop_destroy(machine->io_loop[k]);
 	mb_terminal_destroy(machine->terminal);
+	mb_machine_remove_share(machine);
 	mb_machine_remove_replicas(machine);
 	mb_ram_destroy(machine->ram);
 	mb_vm_destroy(machine->vm);

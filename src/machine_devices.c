@@ -77,6 +77,7 @@ static int add_disk(struct mb_machine *machine, unsigned i, struct mb_error *err
 	const struct mb_disk_config *disk = &machine->config.disk[i];
 	unsigned n = disk->n_queues, n_vcpus = machine->config.n_vcpus;
 	struct mb_loop **loops;
+	int rc;
 	struct mb_blk_config config = {
 		.path = disk->path,
 		.readonly = disk->readonly,
@@ -102,7 +103,9 @@ static int add_disk(struct mb_machine *machine, unsigned i, struct mb_error *err
 	for (unsigned q = 0; q < n; q++)
 		loops[q] = loop_of_vcpu(machine, q * n_vcpus / n);
 	config.n_queues = n;
-	return mb_blk_create(machine->pci, mb_ram_dma(machine->ram), &config, &machine->blk[i], err);
+	mb_machine_share_disk(machine, i, &config);
+	rc = mb_blk_create(machine->pci, mb_ram_dma(machine->ram), &config, &machine->blk[i], err);
+	return rc ? rc : mb_machine_share_base(machine, i, err);
 }
 
 static int add_nic(struct mb_machine *machine, unsigned i, struct mb_error *err)

@@ -72,13 +72,13 @@ static json_t *extent_json(const struct mb_machine *machine, const struct mb_ext
 {
 	json_t *x = json_object(), *read = json_array(),
 	       *write = writes ? json_array() : json_null(),
-	       *copied = machine->replicas ? json_array() : json_null();
+	       *copied = mb_machine_makes_copies(machine) ? json_array() : json_null();
 
 	for (unsigned v = 0; v < machine->n_groups; v++) {
 		mb_json_append(read, json_real((double)e->view[v].read), rc);
 		if (writes)
 			mb_json_append(write, json_real((double)e->view[v].write), rc);
-		if (machine->replicas)
+		if (mb_machine_makes_copies(machine))
 			mb_json_append(copied,
 				json_real(
 					(double)mb_replicas_share(machine->replicas, from, len, v)),

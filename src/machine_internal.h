@@ -22,6 +22,7 @@
 #include <mirrorball/rebalance.h>
 #include <mirrorball/registry.h>
 #include <mirrorball/rng.h>
+#include <mirrorball/share.h>
 #include <mirrorball/serial.h>
 #include <mirrorball/terminal.h>
 #include <mirrorball/topology.h>
@@ -98,7 +99,9 @@ struct mb_machine {
 	struct mb_bus *bus;
 	struct mb_vcpus *vcpus;
 	struct mb_tracker *tracker; /* NULL: switched off */
-	struct mb_replicas *replicas; /* NULL: no page has copies */
+	struct mb_replicas *replicas; /* NULL: no page has copies, or is merged */
+	struct mb_share *share;	      /* NULL: no page is merged with other machines' */
+	struct mb_machine_base *bases; /* of disks, that other machines may have, too */
 	const char *why_no_copies;    /* where that was left to the machine; for people */
 	uint64_t copies_on[MB_MAX_GROUPS]; /* nodes of each view, bits of the topology's index; atomic */
 	bool said_copies_stay;	      /* only the main loop */
@@ -237,6 +240,8 @@ void mb_machine_release_memory(struct mb_machine *machine);
 void mb_machine_choose_replicas(struct mb_machine *machine); /* how much; once its views are chosen */
 int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_give_up_replicas(struct mb_machine *machine);
+/* Whether views may have copies of their own; without that memory is merged only, if at all. */
+bool mb_machine_makes_copies(const struct mb_machine *machine);
 /* A view's vCPUs run on another node: its copies are made there, and all that there are, of all
  * views, are given back bit by bit (mb_machine_reclaim). On the main loop. */
 void mb_machine_move_copies(struct mb_machine *machine, unsigned view);
@@ -253,6 +258,24 @@ float mb_machine_copied(void *ctx, uint64_t offset, uint64_t len, unsigned view)
 void mb_machine_reclaim(struct mb_machine *machine, const struct mb_policy_host *host);
 const char *mb_machine_replicas_state(struct mb_machine *machine); /* for people */
 json_t *mb_machine_replicas_json(struct mb_machine *machine, int *rc);
+
+/*
+ * src/machine_share.c: what disks have in common with other machines' is in memory once. Whether it
+ * may be, before replicas are made; then before devices, which tell what they read; it begins when they
+ * are there. Stopped before vCPUs and devices go, removed after them.
+ */
+bool mb_machine_shares(const struct mb_machine *machine);
+int mb_machine_add_share(struct mb_machine *machine, struct mb_error *err);
+int mb_machine_start_share(struct mb_machine *machine, struct mb_error *err);
+void mb_machine_stop_share(struct mb_machine *machine);
+void mb_machine_remove_share(struct mb_machine *machine);
+/* Of the disk's config, before it is made; and its base, when it is there. */
+void mb_machine_share_disk(
+	struct mb_machine *machine, unsigned disk, struct mb_blk_config *config);
+int mb_machine_share_base(struct mb_machine *machine, unsigned disk, struct mb_error *err);
+/* The node where each view's copies of what is common are best: the kernel's numbers. */
+void mb_machine_share_nodes(struct mb_machine *machine, unsigned node[MB_MAX_GROUPS]);
+json_t *mb_machine_share_json(struct mb_machine *machine, int *rc);
 
 /* src/machine_numa.c */
 json_t *mb_machine_migration_json(struct mb_machine *machine); /* NULL: out of memory */

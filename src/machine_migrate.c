@@ -25,7 +25,7 @@ static int move(void *ctx, const struct mb_move *what, struct mb_moved *moved)
 
 	/* A view's address would be a copy's; and what moves is for one of them. */
 	for (; !rc && (len = mb_move_run(what, &at)) != 0; at += len)
-		rc = mb_replicas_collapse(machine->replicas, at, len);
+		rc = mb_replicas_collapse_copies(machine->replicas, at, len);
 	return rc ? rc : mb_mover_move(machine->mover, what, moved);
 }
 
@@ -70,6 +70,13 @@ static void keep_small(void *ctx, uint64_t offset, bool small)
 	struct mb_machine *machine = ctx;
 
 	mb_replicas_keep_small(machine->replicas, offset, small);
+}
+
+static bool is_merged(void *ctx, uint64_t offset)
+{
+	const struct mb_machine *machine = ctx;
+
+	return mb_replicas_is_merged(machine->replicas, offset);
 }
 
 static const struct mb_manager_ops ops = {.extents = extents,
@@ -188,6 +195,7 @@ static int make_manager(struct mb_machine *machine, struct mb_error *err)
 		.resume = resume_vcpus,
 		.small = mb_ram_small(machine->ram),
 		.keep_small = keep_small,
+		.elsewhere = is_merged,
 		.ctx = machine,
 	};
 	int rc;
@@ -202,7 +210,7 @@ static int make_manager(struct mb_machine *machine, struct mb_error *err)
 	}
 	mb_policy_defaults(&config.policy);
 	config.policy.split_block_ns += PAUSE_NS * machine->config.n_vcpus;
-	config.policy.replicas = machine->replicas;
+	config.policy.replicas = mb_machine_makes_copies(machine);
 	if (machine->config.migrate == MB_MIGRATE_STORM)
 		config.storm_bytes = machine->config.memory_bytes;
 	mb_policy_host_init(&config.host, mb_machine_topology(machine), UINT64_MAX);

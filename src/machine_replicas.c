@@ -62,7 +62,7 @@ const char *mb_machine_replicas_state(struct mb_machine *machine)
 {
 	const char *why = why_not(machine);
 
-	if (!machine->replicas)
+	if (why || !machine->replicas)
 		return why ? why : "not possible on this host";
 	return machine->manager ? "on" : "off without migration";
 }
@@ -93,14 +93,37 @@ static int id_of_first(struct mb_machine *machine, uint64_t nodes)
 	return nodes ? (int)mb_machine_topology(machine)->node[__builtin_ctzll(nodes)].id : -1;
 }
 
+static const char *what_is_missed(const struct mb_machine *machine)
+{
+	return !mb_machine_shares(machine) ? "gets a copy"
+	       : why_not(machine)	   ? "is shared with other machines"
+					   : "gets a copy or is shared with other machines";
+}
+
+bool mb_machine_makes_copies(const struct mb_machine *machine)
+{
+	return machine->replicas && !why_not(machine);
+}
+
+void mb_machine_share_nodes(struct mb_machine *machine, unsigned node[MB_MAX_GROUPS])
+{
+	for (unsigned v = 0; v < machine->n_views; v++) {
+		int id = id_of_first(machine, nodes_of_view(machine, v));
+
+		node[v] = id < 0 ? 0 : (unsigned)id;
+	}
+}
+
 int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 {
+	const bool copies = !why_not(machine);
 	struct mb_replicas_config config = {
 		.name = machine->config.name,
 		.ram_fd = mb_ram_fd(machine->ram),
 		.ram_bytes = machine->config.memory_bytes,
+		.own_base = mb_ram_own_base(machine->ram),
 		.n_views = machine->n_views,
-		.max_bytes = machine->config.replica_bytes,
+		.max_bytes = copies ? machine->config.replica_bytes : 0,
 		.backoff_ns = machine->config.migrate == MB_MIGRATE_STORM ? STORM_BACKOFF_NS : 0,
 		.watch = watch,
 		.ctx = machine,
@@ -108,15 +131,14 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 	struct mb_error why;
 	uint64_t nodes;
 
-	if (why_not(machine))
+	if (!copies && !mb_machine_shares(machine))
 		return 0;
 	/* A vCPU's write faults within KVM. */
 	config.uffd = mb_replicas_open_uffd(false);
 	if (config.uffd < 0) {
-		mb_log("%s: runs, but no page of its memory gets a copy: userfaultfd: %s "
-		       "(mirrorball"
-		       " doctor says more)",
-			machine->config.name, strerror(-config.uffd));
+		mb_log("%s: runs, but no page of its memory %s: userfaultfd: %s (mirrorball doctor "
+		       "says more)",
+			machine->config.name, what_is_missed(machine), strerror(-config.uffd));
 		return 0;
 	}
 	for (unsigned v = 0; v < machine->n_views; v++) {
@@ -128,8 +150,8 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 	}
 	/* It is worth less than the machine. */
 	if (mb_replicas_create(&config, &machine->replicas, &why)) {
-		mb_log("%s: runs, but no page of its memory gets a copy: %s", machine->config.name,
-			why.text);
+		mb_log("%s: runs, but no page of its memory %s: %s", machine->config.name,
+			what_is_missed(machine), why.text);
 		return 0;
 	}
 	mb_ram_set_replicas(machine->ram, machine->replicas);
@@ -261,7 +283,7 @@ json_t *mb_machine_replicas_json(struct mb_machine *machine, int *rc)
 	struct mb_replicas_stats s;
 
 	mb_json_put(r, "state", json_string(mb_machine_replicas_state(machine)), rc);
-	if (!machine->replicas)
+	if (!mb_machine_makes_copies(machine))
 		return r;
 	mb_replicas_stats(machine->replicas, &s);
 	mb_json_put_number(r, "bytes", s.bytes, rc);

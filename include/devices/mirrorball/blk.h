@@ -3,9 +3,22 @@
 #define MIRRORBALL_BLK_H
 
 #include <mirrorball/virtio.h>
+#include <sys/uio.h>
 
 /* A virtio block device (virtio 1.2, 5.2) over a raw file or block device, with io_uring. */
 struct mb_blk;
+
+/*
+ * What several machines have of one base (cow, overlay); on threads of the queues, several at once,
+ * which it must not keep waiting.
+ */
+struct mb_blk_base_ops {
+	/* Whether bytes [at, at + len) of the base were in memory, and are in buf now. If not, buf may
+	 * be changed. */
+	bool (*read)(void *ctx, uint64_t at, void *buf, uint64_t len);
+	/* The first len bytes of these buffers, in guest memory, are what the base has at `at`. */
+	void (*saw)(void *ctx, uint64_t at, const struct iovec *iov, unsigned n_iov, uint64_t len);
+};
 
 struct mb_blk_config {
 	const char *path;
@@ -19,6 +32,8 @@ struct mb_blk_config {
 	bool cow;
 	const char *cow_dir;
 	const char *overlay;
+	const struct mb_blk_base_ops *base_ops; /* NULL: nobody wants to know of the base */
+	void *base_ctx;
 	bool dry;    /* nothing is made, or changed: only to see whether it can be opened */
 	bool direct; /* O_DIRECT; falls back to buffered I/O where the file system refuses it */
 	const char *serial; /* up to 20 bytes, NULL: made from the path's file name */
@@ -34,5 +49,7 @@ int mb_blk_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_bl
 	struct mb_blk **out, struct mb_error *err);
 void mb_blk_destroy(struct mb_blk *blk);
 void mb_blk_reset(struct mb_blk *blk);
+/* The base's descriptor, for reading, as long as the disk is there. -1: it has no base. */
+int mb_blk_base_fd(const struct mb_blk *blk);
 
 #endif

@@ -142,6 +142,9 @@ bool mb_replicas_is_merged(const struct mb_replicas *replicas, uint64_t offset);
 /* No page of it has a copy then, nor is merged. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
+/* The same but of what is merged, which stays so: it takes no memory. Takes NULL. */
+int mb_replicas_collapse_copies(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
+
 /*
  * Collapses copies in blocks of which one of these views (bits) has some until so many bytes are given back,
  * or one collapse fails; returns how many were. Takes NULL.

@@ -70,6 +70,7 @@ struct mb_machine_config {
 	enum mb_place_kind placement;	    /* on which nodes of the host: numa/placement.h */
 	struct mb_node_ids placement_nodes; /* of MB_PLACE_NODES */
 	uint64_t replica_bytes; /* for copies of what several views read; 0: none are made; or MB_REPLICAS_AUTO */
+	bool no_share; /* what it has of bases of disks is its own, and not in memory once with other machines' */
 
 	/* Either a kernel ... */
 	const char *kernel_path;

@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <mirrorball/clock.h>
+#include <mirrorball/commons.h>
+#include <mirrorball/log.h>
+#include <mirrorball/replica.h>
+#include <mirrorball/share.h>
+#include <mirrorball/thread.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define PAGE	    MB_HEAT_PAGE_BYTES
+#define PIECE	    ((uint64_t)MB_COMMONS_PIECE)
+#define MAX_NEWS    32768u /* runs of pages that nobody has looked at yet: 512 MiB at least, of 16 KiB each */
+#define MAX_TRIES   4u	   /* of what was held, or of a commons that is not there */
+#define SETTLE_NS   500000000ull
+#define PATIENCE_NS 5000000000ull
+#define GAP_BYTES   (64ull << 10) /* is rather read, too, than asked for with another message */
+#define WORK_NS	    20000000ull	  /* and as long a rest */
+#define HAVE_PIECES 4096u /* of a base that are asked for at the start */
+#define NICE	    10
+#define STACK_BYTES (256u << 10)
+
+/* Pages of guest memory that came from a base, side by side in both. */
+struct run {
+	uint64_t ram, at; /* bytes */
+	uint32_t n_pages;
+	uint8_t base, tries;
+};
+
+struct runs {
+	struct run *run;
+	unsigned n, max;
+};
+
+struct mb_share {
+	struct mb_share_config config;
+	struct mb_commons *commons;
+	struct mb_commons_base *base[MB_SHARE_MAX_BASES];
+	uint64_t base_bytes[MB_SHARE_MAX_BASES];
+	bool asked[MB_SHARE_MAX_BASES]; /* what it has, since the daemon is there */
+	unsigned n_bases;
+	pthread_t thread;
+	bool runs;
+	int wake_fd; /* eventfd */
+
+	pthread_mutex_t lock; /* innermost; protects: */
+	struct runs news;
+	uint64_t first_ns; /* of the oldest news */
+
+	/* Only the thread, and before it runs. */
+	unsigned node[MB_HEAT_VIEWS];
+	struct runs work, later;
+	unsigned n_wanted; /* answers to come */
+
+	/* Atomic. */
+	unsigned read_node[MB_HEAT_VIEWS]; /* `node` for those who read */
+	bool stop;
+	struct mb_share_stats stats; /* but merged_bytes */
+};
+
+static void count(uint64_t *what, uint64_t n)
+{
+	__atomic_add_fetch(what, n, __ATOMIC_RELAXED);
+}
+
+/* ---- news; any thread ---- */
+
+static int make_runs(struct runs *runs)
+{
+	runs->max = MAX_NEWS;
+	runs->run = malloc(runs->max * sizeof(*runs->run));
+	return runs->run ? 0 : -ENOMEM;
+}
+
+/* False: no room. */
+static bool add_run(struct runs *runs, const struct run *run)
+{
+	struct run *last = runs->n ? &runs->run[runs->n - 1] : NULL;
+	uint64_t bytes = last ? last->n_pages * PAGE : 0;
+
+	if (last && last->base == run->base && last->tries == run->tries &&
+		last->ram + bytes == run->ram && last->at + bytes == run->at) {
+		last->n_pages += run->n_pages;
+		return true;
+	}
+	if (runs->n == runs->max)
+		return false;
+	runs->run[runs->n++] = *run;
+	return true;
+}
+
+/* The whole pages of it, if it is as far from a page's beginning in both. */
+static bool whole_pages(uint64_t ram, uint64_t at, uint64_t len, struct run *run)
+{
+	uint64_t skip = -ram % PAGE;
+
+	if ((ram - at) % PAGE || len < skip + PAGE)
+		return false;
+	run->ram = ram + skip;
+	run->at = at + skip;
+	run->n_pages = (uint32_t)((len - skip) / PAGE);
+	return true;
+}
+
+void mb_share_saw(struct mb_share *s, unsigned base, uint64_t at, const struct iovec *iov,
+	unsigned n_iov, uint64_t len)
+{
+	uint64_t seen = 0, dropped = 0;
+	bool first;
+
+	pthread_mutex_lock(&s->lock);
+	first = !s->news.n;
+	for (unsigned i = 0; i < n_iov && len; i++) {
+		uint64_t n = iov[i].iov_len < len ? iov[i].iov_len : len;
+		uint64_t ram = (uint64_t)((const char *)iov[i].iov_base - (const char *)s->config.own_base);
+		struct run run = {.base = (uint8_t)base};
+
+		if (ram < s->config.ram_bytes && whole_pages(ram, at, n, &run)) {
+			seen += run.n_pages * PAGE;
+			if (!add_run(&s->news, &run))
+				dropped += run.n_pages * PAGE;
+		}
+		at += n;
+		len -= n;
+	}
+	first = first && s->news.n;
+	if (first)
+		s->first_ns = mb_now_ns();
+	pthread_mutex_unlock(&s->lock);
+	count(&s->stats.seen_bytes, seen);
+	count(&s->stats.dropped_bytes, dropped);
+	if (first)
+		eventfd_write(s->wake_fd, 1);
+}
+
+bool mb_share_read(struct mb_share *s, unsigned base, uint64_t at, void *buf, uint64_t len)
+{
+	for (unsigned v = 0; v < s->config.n_views; v++) {
+		unsigned node = __atomic_load_n(&s->read_node[v], __ATOMIC_RELAXED);
+
+		if (mb_commons_read(s->base[base], node, at, len, buf)) {
+			count(&s->stats.common_bytes, len);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* ---- the thread ---- */
+
+static bool is_over(const struct mb_share *s)
+{
+	return __atomic_load_n(&s->stop, __ATOMIC_RELAXED);
+}
+
+static void on_done(void *ctx, const struct mb_commons_done *done)
+{
+	struct mb_share *s = ctx;
+
+	s->n_wanted--;
+}
+
+/* Waits for whatever comes, at most so long; -1: until it comes. */
+static void wait_ms(struct mb_share *s, int ms)
+{
+	struct pollfd fds[] = {{.fd = s->wake_fd, .events = POLLIN},
+		{.fd = mb_commons_fd(s->commons), .events = POLLIN}};
+	eventfd_t n;
+
+	poll(fds, 2, ms);
+	if (fds[0].revents)
+		eventfd_read(s->wake_fd, &n);
+	mb_commons_poll(s->commons);
+}
+
+static void rest(struct mb_share *s, uint64_t ns)
+{
+	uint64_t end_ns = mb_now_ns() + ns, now_ns;
+
+	while (!is_over(s) && (now_ns = mb_now_ns()) < end_ns)
+		wait_ms(s, (int)((end_ns - now_ns) / 1000000) + 1);
+}
+
+static void look_at_nodes(struct mb_share *s)
+{
+	s->config.nodes(s->config.ctx, s->node);
+	for (unsigned v = 0; v < s->config.n_views; v++)
+		__atomic_store_n(&s->read_node[v], s->node[v], __ATOMIC_RELAXED);
+}
+
+/* Whether an earlier view has the same node. */
+static bool is_again(const struct mb_share *s, unsigned view)
+{
+	bool again = false;
+
+	for (unsigned v = 0; v < view; v++)
+		again |= s->node[v] == s->node[view];
+	return again;
+}
+
+/* Until all answers are there, or no daemon is. False: there are too few. */
+static bool await_answers(struct mb_share *s, unsigned left)
+{
+	uint64_t end_ns = mb_now_ns() + s->config.patience_ns;
+
+	while (s->n_wanted > left && !is_over(s) && mb_now_ns() < end_ns)
+		wait_ms(s, 100);
+	return s->n_wanted <= left;
+}
+
+/* The part of [at, at + len) in one piece, on each node that a view is on. `read`: if it is not there. */
+static void want(struct mb_share *s, unsigned base, uint64_t at, uint64_t len, bool read)
+{
+	for (unsigned v = 0; v < s->config.n_views; v++) {
+		int rc;
+
+		if (is_again(s, v) ||
+			(read && mb_commons_lookup(s->base[base], s->node[v], at, len)))
+			continue;
+		do
+			rc = read ? mb_commons_want(s->base[base], s->node[v], at, len, NULL)
+				  : mb_commons_have(s->base[base], s->node[v], at, len, NULL);
+		while (rc == -EAGAIN && s->n_wanted && await_answers(s, s->n_wanted - 1));
+		s->n_wanted += !rc;
+	}
+}
+
+/* What other machines have read of it: so that it is read from memory from the start. */
+static void ask_what_is_there(struct mb_share *s)
+{
+	bool ready = mb_commons_status(s->commons) == MB_COMMONS_READY;
+
+	__atomic_store_n(&s->stats.state, ready ? "on" : "on, without the commons", __ATOMIC_RELAXED);
+	for (unsigned i = 0; i < s->n_bases && !is_over(s); i++) {
+		if (!ready)
+			s->asked[i] = false;
+		if (s->asked[i] || !ready || mb_commons_base_status(s->base[i]))
+			continue;
+		s->asked[i] = true;
+		for (uint64_t k = 0; k < HAVE_PIECES && k * PIECE < s->base_bytes[i]; k++)
+			want(s, i, k * PIECE, PAGE, false);
+	}
+}
+
+static int by_base(const void *a, const void *b)
+{
+	const struct run *one = a, *other = b;
+
+	if (one->base != other->base)
+		return one->base < other->base ? -1 : 1;
+	if (one->at != other->at)
+		return one->at < other->at ? -1 : 1;
+	return one->ram < other->ram ? -1 : one->ram > other->ram;
+}
+
+static uint64_t end_of(const struct run *run)
+{
+	return run->at + run->n_pages * PAGE;
+}
+
+/* Everything of [at, end), piece by piece. */
+static void want_range(struct mb_share *s, unsigned base, uint64_t at, uint64_t end)
+{
+	for (uint64_t next; at < end && !is_over(s); at = next) {
+		next = (at / PIECE + 1) * PIECE;
+		if (next > end)
+			next = end;
+		want(s, base, at, next - at, true);
+	}
+}
+
+/* The runs are sorted: those that are near each other are one. */
+static void want_all(struct mb_share *s)
+{
+	const struct runs *work = &s->work;
+
+	for (unsigned i = 0, next; i < work->n && !is_over(s); i = next) {
+		uint64_t end = end_of(&work->run[i]);
+
+		for (next = i + 1; next < work->n && work->run[next].base == work->run[i].base &&
+				   work->run[next].at <= end + GAP_BYTES;
+			next++)
+			if (end_of(&work->run[next]) > end)
+				end = end_of(&work->run[next]);
+		want_range(s, work->run[i].base, work->run[i].at, end);
+	}
+	await_answers(s, 0);
+}
+
+/* Again, a while later; or not. */
+static void put_off(struct mb_share *s, const struct run *run)
+{
+	struct run again = *run;
+
+	again.tries++;
+	if (again.tries > MAX_TRIES || !add_run(&s->later, &again))
+		count(&s->stats.dropped_bytes, run->n_pages * PAGE);
+}
+
+/* A run in one piece. */
+static void merge(struct mb_share *s, const struct run *run)
+{
+	struct mb_replicas_source source[MB_HEAT_VIEWS];
+	uint64_t len = run->n_pages * PAGE;
+	struct mb_merged done = {0};
+
+	for (unsigned v = 0; v < s->config.n_views; v++) {
+		struct mb_commons_base *base = s->base[run->base];
+		struct mb_commons_piece piece;
+
+		if (!mb_commons_lookup(base, s->node[v], run->at, len) ||
+			mb_commons_piece(base, s->node[v], run->at, &piece)) {
+			put_off(s, run);
+			return;
+		}
+		source[v] = (struct mb_replicas_source){
+			.fd = piece.fd, .offset = piece.fd_offset + run->at - piece.base_offset};
+	}
+	if (mb_replicas_merge(s->config.replicas, run->ram, len, source, &done)) {
+		count(&s->stats.dropped_bytes, len);
+		return;
+	}
+	count(&s->stats.were_merged_bytes, done.merged_bytes);
+	count(&s->stats.differed_bytes, done.differs_bytes + done.waiting_bytes);
+	count(&s->stats.dropped_bytes, done.full_bytes + done.failed_bytes);
+	if (done.held_bytes)
+		put_off(s, run);
+}
+
+static void merge_all(struct mb_share *s)
+{
+	uint64_t begin_ns = mb_now_ns();
+
+	for (unsigned i = 0; i < s->work.n && !is_over(s); i++) {
+		struct run run = s->work.run[i];
+
+		for (uint64_t end = end_of(&run), next; run.at < end && !is_over(s);
+			run.ram += next - run.at, run.at = next) {
+			next = (run.at / PIECE + 1) * PIECE;
+			if (next > end)
+				next = end;
+			run.n_pages = (uint32_t)((next - run.at) / PAGE);
+			merge(s, &run);
+		}
+		if (mb_now_ns() - begin_ns > WORK_NS) {
+			rest(s, WORK_NS);
+			begin_ns = mb_now_ns();
+		}
+	}
+	s->work.n = 0;
+}
+
+/* What is new, and what was put off. When that is due; 0: there is none. */
+static uint64_t due_ns(struct mb_share *s, uint64_t later_ns)
+{
+	uint64_t ns = 0;
+
+	pthread_mutex_lock(&s->lock);
+	if (s->news.n)
+		ns = s->first_ns + s->config.settle_ns;
+	pthread_mutex_unlock(&s->lock);
+	if (s->later.n && (!ns || later_ns < ns))
+		ns = later_ns;
+	return ns;
+}
+
+static void take_work(struct mb_share *s, bool news)
+{
+	struct runs *from = news ? &s->news : &s->later, empty = s->work;
+
+	pthread_mutex_lock(&s->lock);
+	s->work = *from;
+	empty.n = 0;
+	*from = empty;
+	pthread_mutex_unlock(&s->lock);
+	qsort(s->work.run, s->work.n, sizeof(*s->work.run), by_base);
+}
+
+static void *share_main(void *arg)
+{
+	struct mb_share *s = arg;
+	uint64_t later_ns = 0;
+
+	pthread_setname_np(pthread_self(), "share");
+	/* It is in no hurry; of this thread alone. */
+	setpriority(PRIO_PROCESS, 0, NICE);
+	mb_commons_poll(s->commons);
+	while (!is_over(s)) {
+		uint64_t due = due_ns(s, later_ns), now_ns = mb_now_ns();
+		bool news;
+
+		look_at_nodes(s);
+		ask_what_is_there(s);
+		if (!due || due > now_ns) {
+			wait_ms(s, due ? (int)((due - now_ns) / 1000000) + 1 : -1);
+			continue;
+		}
+		news = due != later_ns || !s->later.n;
+		take_work(s, news);
+		want_all(s);
+		merge_all(s);
+		later_ns = mb_now_ns() + 2 * s->config.settle_ns;
+	}
+	return NULL;
+}
+
+/* ---- its life ---- */
+
+int mb_share_create(const struct mb_share_config *config, struct mb_share **out, struct mb_error *err)
+{
+	struct mb_share *s = calloc(1, sizeof(*s));
+	struct mb_commons_config commons = {
+		.path = config->socket, .start = config->start, .done = on_done, .ctx = s};
+	int rc;
+
+	if (!s)
+		return mb_error_set(err, ENOMEM, "sharing: out of memory");
+	s->config = *config;
+	if (!s->config.settle_ns)
+		s->config.settle_ns = SETTLE_NS;
+	if (!s->config.patience_ns)
+		s->config.patience_ns = PATIENCE_NS;
+	pthread_mutex_init(&s->lock, NULL);
+	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->wake_fd < 0)
+		rc = mb_error_set(err, errno, "sharing: eventfd: %s", strerror(errno));
+	else if (make_runs(&s->news) || make_runs(&s->work) || make_runs(&s->later))
+		rc = mb_error_set(err, ENOMEM, "sharing: out of memory");
+	else
+		rc = mb_commons_create(&commons, &s->commons, err);
+	if (rc) {
+		mb_share_destroy(s);
+		return rc;
+	}
+	*out = s;
+	return 0;
+}
+
+int mb_share_add_base(struct mb_share *s, int fd, unsigned *base, struct mb_error *err)
+{
+	int rc = s->n_bases < MB_SHARE_MAX_BASES
+			 ? mb_commons_open_base(s->commons, fd, &s->base[s->n_bases])
+			 : -EMFILE;
+
+	off_t end = lseek(fd, 0, SEEK_END); /* a block device's, too; nobody reads by the offset */
+
+	if (rc)
+		return mb_error_set(err, -rc, "sharing: %s", strerror(-rc));
+	s->base_bytes[s->n_bases] = end > 0 ? (uint64_t)end : 0;
+	*base = s->n_bases++;
+	return 0;
+}
+
+int mb_share_start(struct mb_share *s, struct mb_error *err)
+{
+	int rc;
+
+	look_at_nodes(s);
+	s->stats.state = "on, without the commons";
+	rc = mb_thread_start(&s->thread, STACK_BYTES, NULL, share_main, s);
+	s->runs = !rc;
+	return rc ? mb_error_set(err, -rc, "sharing: %s", strerror(-rc)) : 0;
+}
+
+void mb_share_stop(struct mb_share *s)
+{
+	if (!s || !s->runs)
+		return;
+	__atomic_store_n(&s->stop, true, __ATOMIC_RELAXED);
+	eventfd_write(s->wake_fd, 1);
+	pthread_join(s->thread, NULL);
+	s->runs = false;
+}
+
+void mb_share_destroy(struct mb_share *s)
+{
+	if (!s)
+		return;
+	mb_share_stop(s);
+	mb_commons_destroy(s->commons);
+	if (s->wake_fd >= 0)
+		close(s->wake_fd);
+	pthread_mutex_destroy(&s->lock);
+	free(s->news.run);
+	free(s->work.run);
+	free(s->later.run);
+	free(s);
+}
+
+void mb_share_stats(struct mb_share *s, struct mb_share_stats *stats)
+{
+	struct mb_replicas_stats replicas;
+
+	mb_replicas_stats(s->config.replicas, &replicas);
+	*stats = (struct mb_share_stats){
+		.state = __atomic_load_n(&s->stats.state, __ATOMIC_RELAXED),
+		.merged_bytes = replicas.merged_bytes,
+		.seen_bytes = __atomic_load_n(&s->stats.seen_bytes, __ATOMIC_RELAXED),
+		.common_bytes = __atomic_load_n(&s->stats.common_bytes, __ATOMIC_RELAXED),
+		.were_merged_bytes = __atomic_load_n(&s->stats.were_merged_bytes, __ATOMIC_RELAXED),
+		.differed_bytes = __atomic_load_n(&s->stats.differed_bytes, __ATOMIC_RELAXED),
+		.dropped_bytes = __atomic_load_n(&s->stats.dropped_bytes, __ATOMIC_RELAXED),
+	};
+}
