@@ -22,7 +22,7 @@ void blk_make_file(char *path, const char *dir, uint64_t bytes)
 int blk_try_create(struct bench *b, bool ro, struct mb_error *err)
 {
 	struct mb_blk_config config = {
-		.path = b->path,
+		.path = b->uri ? b->uri : b->path,
 		.readonly = ro,
 		.direct = true,
 		.cow = b->cow,

@@ -21,7 +21,8 @@ struct bench {
 	struct drv_device dev;
 	struct mb_loop *loops[N_QUEUES];
 	struct mb_blk *blk;
-	char path[256];
+	char path[64];
+	const char *uri;	     /* NULL: it is the file `path` */
 	unsigned n_queues;	     /* that it turned out to have, at most N_QUEUES */
 	bool cow;		     /* of its mb_blk_config */
 	const char *overlay;	     /* the same */

@@ -9,7 +9,7 @@
 struct nbd_server {
 	char dir[64];
 	char socket[80];
-	char uri[160];
+	char uri[256];
 	pid_t pid;
 };
 

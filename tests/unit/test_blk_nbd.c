@@ -47,7 +47,7 @@ static struct nbd *make(const char *command)
 	set_seed(&n->s);
 	nbd_server_init(&n->server);
 	nbd_server_start(&n->server, command);
-	strcpy(n->s.b.path, n->server.uri);
+	n->s.b.uri = n->server.uri;
 	return n;
 }
 
@@ -132,7 +132,7 @@ START_TEST(test_config)
 	if (!n)
 		return;
 	/* The name of an export is what the disk is called. */
-	snprintf(n->s.b.path, sizeof(n->s.b.path), "nbd+unix:///dir/export?socket=%s",
+	snprintf(n->server.uri, sizeof(n->server.uri), "nbd+unix:///dir/export?socket=%s",
 		n->server.socket);
 	bench_init_path(&n->s.b, false);
 	offered = drv_offered(&n->s.b.dev);
@@ -350,7 +350,7 @@ START_TEST(test_bad_servers)
 	bench_init(&n->s.b, "/dev/shm", 1 << 20); /* for a machine */
 	mb_blk_destroy(n->s.b.blk);
 	unlink(n->s.b.path);
-	strcpy(n->s.b.path, n->server.uri);
+	n->s.b.uri = n->server.uri;
 	refused(n, false, bad[_i].rc, bad[_i].text);
 	n->s.b.blk = NULL;
 	finish(n);
@@ -370,16 +370,16 @@ START_TEST(test_no_server)
 	bench_init(&n->s.b, "/dev/shm", 1 << 20);
 	mb_blk_destroy(n->s.b.blk);
 	unlink(n->s.b.path);
-	strcpy(n->s.b.path, n->server.uri);
+	n->s.b.uri = n->server.uri;
 	refused(n, false, -ENOTCONN, "does the server run");
-	strcpy(n->s.b.path, "nbd+unix:///");
+	n->s.b.uri = "nbd+unix:///";
 	refused(n, false, -ENOTCONN, "cannot connect");
-	strcpy(n->s.b.path, "nbd://[::1");
+	n->s.b.uri = "nbd://[::1";
 	refused(n, false, -ENOTCONN, "cannot connect");
-	strcpy(n->s.b.path, "nbd+none://x");
+	n->s.b.uri = "nbd+none://x";
 	refused(n, false, -ENOTCONN, "cannot connect");
 
-	strcpy(n->s.b.path, n->server.uri);
+	n->s.b.uri = n->server.uri;
 	strcpy(sa.sun_path, n->server.socket);
 	ck_assert_int_eq(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
 	ck_assert_int_eq(listen(fd, 8), 0);
@@ -418,8 +418,8 @@ static void make_key(struct nbd *n)
 	f = fopen(path, "w");
 	fputs("alice:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n", f);
 	fclose(f);
-	snprintf(n->s.b.path, sizeof(n->s.b.path), "nbds+unix://alice@/?socket=%s&tls-psk-file=%s",
-		n->server.socket, path);
+	snprintf(n->server.uri, sizeof(n->server.uri),
+		"nbds+unix://alice@/?socket=%s&tls-psk-file=%s", n->server.socket, path);
 }
 
 static void make_file(struct nbd *n, const char *name, uint64_t bytes)
@@ -461,10 +461,10 @@ START_TEST(test_storm)
 	set_seed(&n->s);
 	nbd_server_init(&n->server);
 	make_file(n, "disk", DISK_BYTES);
-	make_key(n);
+	if (strstr(command, "tls"))
+		make_key(n);
 	nbd_server_start(&n->server, command);
-	if (!strstr(command, "tls"))
-		strcpy(n->s.b.path, n->server.uri);
+	n->s.b.uri = n->server.uri;
 	bench_init_path(&n->s.b, false);
 	if (_i >= 8) /* write-through */
 		features &= ~FEATURE(VIRTIO_BLK_F_FLUSH);
@@ -515,7 +515,7 @@ START_TEST(test_cow)
 	file = malloc(DISK_BYTES);
 	memcpy(file, n->s.shadow, DISK_BYTES);
 	nbd_server_start(&n->server, commands[_i]);
-	strcpy(n->s.b.path, n->server.uri);
+	n->s.b.uri = n->server.uri;
 	n->s.b.cow = true;
 	bench_init_path(&n->s.b, false);
 	bench_start(&n->s.b, UINT64_MAX);
@@ -661,7 +661,7 @@ START_TEST(test_killed)
 	make_file(n, "short", DISK_BYTES / 2);
 	nbd_server_start(&n->server, command);
 	b = &n->s.b;
-	strcpy(b->path, n->server.uri);
+	b->uri = n->server.uri;
 	bench_init_path(b, false);
 	bench_start(b, UINT64_MAX);
 	blk_fill(b, 0x66, 8192);
@@ -721,7 +721,7 @@ START_TEST(test_killed_in_flight)
 	nbd_server_init(&n->server);
 	make_file(n, "disk", DISK_BYTES);
 	nbd_server_start(&n->server, MEMORY "--filter=delay file %d/disk rdelay=20ms wdelay=20ms");
-	strcpy(n->s.b.path, n->server.uri);
+	n->s.b.uri = n->server.uri;
 	bench_init_path(&n->s.b, false);
 	bench_start(&n->s.b, UINT64_MAX);
 	for (unsigned round = 0; round < 5; round++) {
