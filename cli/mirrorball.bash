@@ -109,6 +109,10 @@ _mirrorball_run() {
 			_mirrorball_parts "$cur" "ro cow cow=memory overlay= direct=on direct=off serial= queues="
 		else
 			_mirrorball_files "$cur"
+			# Only where it can be nothing else: hardly a file is called so. Bash cuts at a colon.
+			if [[ $cur == nb* && $cur != *:* ]]; then
+				mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W "nbd:// nbds:// nbd+unix:///" -- "$cur")
+			fi
 		fi
 		;;
 	--net)

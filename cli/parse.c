@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <mirrorball/blk.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -328,6 +329,16 @@ int cli_parse_disk(char *text, struct mb_disk_config *disk, struct mb_error *err
 		rc = parse_disk_field(field[i], disk, &direct, err);
 		if (rc)
 			return rc;
+	}
+	if (mb_blk_is_uri(disk->path)) {
+		if (direct)
+			return mb_error_set(err, EINVAL,
+				"direct= is for files and block devices, not for a network disk");
+		if (disk->overlay)
+			return mb_error_set(err, EINVAL,
+				"overlay= needs a file or block device beneath; with a network "
+				"disk, cow is possible");
+		disk->buffered = true;
 	}
 	if (disk->readonly + disk->cow + !!disk->overlay > 1)
 		return mb_error_set(err, EINVAL, "ro, cow and overlay= exclude each other");

@@ -45,6 +45,7 @@ int cli_parse_name(const char *text, struct mb_error *err);
 int cli_split_fields(char *text, char *field[CLI_MAX_FIELDS], unsigned *n, struct mb_error *err);
 
 /*
+ * PATH may be an NBD URI; it ends at the first comma, too.
  * "PATH[,ro|cow[=DIR|memory]|overlay=FILE][,direct=on|off][,serial=S][,queues=N]", changed in place; disk's strings point into
  * it.
  */

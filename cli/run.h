@@ -20,6 +20,7 @@ struct cli_run {
 	char *copies[MB_MAX_DISKS + MB_MAX_NETS]; /* of values that are parsed in place */
 	unsigned n_copies;
 	char name[64];	   /* when --name is not given */
+	struct mb_disk_facts disk[MB_MAX_DISKS]; /* of the machine that a dry run has built */
 	char splash[2048]; /* PROGRAM ARG ..., as the guest gets it */
 };
 

@@ -4,6 +4,7 @@
 #include "run.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <mirrorball/blk.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/splash.h>
 #include <sched.h>
@@ -92,12 +93,12 @@ const struct cli_option cli_run_options[] = {
 		"0,2-3; "
 		"spread: all, memory by turns; none: wherever Linux puts them (default: auto)"},
 	[OPT_NAME] = {"name", "NAME",
-		"in messages and for MAC addresses (default: from the first writable disk)"},
+		"in messages and for MAC addresses (default: from the first writable disk's file)"},
 	[HEAD_DEVICES] = {NULL, NULL, "Devices"},
 	[OPT_DISK] = {"disk", "PATH[,ro|cow|overlay=FILE][,direct=on|off][,serial=S][,queues=N]",
-		"raw disk image or block device; up to 16 times. ro: read-only. cow: PATH stays as "
-		"it "
-		"is, what the guest changes is gone at the end (cow=DIR|memory: where it is kept "
+		"raw disk image or block device, or nbd://HOST/EXPORT and other NBD URIs; up to 16 "
+		"times. ro: read-only. cow: PATH stays as it is, what the guest changes is gone at "
+		"the end (cow=DIR|memory: where it is kept "
 		"until "
 		"then). overlay: PATH stays as it is, changes are kept in FILE. direct: bypass the "
 		"host's page cache where possible (default: on). serial: up to 20 characters "
@@ -514,7 +515,8 @@ static void default_name(struct cli_run *run)
 			   *base = strrchr(path, '/');
 		char *dot;
 
-		if (disk->readonly || disk->cow)
+		/* What a server calls its export, others may, too. */
+		if (disk->readonly || disk->cow || mb_blk_is_uri(disk->path))
 			continue;
 		snprintf(run->name, sizeof(run->name), "%s", base ? base + 1 : path);
 		dot = strrchr(run->name, '.');

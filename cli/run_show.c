@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <jansson.h>
 #include <linux/fs.h>
+#include <mirrorball/blk.h>
 #include <mirrorball/json.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -134,6 +135,21 @@ static void show_migrated(const struct mb_machine_config *c)
 	printf("%-10s%s\n", "migrated", migrate_texts[shown]);
 }
 
+/* Of a file its own, which is not its disk's where that is an overlay's. */
+static uint64_t disk_bytes(const struct cli_run *run, unsigned i)
+{
+	const char *path = run->config.disk[i].path;
+
+	return mb_blk_is_uri(path) ? run->disk[i].bytes : file_bytes(path);
+}
+
+static const char *disk_way(const struct mb_disk_config *d)
+{
+	if (mb_blk_is_uri(d->path))
+		return "network";
+	return d->buffered ? "buffered I/O" : "direct I/O";
+}
+
 /* What becomes of what the guest writes. */
 static const char *disk_writes(const struct mb_disk_config *d)
 {
@@ -201,16 +217,16 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		show_row("shared", c->no_share ? "never" : "what it reads of the disks' bases");
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
+		unsigned n_queues = run->disk[i].n_queues;
 
-		cli_format_size(file_bytes(d->path), size, sizeof(size));
+		cli_format_size(disk_bytes(run, i), size, sizeof(size));
 		printf("disk %-5u", i);
 		show_text("", d->path);
 		printf(", %s, %s", size, disk_writes(d));
 		if (d->overlay || (d->cow_dir && *d->cow_dir))
 			show_text(" ", d->overlay ? d->overlay : d->cow_dir);
-		printf(", %s I/O, %u queue%s%s%s\n", d->buffered ? "buffered" : "direct",
-			d->n_queues, d->n_queues == 1 ? "" : "s", d->serial ? ", serial " : "",
-			d->serial ? d->serial : "");
+		printf(", %s, %u queue%s%s%s\n", disk_way(d), n_queues, n_queues == 1 ? "" : "s",
+			d->serial ? ", serial " : "", d->serial ? d->serial : "");
 	}
 	for (unsigned i = 0; i < c->n_nics; i++) {
 		const struct mb_nic_config *n = &c->nic[i];
@@ -256,19 +272,20 @@ static json_t *guest_json(const struct mb_machine_config *c, int *rc)
 	return guest;
 }
 
-static json_t *disk_json(const struct mb_disk_config *d, int *rc)
+static json_t *disk_json(const struct cli_run *run, unsigned i, int *rc)
 {
+	const struct mb_disk_config *d = &run->config.disk[i];
 	json_t *disk = json_object();
 
 	mb_json_put(disk, "path", text_or_null(d->path), rc);
-	mb_json_put(disk, "size_bytes", json_integer((json_int_t)file_bytes(d->path)), rc);
+	mb_json_put(disk, "size_bytes", json_integer((json_int_t)disk_bytes(run, i)), rc);
 	mb_json_put(disk, "readonly", json_boolean(d->readonly), rc);
 	mb_json_put(disk, "cow", json_boolean(d->cow), rc);
 	mb_json_put(disk, "cow_dir", text_or_null(d->cow_dir), rc);
 	mb_json_put(disk, "overlay", text_or_null(d->overlay), rc);
 	mb_json_put(disk, "direct", json_boolean(!d->buffered), rc);
 	mb_json_put(disk, "serial", text_or_null(d->serial), rc);
-	mb_json_put(disk, "queues", json_integer(d->n_queues), rc);
+	mb_json_put(disk, "queues", json_integer(run->disk[i].n_queues), rc);
 	return disk;
 }
 
@@ -303,7 +320,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 
 	placement_text(c, place, sizeof(place));
 	for (unsigned i = 0; i < c->n_disks; i++)
-		if (json_array_append_new(disks, disk_json(&c->disk[i], &rc)))
+		if (json_array_append_new(disks, disk_json(run, i, &rc)))
 			rc = -ENOMEM;
 	for (unsigned i = 0; i < c->n_nics; i++)
 		if (json_array_append_new(nets, net_json(&c->nic[i], &rc)))

@@ -87,10 +87,14 @@ static const char *op_name(const struct mb_blk_req *req)
 	}
 }
 
-void mb_blk_sync_failed(struct mb_blk_req *req)
+void mb_blk_sync_failed(struct mb_blk_req *req, int err)
 {
 	struct mb_blk *blk = req->q->blk;
 
+	/* The server was not asked. Whether anything was lost with the connection is known there.
+	 */
+	if (blk->nbd && err == ENOTCONN)
+		return;
 	__atomic_store_n(&blk->flush_failed, true, __ATOMIC_RELAXED);
 	if (blk->cow)
 		mb_cow_flush_cancel(blk->cow, &req->flush, true);
@@ -101,9 +105,9 @@ static void fail(struct mb_blk_req *req, int err)
 	struct mb_blk *blk = req->q->blk;
 
 	if (req->op == MB_BLK_FSYNC)
-		mb_blk_sync_failed(req);
+		mb_blk_sync_failed(req, err);
 	mb_log_guest(&blk->rl, LOG_DISK, blk->name, op_name(req), req->left, req->offset,
-		strerror(err),
+		blk->nbd && err == ENOTCONN ? "no connection to the server" : strerror(err),
 		err == ENOSPC ? " (make room there; what the guest was told is written stays)"
 			      : "");
 	finish(req, VIRTIO_BLK_S_IOERR);
@@ -160,12 +164,14 @@ static void start_data(struct mb_blk_req *req, uint64_t sector)
 		mb_blk_done(req, 0);
 		return;
 	}
-	if (blk->file.direct && (req->offset | len) % blk->file.io_align) {
-		/* A block device of 4 KiB blocks says so in blk_size; direct I/O cannot do less. */
+	if ((req->offset | len) % blk->file.io_align) {
+		/* A block device of 4 KiB blocks says so in blk_size; direct I/O cannot do less,
+		 * and some servers. */
 		mb_log_guest(&blk->rl,
 			"%s: the guest ignores the disk's block size of %u bytes and gets an I/O "
-			"error; use the disk without direct I/O",
-			blk->name, blk->file.io_align);
+			"error%s",
+			blk->name, blk->file.io_align,
+			blk->nbd ? "" : "; use the disk without direct I/O");
 		finish(req, VIRTIO_BLK_S_IOERR);
 		return;
 	}
@@ -207,7 +213,11 @@ static void next_range(struct mb_blk_req *req)
 	}
 	req->op = MB_BLK_FALLOCATE;
 	req->mode = FALLOC_FL_KEEP_SIZE;
-	if (discard || (flags && punch && blk->file.can_punch))
+	if (blk->nbd) {
+		req->mode |= discard || flags ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+		if (!discard && !blk->can.zero)
+			req->op = MB_BLK_ZERO;
+	} else if (discard || (flags && punch && blk->file.can_punch))
 		req->mode |= FALLOC_FL_PUNCH_HOLE;
 	else if (!__atomic_load_n(&blk->no_zero_range, __ATOMIC_RELAXED))
 		req->mode |= FALLOC_FL_ZERO_RANGE;
@@ -291,8 +301,8 @@ static void start(struct mb_blk_queue *q, struct mb_chain *chain)
 	req->type = le32toh(header.type);
 	if (!write_back(blk, q->features)) {
 		/* With a delta a write is durable when its entry is. */
-		req->dsync = !blk->cow;
-		req->sync_after = blk->cow && changes(req->type);
+		req->dsync = !blk->cow && (!blk->nbd || blk->can.fua);
+		req->sync_after = !req->dsync && changes(req->type);
 		/* Set once when write-back ends: whoever comes next, and to its end, makes the
 		 * earlier writes durable too. */
 		if ((changes(req->type) || req->type == VIRTIO_BLK_T_IN) && !blk->readonly &&
@@ -334,6 +344,7 @@ static int queue_start(void *dev, struct mb_virtq *vq, uint64_t features)
 	struct mb_blk *blk = dev;
 	unsigned index = mb_virtq_index(vq);
 	struct mb_blk_queue *q = &blk->queues[index];
+	struct mb_loop *loop = blk->loops[index];
 	int rc;
 
 	q->vq = vq;
@@ -345,12 +356,20 @@ static int queue_start(void *dev, struct mb_virtq *vq, uint64_t features)
 		.ready = ring_ready,
 		.ctx = q,
 	};
-	rc = mb_loop_add(blk->loops[index], &q->watch);
-	if (rc || !blk->cow)
-		return rc;
-	rc = mb_loop_add(blk->loops[index], &q->wake_watch);
+	rc = q->has_ring ? mb_loop_add(loop, &q->watch) : 0;
 	if (rc)
-		mb_loop_remove(blk->loops[index], &q->watch);
+		return rc;
+	rc = blk->cow ? mb_loop_add(loop, &q->wake_watch) : 0;
+	if (rc)
+		goto err_ring;
+	rc = blk->nbd ? mb_nbd_queue_start(q, loop) : 0;
+	if (!rc)
+		return 0;
+	if (blk->cow)
+		mb_loop_remove(loop, &q->wake_watch);
+err_ring:
+	if (q->has_ring)
+		mb_loop_remove(loop, &q->watch);
 	return rc;
 }
 
@@ -377,7 +396,10 @@ static void queue_stop(void *dev, struct mb_virtq *vq)
 	if (q->vq != vq)
 		return;
 	mb_blk_drain(q);
-	mb_loop_remove(blk->loops[index], &q->watch);
+	if (blk->nbd)
+		mb_nbd_queue_stop(q);
+	if (q->has_ring)
+		mb_loop_remove(blk->loops[index], &q->watch);
 	if (blk->cow)
 		mb_loop_remove(blk->loops[index], &q->wake_watch);
 	q->vq = NULL;
@@ -409,7 +431,7 @@ static void config_read(void *dev, unsigned offset, void *data, unsigned len)
 		.discard_sector_alignment = htole32(file->phys_bytes / MB_BLK_SECTOR),
 		.max_write_zeroes_sectors = htole32(MB_BLK_RANGE_SECTORS),
 		.max_write_zeroes_seg = htole32(MB_BLK_MAX_SEGMENTS),
-		.write_zeroes_may_unmap = blk->cow || file->can_punch,
+		.write_zeroes_may_unmap = blk->cow || (blk->nbd ? blk->can.zero : file->can_punch),
 	};
 
 	memset(data, 0, len);
@@ -459,15 +481,36 @@ static uint64_t offered_features(const struct mb_blk *blk)
 	return features;
 }
 
+/* The last part of a path. Of a URI the export's, or if that has no name, the host's or socket's.
+ */
+static const char *last_part(const char *path, size_t *len)
+{
+	size_t n = strlen(path), query = strcspn(path, "?");
+
+	if (mb_blk_is_uri(path)) {
+		while (query && path[query - 1] == '/')
+			query--;
+		if (query && path[query - 1] != ':')
+			n = query;
+	}
+	*len = 0;
+	while (n && path[n - 1] != '/') {
+		n--;
+		++*len;
+	}
+	return path + n;
+}
+
 static void set_serial(struct mb_blk *blk, const char *serial, const char *path)
 {
-	if (!serial) {
-		const char *slash = strrchr(path, '/');
+	size_t len;
 
-		serial = slash ? slash + 1 : path;
-	}
+	if (serial)
+		len = strlen(serial);
+	else
+		serial = last_part(path, &len);
 	/* Not terminated when it fills all 20 bytes (5.2.6). */
-	for (unsigned i = 0; i < sizeof(blk->serial) && serial[i]; i++)
+	for (unsigned i = 0; i < sizeof(blk->serial) && i < len; i++)
 		blk->serial[i] = serial[i] > ' ' && serial[i] < 0x7f ? serial[i] : '_';
 }
 
@@ -483,24 +526,57 @@ static int check_config(const struct mb_blk_config *config, struct mb_error *err
 	return 0;
 }
 
+bool mb_blk_is_uri(const char *path)
+{
+	size_t len = strcspn(path, ":");
+
+	/* nbd, nbds, and what libnbd has of nbd+unix, nbds+vsock ... */
+	return !strncmp(path, "nbd", 3) && !strncmp(path + len, "://", 3) &&
+	       strspn(path, "abcdefghijklmnopqrstuvwxyz+") == len;
+}
+
+static int open_server(
+	struct mb_blk *blk, const struct mb_blk_config *config, bool readonly, struct mb_error *err)
+{
+	int rc;
+
+	if (config->overlay)
+		return mb_error_set(err, EINVAL,
+			"disk %s: overlay= needs a file or block device beneath; with a network "
+			"disk, cow is possible",
+			config->path);
+	rc = mb_nbd_open(&blk->nbd, blk, config->path, readonly, err);
+	if (rc)
+		return rc;
+	mb_nbd_describe(blk->nbd, &blk->file, &blk->can);
+	/* A flush on one connection would not be for what was written on others. */
+	if (!blk->can.multi_conn)
+		blk->n_queues = 1;
+	return 0;
+}
+
 static int open_files(struct mb_blk *blk, const struct mb_blk_config *config, struct mb_error *err)
 {
-	bool cow = config->cow || config->overlay;
-	/* Through the page cache, of which machines with the same base have one copy. */
-	int rc = mb_blk_file_open(
-		&blk->file, config->path, config->readonly || cow, config->direct && !cow, err);
-	struct mb_cow_config cow_config = {
+	bool cow = config->cow || config->overlay, readonly = config->readonly || cow;
+	struct mb_cow_config cow_config;
+	int rc;
+
+	if (mb_blk_is_uri(config->path))
+		rc = open_server(blk, config, readonly, err);
+	else /* Through the page cache, of which machines with the same base have one copy. */
+		rc = mb_blk_file_open(
+			&blk->file, config->path, readonly, config->direct && !cow, err);
+	if (rc)
+		return rc;
+	cow_config = (struct mb_cow_config){
 		.base_fd = blk->file.fd,
 		.base_path = config->path,
 		.base_bytes = blk->file.n_sectors * MB_BLK_SECTOR,
-		.base_is_device = blk->file.block_device,
+		.base_is_device = blk->file.block_device || blk->nbd,
 		.overlay_path = config->overlay,
 		.dir = config->cow_dir,
 		.dry = config->dry,
 	};
-
-	if (rc)
-		return rc;
 	blk->readonly = config->readonly;
 	blk->n_sectors = blk->file.n_sectors;
 	if (!cow)
@@ -580,6 +656,7 @@ void mb_blk_destroy(struct mb_blk *blk)
 		for (unsigned i = 0; i < blk->n_queues; i++)
 			mb_blk_queue_finish(&blk->queues[i]);
 	mb_cow_destroy(blk->cow);
+	mb_nbd_close(blk->nbd);
 	mb_blk_file_close(&blk->file);
 	if (blk->zeroes)
 		munmap(blk->zeroes, MB_BLK_ZERO_BYTES);
@@ -599,4 +676,14 @@ void mb_blk_reset(struct mb_blk *blk)
 	__atomic_store_n(&blk->wce, true, __ATOMIC_RELAXED);
 	__atomic_store_n(&blk->sync_owed, false, __ATOMIC_RELAXED);
 	__atomic_store_n(&blk->flush_failed, false, __ATOMIC_RELAXED);
+}
+
+uint64_t mb_blk_bytes(const struct mb_blk *blk)
+{
+	return blk->n_sectors * MB_BLK_SECTOR;
+}
+
+unsigned mb_blk_n_queues(const struct mb_blk *blk)
+{
+	return blk->n_queues;
 }

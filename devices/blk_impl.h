@@ -2,6 +2,7 @@
 #ifndef MIRRORBALL_BLK_IMPL_H
 #define MIRRORBALL_BLK_IMPL_H
 
+#include "blk_nbd.h"
 #include "cow.h"
 #include <liburing.h>
 #include <linux/virtio_blk.h>
@@ -13,7 +14,7 @@
 /*
  * The block device's parts, private to devices/:  blk.c speaks virtio, blk_io.c moves the bytes
  * with io_uring, blk_file.c opens, locks and measures the file, blk_cow.c says which file it is
- * where changes go to another one.
+ * where changes go to another one, blk_nbd.c is there for a server in the place of the file.
  */
 #define MB_BLK_SECTOR	     512u
 #define MB_BLK_HEADER	     16u /* struct virtio_blk_outhdr */
@@ -26,14 +27,14 @@
 
 /* What the file underneath is and can do. */
 struct mb_blk_file {
-	int fd;
+	int fd; /* -1: a server has the disk */
 	bool readonly;
 	bool block_device;
-	bool direct;	      /* O_DIRECT is on */
-	bool can_punch;	      /* fallocate may be able to give blocks back */
-	uint64_t n_sectors;   /* of 512 bytes */
-	uint32_t mem_align;   /* direct I/O: alignment of memory, 1 when buffered */
-	uint32_t io_align;    /* direct I/O: alignment of offsets and lengths, 1 when buffered */
+	bool direct;	    /* O_DIRECT is on */
+	bool can_punch;	    /* fallocate may be able to give blocks back */
+	uint64_t n_sectors; /* of 512 bytes */
+	uint32_t mem_align; /* direct I/O: alignment of memory, 1 when buffered */
+	uint32_t io_align;  /* alignment of offsets and lengths, 1: any; of direct I/O, a server */
 	uint32_t block_bytes; /* the logical block that the guest is told */
 	uint32_t phys_bytes;  /* writes smaller than this cost a read */
 	uint32_t min_io_bytes;
@@ -82,7 +83,8 @@ struct mb_blk_req {
 	uint64_t offset; /* of the next byte on the disk */
 	uint64_t left;	 /* bytes to go in this transfer or segment */
 	uint64_t done;	 /* bytes of data transferred */
-	/* The operation: `part` bytes of what is left, at `at` in the file fd. */
+	/* The operation: `part` bytes of what is left, at `at` in the file fd; -1: for the server.
+	 */
 	int fd;
 	uint64_t at, part;
 	unsigned segment; /* next one of discard or write-zeroes */
@@ -104,6 +106,12 @@ struct mb_blk_req {
 	struct mb_cow_waiter waiter;
 	bool from_base;
 	bool filled; /* the bounce buffer has what the base has of the claimed cluster */
+
+	/* With a server. */
+	bool sent; /* its operation is the library's */
+	int res;
+	uint32_t sent_bytes;
+	uint64_t n_covered; /* of a flush: operations that had completed before */
 };
 
 struct mb_blk_queue {
@@ -111,13 +119,15 @@ struct mb_blk_queue {
 	struct mb_virtq *vq; /* NULL: not started */
 	struct io_uring ring;
 	bool has_ring;
-	struct mb_watch watch; /* the ring's descriptor */
+	struct mb_watch watch;	 /* the ring's descriptor */
+	struct mb_nbd_conn *nbd; /* with a server */
 	bool stopping;
 	uint64_t features;
 	unsigned n_inflight; /* operations that the ring has, or will have at the next submit */
 	struct mb_blk_req *reqs, *free_reqs;
 	struct mb_blk_req *waiting, **waiting_last; /* for a bounce buffer */
-	uint8_t *bounces;
+	uint8_t *bounces;			    /* MB_BLK_N_BOUNCE */
+	size_t bounce_bytes;
 	uint8_t *free_bounces[MB_BLK_N_BOUNCE];
 	unsigned n_free_bounces;
 	struct mb_cow_queue cow_queue; /* with a delta */
@@ -130,6 +140,8 @@ struct mb_blk {
 	struct mb_cow *cow; /* NULL: what is written goes to the file */
 	const struct mb_blk_base_ops *base_ops; /* NULL: none */
 	void *base_ctx;
+	struct mb_nbd *nbd; /* NULL: there is a file */
+	struct mb_nbd_can can;
 	bool readonly;
 	uint64_t n_sectors; /* of 512 bytes */
 	char *name;	    /* "disk PATH" */
@@ -174,6 +186,8 @@ void mb_blk_advance(struct mb_blk_req *req, uint64_t n);
  */
 bool mb_blk_take_bounce(struct mb_blk_req *req);
 void mb_blk_drop_bounce(struct mb_blk_req *req);
+/* The operation has completed: so many bytes, or -errno. */
+void mb_blk_completed(struct mb_blk_req *req, int res);
 
 /* ---- blk_cow.c; on the queue's thread ---- */
 
@@ -190,7 +204,7 @@ void mb_blk_cow_drain(struct mb_blk_queue *q);
 /* ---- blk.c; called from blk_io.c ---- */
 
 /* What the guest was told is written may be lost: no flush is good until the machine is reset. */
-void mb_blk_sync_failed(struct mb_blk_req *req);
+void mb_blk_sync_failed(struct mb_blk_req *req, int err);
 
 /* The data, range or sync of the request is done (err 0) or failed (a positive errno). */
 void mb_blk_done(struct mb_blk_req *req, int err);

@@ -63,27 +63,36 @@ static int init_ring(struct mb_blk_queue *q, struct mb_error *err)
 	return 0;
 }
 
+/* What a server has does not go through it. */
+static bool has_ring(const struct mb_blk *blk)
+{
+	return !blk->nbd || blk->cow;
+}
+
 int mb_blk_queue_init(struct mb_blk_queue *q, struct mb_blk *blk, struct mb_error *err)
 {
 	int rc;
 
 	q->blk = blk;
 	q->waiting_last = &q->waiting;
-	rc = init_ring(q, err);
+	q->bounce_bytes = blk->nbd ? MB_NBD_BOUNCE_BYTES : MB_BLK_BOUNCE_BYTES;
+	rc = has_ring(blk) ? init_ring(q, err) : 0;
 	if (!rc && blk->cow)
 		rc = mb_blk_cow_init(q, err);
+	if (!rc && blk->nbd)
+		rc = mb_nbd_queue_init(q, err);
 	if (rc)
 		return rc;
 	q->reqs = calloc(MB_BLK_QUEUE_SIZE, sizeof(*q->reqs));
 	/* Untouched until a guest's first misaligned request. */
-	q->bounces = mmap(NULL, MB_BLK_N_BOUNCE * MB_BLK_BOUNCE_BYTES, PROT_READ | PROT_WRITE,
+	q->bounces = mmap(NULL, MB_BLK_N_BOUNCE * q->bounce_bytes, PROT_READ | PROT_WRITE,
 		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (q->bounces == MAP_FAILED)
 		q->bounces = NULL;
 	if (!q->reqs || !q->bounces)
 		return mb_error_set(err, ENOMEM, "%s: out of memory", blk->name);
 	for (unsigned i = 0; i < MB_BLK_N_BOUNCE; i++)
-		q->free_bounces[q->n_free_bounces++] = q->bounces + i * MB_BLK_BOUNCE_BYTES;
+		q->free_bounces[q->n_free_bounces++] = q->bounces + i * q->bounce_bytes;
 	for (unsigned i = MB_BLK_QUEUE_SIZE; i--;) {
 		q->reqs[i].q = q;
 		q->reqs[i].next = q->free_reqs;
@@ -94,10 +103,12 @@ int mb_blk_queue_init(struct mb_blk_queue *q, struct mb_blk *blk, struct mb_erro
 
 void mb_blk_queue_finish(struct mb_blk_queue *q)
 {
+	if (q->nbd)
+		mb_nbd_queue_finish(q);
 	if (q->has_ring)
 		io_uring_queue_exit(&q->ring);
 	if (q->bounces)
-		munmap(q->bounces, MB_BLK_N_BOUNCE * MB_BLK_BOUNCE_BYTES);
+		munmap(q->bounces, MB_BLK_N_BOUNCE * q->bounce_bytes);
 	mb_blk_cow_finish(q);
 	free(q->reqs);
 }
@@ -291,14 +302,19 @@ void mb_blk_drop_bounce(struct mb_blk_req *req)
 	req->bounce = NULL;
 }
 
-/* The operation as it is set, into the ring. */
+/* The operation as it is set, into the ring or to the server. */
 static void put_op(struct mb_blk_req *req)
 {
 	struct mb_blk_queue *q = req->q;
-	struct io_uring_sqe *sqe = get_sqe(q, req);
 	unsigned len = req->part < MB_BLK_ZERO_BYTES ? (unsigned)req->part : MB_BLK_ZERO_BYTES;
+	struct io_uring_sqe *sqe;
 	int fd = req->fd;
 
+	if (fd < 0) {
+		mb_nbd_put(req);
+		return;
+	}
+	sqe = get_sqe(q, req);
 	switch (req->op) {
 	case MB_BLK_GUEST:
 	case MB_BLK_BOUNCE:
@@ -358,7 +374,7 @@ static void pause_a_moment(void)
  */
 void mb_blk_submit(struct mb_blk_queue *q)
 {
-	while (io_uring_sq_ready(&q->ring)) {
+	while (q->has_ring && io_uring_sq_ready(&q->ring)) {
 		int rc = io_uring_submit(&q->ring);
 
 		if (rc >= 0 || rc == -EINTR)
@@ -442,11 +458,16 @@ static void remember(struct mb_blk *blk, int mode)
 
 static void fallocate_completed(struct mb_blk_req *req, int res)
 {
-	if (res == -EOPNOTSUPP)
+	/* A server said beforehand what it can do; this is about one range. */
+	if (res == -EOPNOTSUPP && !req->q->blk->nbd)
 		remember(req->q->blk, req->mode);
 	if (!res) {
-		req->left = 0;
-		mb_blk_done(req, 0);
+		req->offset += req->part;
+		req->left -= req->part;
+		if (req->left)
+			go_on(req);
+		else
+			mb_blk_done(req, 0);
 	} else if (req->type == VIRTIO_BLK_T_DISCARD) {
 		/* A hint: nothing is lost when it cannot be taken (virtio 1.2, 5.2.6.2). */
 		mb_blk_done(req, not_supported(-res) ? 0 : -res);
@@ -463,7 +484,7 @@ static void completed(struct mb_blk_req *req, int res)
 	if (req->q->stopping) {
 		/* The kernel says it only once. */
 		if (req->op == MB_BLK_FSYNC && res < 0)
-			mb_blk_sync_failed(req);
+			mb_blk_sync_failed(req, -res);
 		mb_blk_req_put(req);
 		return;
 	}
@@ -505,7 +526,22 @@ static void completed(struct mb_blk_req *req, int res)
 	}
 }
 
-void mb_blk_reap(struct mb_blk_queue *q)
+void mb_blk_completed(struct mb_blk_req *req, int res)
+{
+	struct mb_blk_queue *q = req->q;
+
+	completed(req, res);
+	while (q->waiting && q->n_free_bounces && !q->stopping) {
+		struct mb_blk_req *waiter = q->waiting;
+
+		q->waiting = waiter->next;
+		if (!q->waiting)
+			q->waiting_last = &q->waiting;
+		mb_blk_issue(waiter);
+	}
+}
+
+static void reap_ring(struct mb_blk_queue *q)
 {
 	struct io_uring_cqe *cqe;
 
@@ -515,16 +551,17 @@ void mb_blk_reap(struct mb_blk_queue *q)
 
 		io_uring_cqe_seen(&q->ring, cqe);
 		q->n_inflight--;
-		completed(req, res);
-		while (q->waiting && q->n_free_bounces && !q->stopping) {
-			struct mb_blk_req *waiter = q->waiting;
-
-			q->waiting = waiter->next;
-			if (!q->waiting)
-				q->waiting_last = &q->waiting;
-			mb_blk_issue(waiter);
-		}
+		mb_blk_completed(req, res);
 	}
+}
+
+void mb_blk_reap(struct mb_blk_queue *q)
+{
+	/* What one has completed goes on with the other, and there it may fail at once. */
+	do {
+		if (q->has_ring)
+			reap_ring(q);
+	} while (q->nbd && mb_nbd_reap(q));
 	mb_blk_submit(q);
 }
 
@@ -542,6 +579,8 @@ void mb_blk_drain(struct mb_blk_queue *q)
 	q->waiting_last = &q->waiting;
 	if (q->blk->cow)
 		mb_blk_cow_drain(q);
+	if (q->nbd)
+		mb_nbd_drain(q);
 	while (q->n_inflight) {
 		mb_blk_submit(q);
 		if (io_uring_wait_cqe(&q->ring, &cqe) < 0 && io_uring_sq_ready(&q->ring))

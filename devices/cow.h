@@ -30,7 +30,8 @@
 struct mb_cow;
 
 struct mb_cow_config {
-	int base_fd; /* open for reading, locked; stays the caller's, and open */
+	int base_fd; /* open for reading, locked; stays the caller's, and open; -1: there is no file
+			(no overlay) */
 	const char *base_path;
 	uint64_t base_bytes;
 	bool base_is_device;	  /* then nobody can tell by its times whether it was changed */

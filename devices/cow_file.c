@@ -370,9 +370,15 @@ static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
 
 int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, struct mb_error *err)
 {
-	int rc = mb_cow_read_base(cow->base_fd, cow->base_path, config->base_bytes,
-		cow->base_is_device, &cow->base, err);
+	int rc;
 
+	/* Not a file: nothing to know it by. */
+	if (!config->overlay_path && cow->base_fd < 0) {
+		cow->base.bytes = config->base_bytes;
+		return open_volatile(cow, config, err);
+	}
+	rc = mb_cow_read_base(cow->base_fd, cow->base_path, config->base_bytes, cow->base_is_device,
+		&cow->base, err);
 	if (rc)
 		return rc;
 	return config->overlay_path ? open_overlay(cow, config, &cow->base, err)

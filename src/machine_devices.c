@@ -159,6 +159,14 @@ int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err)
 	return rc;
 }
 
+void mb_machine_disk(const struct mb_machine *machine, unsigned i, struct mb_disk_facts *facts)
+{
+	*facts = (struct mb_disk_facts){
+		.bytes = mb_blk_bytes(machine->blk[i]),
+		.n_queues = mb_blk_n_queues(machine->blk[i]),
+	};
+}
+
 void mb_machine_reset_devices(struct mb_machine *machine)
 {
 	for (unsigned i = 0; i < machine->config.n_nics; i++)

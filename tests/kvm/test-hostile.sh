@@ -22,6 +22,13 @@ if [ "$(id -u)" = 0 ] && mkdir full && mount -t tmpfs -o size=2M tmpfs full 2>/d
 fi
 # What was written there before is gone.
 make_room() { rm -f full/* && truncate -s 64M "$full"; }
+# What a server has; a machine does not lock it.
+network=
+if command -v nbdkit >/dev/null && nbdkit -U "$work/nbd.sock" -P "$work/nbd.pid" memory 16M 2>/dev/null; then
+	cleanups+=('kill "$(cat "$work/nbd.pid")"')
+	network="nbd+unix:///?socket=$work/nbd.sock"
+	"$MIRRORBALL" run --dry-run --disk "$network" splash hello >/dev/null 2>&1 || network= # built without
+fi
 truncate -s 16M disk.img
 truncate -s 16M readonly.img
 before=$(sha256sum readonly.img)
@@ -73,6 +80,11 @@ for ((round = 0; round < rounds; round++)); do
 	ends_ms=$ms watched 'fuzz with resets, overlay' 8192 --cpus 2 --disk readonly.img,overlay=fuzz.qcow2 splash fuzz "ms=$ms" reset=1
 	expect 0 '^in order$' "$MIRRORBALL" image check fuzz.qcow2
 	if command -v qemu-img >/dev/null; then expect 0 'No errors' qemu-img check fuzz.qcow2; fi
+	if [ -n "$network" ]; then
+		# Bounce buffers: 16 MiB of each queue of each disk.
+		watched 'fuzz, network disk' 81920 --cpus 2 --disk "$network,ro" --disk "$network,cow=memory" splash fuzz "ms=$ms"
+		ends_ms=$ms watched 'fuzz with resets, network disk' 81920 --cpus 2 --disk "$network" splash fuzz "ms=$ms" reset=1
+	fi
 	[ -z "$full" ] || make_room
 	[ -z "$full" ] || watched 'fuzz, full disk, overlay' 8192 --cpus 2 --disk readonly.img,overlay=full/fuzz.qcow2 splash fuzz "ms=$ms"
 done

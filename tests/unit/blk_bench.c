@@ -22,7 +22,7 @@ void blk_make_file(char *path, const char *dir, uint64_t bytes)
 int blk_try_create(struct bench *b, bool ro, struct mb_error *err)
 {
 	struct mb_blk_config config = {
-		.path = b->path,
+		.path = b->uri ? b->uri : b->path,
 		.readonly = ro,
 		.direct = true,
 		.cow = b->cow,
@@ -45,6 +45,7 @@ void bench_init_path(struct bench *b, bool ro)
 	}
 	ck_assert_msg(!blk_try_create(b, ro, &err), "%s", err.text);
 	drv_open(&b->dev, &b->m, 1);
+	b->n_queues = mb_blk_n_queues(b->blk);
 }
 
 void bench_init(struct bench *b, const char *dir, uint64_t bytes)
@@ -56,7 +57,7 @@ void bench_init(struct bench *b, const char *dir, uint64_t bytes)
 
 void bench_start(struct bench *b, uint64_t features)
 {
-	ck_assert(drv_start(&b->dev, features & drv_offered(&b->dev), N_QUEUES, 128));
+	ck_assert(drv_start(&b->dev, features & drv_offered(&b->dev), b->n_queues, 128));
 	if (!b->arena) {
 		b->arena_bytes = 8u << 20;
 		b->arena = drv_alloc(&b->m, b->arena_bytes, 4096);
@@ -242,7 +243,7 @@ void storm_start(struct storm *s, unsigned index)
 	}
 	if (slot->type == VIRTIO_BLK_T_FLUSH)
 		slot->status = segs[n - 1].gpa;
-	if (!drv_add(&s->b.dev.queue[index % N_QUEUES], segs, n,
+	if (!drv_add(&s->b.dev.queue[index % s->b.n_queues], segs, n,
 		    s->b.dev.features & F_INDIRECT && rnd(s, 2), slot))
 		return;
 	slot->busy = true;
@@ -285,23 +286,23 @@ void storm_round(struct storm *s, unsigned n)
 		if (!s->slots[index].busy)
 			storm_start(s, index);
 		if (!rnd(s, 8))
-			for (unsigned q = 0; q < N_QUEUES; q++)
+			for (unsigned q = 0; q < s->b.n_queues; q++)
 				drv_kick(&s->b.dev.queue[q]);
-		reap_slot(s, rnd(s, N_QUEUES), 0);
+		reap_slot(s, rnd(s, s->b.n_queues), 0);
 	}
-	for (unsigned q = 0; q < N_QUEUES; q++)
+	for (unsigned q = 0; q < s->b.n_queues; q++)
 		drv_kick(&s->b.dev.queue[q]);
 	while (s->n_busy) {
 		uint64_t n_before = s->n_busy;
 
-		for (unsigned q = 0; q < N_QUEUES; q++)
+		for (unsigned q = 0; q < s->b.n_queues; q++)
 			while (reap_slot(s, q, 1))
 				;
 		if (n_before == s->n_busy)
-			for (unsigned q = 0; q < N_QUEUES; q++) {
+			for (unsigned q = 0; q < s->b.n_queues; q++) {
 				bool mine = false;
 
-				for (unsigned i = q; i < N_SLOTS; i += N_QUEUES)
+				for (unsigned i = q; i < N_SLOTS; i += s->b.n_queues)
 					mine |= s->slots[i].busy;
 				if (mine)
 					ck_assert(reap_slot(s, q, TIMEOUT_MS));

@@ -22,6 +22,8 @@ struct bench {
 	struct mb_loop *loops[N_QUEUES];
 	struct mb_blk *blk;
 	char path[64];
+	const char *uri;	     /* NULL: it is the file `path` */
+	unsigned n_queues;	     /* that it turned out to have, at most N_QUEUES */
 	bool cow;		     /* of its mb_blk_config */
 	const char *overlay;	     /* the same */
 	uint64_t arena, arena_bytes; /* guest memory for buffers */

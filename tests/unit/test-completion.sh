@@ -76,6 +76,7 @@ offers 'mirrorball run --views a' auto
 offers 'mirrorball run --placement s' spread
 offers 'mirrorball run --kernel vm' vmlinuz
 offers 'mirrorball run --disk d' debian.img
+offers 'mirrorball run --disk nb' nbd:// nbd+unix:/// '!debian.img'
 offers 'mirrorball run --disk debian.img,' debian.img,ro debian.img,queues=
 offers 'mirrorball run --disk debian.img,ro,s' debian.img,ro,serial=
 offers 'mirrorball run --net t' tap= tap-fd=

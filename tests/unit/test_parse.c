@@ -196,6 +196,14 @@ START_TEST(disks)
 	ck_assert_int_eq(disk("a,queues=2,overlay=b=c", copy, &d), 0);
 	ck_assert_str_eq(d.overlay, "b=c");
 	ck_assert(!d.cow && d.buffered);
+	/* A URI ends at the first comma, as any path. */
+	ck_assert_int_eq(disk("nbd+unix:///e?socket=/tmp/s,ro,queues=2", copy, &d), 0);
+	ck_assert_str_eq(d.path, "nbd+unix:///e?socket=/tmp/s");
+	ck_assert(d.readonly && d.buffered);
+	ck_assert_uint_eq(d.n_queues, 2);
+	ck_assert_int_eq(disk("nbd://h:1/a,,b?x=y&z,cow=memory", copy, &d), 0);
+	ck_assert_str_eq(d.path, "nbd://h:1/a,b?x=y&z");
+	ck_assert_str_eq(d.cow_dir, "");
 }
 END_TEST
 
@@ -205,9 +213,10 @@ START_TEST(bad_disks)
 		"a,direct", "a,direct=", "a,direct=yes", "a,direct=on,direct=on",
 		"a,serial=", "a,serial=123456789012345678901", "a,serial=a b",
 		"a,serial=x,serial=y", "a,queues=0", "a,queues=65", "a,queues=2,queues=2",
-		"a,queues=-1", "a,cache=none", "a,cow,cow", "a,cow=", "a,overlay=",
-		"a,overlay=b,overlay=c", "a,ro,cow", "a,cow,overlay=b", "a,ro,overlay=b",
-		"a,cow,direct=on", "a,direct=on,overlay=b", "a,overlay=a"};
+		"a,queues=-1", "a,cache=none", "a,cow,cow",
+		"a,cow=", "a,overlay=", "a,overlay=b,overlay=c", "a,ro,cow", "a,cow,overlay=b",
+		"a,ro,overlay=b", "a,cow,direct=on", "a,direct=on,overlay=b", "a,overlay=a",
+		"nbd://h,direct=off", "nbd://h,direct=on", "nbd://h,overlay=o"};
 	struct mb_disk_config d;
 	char copy[128];
 

@@ -5,7 +5,10 @@
 #include <mirrorball/virtio.h>
 #include <sys/uio.h>
 
-/* A virtio block device (virtio 1.2, 5.2) over a raw file or block device, with io_uring. */
+/*
+ * A virtio block device (virtio 1.2, 5.2) over a raw file or block device, with io_uring, or over
+ * what an NBD server has, with libnbd.
+ */
 struct mb_blk;
 
 /*
@@ -21,7 +24,7 @@ struct mb_blk_base_ops {
 };
 
 struct mb_blk_config {
-	const char *path;
+	const char *path; /* or an NBD URI, see mb_blk_is_uri */
 	bool readonly;
 	/*
 	 * Changes go elsewhere, and path is only read: to the qcow2 file `overlay`, which is made
@@ -31,19 +34,20 @@ struct mb_blk_config {
 	 */
 	bool cow;
 	const char *cow_dir;
-	const char *overlay;
+	const char *overlay; /* not with a URI */
 	const struct mb_blk_base_ops *base_ops; /* NULL: nobody wants to know of the base */
 	void *base_ctx;
 	bool dry;    /* nothing is made, or changed: only to see whether it can be opened */
 	bool direct; /* O_DIRECT; falls back to buffered I/O where the file system refuses it */
 	const char *serial; /* up to 20 bytes, NULL: made from the path's file name */
-	unsigned n_queues;
+	unsigned n_queues; /* with a server that cannot do more: 1 of them is used */
 	struct mb_loop *const *loops; /* of n_queues */
 };
 
 /*
  * Opens and locks path (an OFD lock on the whole file: shared when read-only, exclusive otherwise).
  * Errors name the file and say what to do: missing, directory, unreadable, odd-sized, locked.
+ * With a URI it connects to the server, for which it waits some seconds; nothing is locked there.
  */
 int mb_blk_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_blk_config *config,
 	struct mb_blk **out, struct mb_error *err);
@@ -51,5 +55,11 @@ void mb_blk_destroy(struct mb_blk *blk);
 void mb_blk_reset(struct mb_blk *blk);
 /* The base's descriptor, for reading, as long as the disk is there. -1: it has no base. */
 int mb_blk_base_fd(const struct mb_blk *blk);
+
+uint64_t mb_blk_bytes(const struct mb_blk *blk); /* of the disk */
+unsigned mb_blk_n_queues(const struct mb_blk *blk);
+
+/* Whether a disk's path is the URI of an NBD export, as nbd://host/export: by what it begins with. */
+bool mb_blk_is_uri(const char *path);
 
 #endif

@@ -15,7 +15,7 @@
 #define MB_MAX_VCPUS 1024
 
 struct mb_disk_config {
-	const char *path;
+	const char *path; /* or an NBD URI (blk.h) */
 	bool readonly;
 	bool buffered;	    /* no O_DIRECT */
 	/* Changes go elsewhere (blk.h): to the file `overlay`, or with cow to one in cow_dir that is gone at the end. */
@@ -143,5 +143,13 @@ int mb_machine_create(const struct mb_host *host, const struct mb_machine_config
  */
 int mb_machine_run(struct mb_machine *machine, struct mb_outcome *outcome, struct mb_error *err);
 void mb_machine_destroy(struct mb_machine *machine);
+
+/* What became of disk i, which has to be there. */
+struct mb_disk_facts {
+	uint64_t bytes;
+	unsigned n_queues;
+};
+
+void mb_machine_disk(const struct mb_machine *machine, unsigned i, struct mb_disk_facts *facts);
 
 #endif

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef NBD_SERVERS_H
+#define NBD_SERVERS_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+/* Real NBD servers, on a socket in a directory of their own; they end with the test. */
+struct nbd_server {
+	char dir[64];
+	char socket[80];
+	char uri[256];
+	pid_t pid;
+};
+
+/* False, and the case is skipped, where there is no such program. */
+bool nbd_server_have(const char *program);
+/* Makes the directory; starts nothing. */
+void nbd_server_init(struct nbd_server *server);
+/*
+ * The words of a command, in which %s stands for the socket and %d for the directory, and waits
+ * until it listens.
+ */
+void nbd_server_start(struct nbd_server *server, const char *command);
+void nbd_server_kill(struct nbd_server *server);
+void nbd_server_finish(struct nbd_server *server);
+/* How often `text` is in the file `name` of the directory; with both in one line. */
+unsigned nbd_server_count(
+	struct nbd_server *server, const char *name, const char *a, const char *b);
+
+#endif
