@@ -42,6 +42,7 @@ enum {
 	OPT_DISK,
 	OPT_NET,
 	OPT_CONSOLE,
+	OPT_REPORTING,
 	HEAD_COMMAND,
 	OPT_DRY_RUN,
 	OPT_JSON,
@@ -110,6 +111,10 @@ const struct cli_option cli_run_options[] = {
 		"network without privilege; arg, repeatable, is an argument for passt(1). mac: "
 		"default derived from --name"},
 	[OPT_CONSOLE] = {"console", "KIND", "serial, virtio or off (default: serial)"},
+	[OPT_REPORTING] = {"free-page-reporting", "on|off",
+		"memory that the guest frees goes back to the host until it is used again: a "
+		"virtio "
+		"balloon, through which Linux tells of it (default: on)"},
 	[HEAD_COMMAND] = {NULL, NULL, "This command"},
 	[OPT_DRY_RUN] = {"dry-run", NULL,
 		"build the machine, open its files, print what it is, and do not start it"},
@@ -214,6 +219,14 @@ static int set_console(struct cli_run *run, const char *value, struct mb_error *
 		return mb_error_set(
 			err, EINVAL, "'%s' is not a console; serial, virtio or off", value);
 	return 0;
+}
+
+static int set_reporting(struct mb_machine_config *config, const char *value, struct mb_error *err)
+{
+	config->no_reporting = !strcmp(value, "off");
+	if (config->no_reporting || !strcmp(value, "on"))
+		return 0;
+	return mb_error_set(err, EINVAL, "'%s': on or off", value);
 }
 
 static int set_track(struct cli_run *run, const char *value, struct mb_error *err)
@@ -343,6 +356,8 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		return set_net(run, value, err);
 	case OPT_CONSOLE:
 		return set_console(run, value, err);
+	case OPT_REPORTING:
+		return set_reporting(config, value, err);
 	case OPT_DRY_RUN:
 		run->dry_run = true;
 		break;

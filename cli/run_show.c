@@ -245,6 +245,7 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 			show_text(" ", *arg);
 		printf(", MAC %s, %u queue pair%s\n", mac, n->n_pairs, n->n_pairs == 1 ? "" : "s");
 	}
+	show_row("freed", c->no_reporting ? "stays the guest's" : "goes back to the host");
 	printf("%-10s%s\n%-10s%s\n", "console", console_names[c->console], "reset",
 		c->no_reboot ? "ends the machine" : "starts it again");
 }
@@ -345,6 +346,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 	mb_json_put(root, "disks", disks, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);
+	mb_json_put(root, "free_page_reporting", json_boolean(!c->no_reporting), &rc);
 	mb_json_put(root, "reboot", json_boolean(!c->no_reboot), &rc);
 	mb_json_put(root, "quiet", json_boolean(c->quiet), &rc);
 	if (!rc)

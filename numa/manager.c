@@ -290,6 +290,7 @@ static int copy_part(struct mb_manager *m, replicate_fn *replicate, uint64_t off
 		moved[v].there_bytes += done.there_bytes;
 		moved[v].busy_bytes += done.held_bytes + done.waiting_bytes + done.failed_bytes;
 		moved[v].full_bytes += done.full_bytes;
+		moved[v].absent_bytes += done.hole_bytes;
 	}
 	return rc;
 }

@@ -656,17 +656,22 @@ static uint64_t replicate_runs(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, struct job *job)
 {
 	const uint64_t now = now_ms(r);
-	uint64_t i, run;
+	uint64_t i, run, alike = 0;
+	bool hole = false;
 
-	for (i = 0; i < n && !(i && mb_replica_block_is_wanted(b)); i += run) {
+	for (i = 0; i < n && !(i && mb_replica_block_is_wanted(b)); i += run, alike -= run) {
 		const struct page *p = &r->page[first + i];
 		struct found f = look(r, first + i, 1);
 		bool there = job->views ? f.copies | f.merged : p->map != 0;
 		bool wait = waits(p, now);
 
-		for (run = 1; i + run < n && p[run].map == p->map && waits(&p[run], now) == wait;)
+		if (!alike)
+			alike = mb_replica_alike(r, first + i, n - i, &hole);
+		for (run = 1; run < alike && p[run].map == p->map && waits(&p[run], now) == wait;)
 			run++;
-		if (there)
+		if (hole && !p->map)
+			job->done->hole_bytes += run * PAGE;
+		else if (there)
 			job->done->there_bytes += run * PAGE;
 		else if (job->finish ? !p->map : wait)
 			job->done->waiting_bytes += run * PAGE;

@@ -130,6 +130,8 @@ int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, ui
  * is expected (insist): then it waits for the other steps of this run, and gets the page that it wants.
  */
 int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insist);
+/* How many of n pages from `first` on are alike in that: memory is behind them, or (*hole) none. */
+uint64_t mb_replica_alike(const struct mb_replicas *r, uint64_t first, uint64_t n, bool *hole);
 /* The only node where copies of the view are of use; -1: others are as good. */
 int mb_replica_node(const struct mb_replicas *r, unsigned view);
 /* *stage: for install, or for drop. */

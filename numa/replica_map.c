@@ -354,6 +354,19 @@ static int bring(
 	return failed(r);
 }
 
+uint64_t mb_replica_alike(const struct mb_replicas *r, uint64_t first, uint64_t n, bool *hole)
+{
+	const off_t start = (off_t)(first * PAGE), end = (off_t)((first + n) * PAGE);
+	off_t at = lseek(r->config.ram_fd, start, SEEK_DATA);
+
+	/* ENXIO: no memory from there on. Whatever else it is: as if it was there. */
+	*hole = at < 0 ? errno == ENXIO : at > start;
+	if (!*hole)
+		at = lseek(r->config.ram_fd, start, SEEK_HOLE);
+	/* Taken away, or made, in between: the first page is what it was. */
+	return at <= start || at >= end ? (at == start ? 1 : n) : (uint64_t)(at - start) / PAGE;
+}
+
 /* From the file itself: no page of home enters a page table, and a hole stays one. */
 int mb_replica_copy(
 	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, bool insist, void **stage)

@@ -41,6 +41,16 @@ static bool has_memory(const struct mb_tracker *t, uint64_t first, uint64_t n)
 	return (uint64_t)data < start + n * MB_HEAT_BLOCK_BYTES;
 }
 
+/* Of a block that the guest gives back meanwhile only a part may be, or none: to map all of it
+ * would fill it again. */
+static bool is_all_there(const struct mb_tracker *t, uint64_t block)
+{
+	const uint64_t start = block * MB_HEAT_BLOCK_BYTES;
+	off_t hole = lseek(t->config.ram_fd, (off_t)start, SEEK_HOLE);
+
+	return hole >= 0 && (uint64_t)hole >= start + MB_HEAT_BLOCK_BYTES;
+}
+
 /* ---- looking ---- */
 
 /* Where a look leaves what it finds; any may be NULL. */
@@ -129,7 +139,8 @@ static void give_up(
 /*
  * What was mapped as a huge page and was not touched is mapped again by us, so that the guest's
  * next access finds it, and so that an idle guest keeps its huge pages. They are in memory: nothing
- * is read or made for that.
+ * is read or made for that. One that is given back at this very moment is made again, and stays
+ * empty.
  */
 static void map_again(struct mb_tracker *t, const struct window *w, unsigned view, uint32_t touched)
 {
@@ -138,7 +149,8 @@ static void map_again(struct mb_tracker *t, const struct window *w, unsigned vie
 	for (unsigned b = 0; b < w->seen.pick.n_blocks; b++) {
 		unsigned n = 0;
 
-		while (b + n < w->seen.pick.n_blocks && lost >> (b + n) & 1)
+		while (b + n < w->seen.pick.n_blocks && lost >> (b + n) & 1 &&
+			is_all_there(t, w->offset / MB_HEAT_BLOCK_BYTES + b + n))
 			n++;
 		/* Before 5.14, and if it fails: the guest's next access does it. */
 		if (n)
@@ -332,8 +344,7 @@ static void end_zoom(struct mb_tracker *t, struct zoom *z, uint64_t now_ns)
 
 		if (rc)
 			failed = rc;
-		/* Only what is there: a guest that was reset has nothing behind it. */
-		else if (has_memory(t, z->block, 1))
+		else if (is_all_there(t, z->block))
 			madvise(at(t, v, offset), MB_HEAT_BLOCK_BYTES, MADV_POPULATE_READ);
 	}
 	mb_tracker_pay(t, 0, t->config.n_views, t->config.n_views);

@@ -87,6 +87,7 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 	mb_json_put(stat, "migration", mb_machine_migration_json(machine), &rc);
 	mb_json_put(stat, "replicas", mb_machine_replicas_json(machine, &rc), &rc);
 	mb_json_put(stat, "sharing", mb_machine_share_json(machine, &rc), &rc);
+	mb_json_put(stat, "free_page_reporting", mb_machine_reporting_json(machine, &rc), &rc);
 	if (rc) {
 		json_decref(stat);
 		return mb_error_set(err, ENOMEM, "out of memory");

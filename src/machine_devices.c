@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <mirrorball/json.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -139,6 +140,18 @@ static int add_nic(struct mb_machine *machine, unsigned i, struct mb_error *err)
 	return mb_net_create(machine->pci, mb_ram_dma(machine->ram), &config, &machine->net[i], err);
 }
 
+static int add_balloon(struct mb_machine *machine, struct mb_error *err)
+{
+	int rc = mb_loop_create(&machine->balloon_loop, err);
+
+	if (!rc)
+		rc = mb_loop_start_thread(machine->balloon_loop, "balloon", NULL, err);
+	if (!rc)
+		rc = mb_balloon_create(machine->pci, mb_ram_dma(machine->ram),
+			machine->balloon_loop, &machine->balloon, err);
+	return rc;
+}
+
 int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_dma *dma = mb_ram_dma(machine->ram);
@@ -156,6 +169,9 @@ int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err)
 		rc = add_disk(machine, i, err);
 	for (unsigned i = 0; i < machine->config.n_nics && !rc && !mb_machine_signalled(machine); i++)
 		rc = add_nic(machine, i, err);
+	/* Last: the others are where they were before there was one. */
+	if (!rc && !machine->config.no_reporting && !mb_machine_signalled(machine))
+		rc = add_balloon(machine, err);
 	return rc;
 }
 
@@ -169,6 +185,8 @@ void mb_machine_disk(const struct mb_machine *machine, unsigned i, struct mb_dis
 
 void mb_machine_reset_devices(struct mb_machine *machine)
 {
+	if (machine->balloon)
+		mb_balloon_reset(machine->balloon);
 	for (unsigned i = 0; i < machine->config.n_nics; i++)
 		mb_net_reset(machine->net[i]);
 	for (unsigned i = 0; i < machine->config.n_disks; i++)
@@ -184,6 +202,8 @@ void mb_machine_reset_devices(struct mb_machine *machine)
 
 void mb_machine_remove_devices(struct mb_machine *machine)
 {
+	mb_balloon_destroy(machine->balloon);
+	mb_loop_destroy(machine->balloon_loop);
 	for (unsigned i = 0; i < machine->config.n_nics; i++) {
 		mb_net_destroy(machine->net[i]);
 		free(machine->net_loops[i]);
@@ -201,4 +221,25 @@ void mb_machine_remove_devices(struct mb_machine *machine)
 	mb_rtc_destroy(machine->rtc);
 	mb_serial_destroy(machine->serial);
 	mb_ioapic_destroy(machine->ioapic);
+}
+
+json_t *mb_machine_reporting_json(const struct mb_machine *machine, int *rc)
+{
+	json_t *r = json_object();
+	struct mb_balloon_stats s = {0};
+
+	if (machine->balloon)
+		mb_balloon_stats(machine->balloon, &s);
+	mb_json_put(r, "state",
+		json_string(!machine->balloon ? "switched off"
+			    : s.reporting     ? "on"
+					      : "the guest does not report"),
+		rc);
+	mb_json_put_number(r, "backed_bytes", mb_ram_backed_bytes(machine->ram), rc);
+	if (!machine->balloon)
+		return r;
+	mb_json_put_number(r, "reported_bytes", s.reported_bytes, rc);
+	mb_json_put_number(r, "discarded_bytes", s.discarded_bytes, rc);
+	mb_json_put_number(r, "failures", s.n_failures, rc);
+	return r;
 }

@@ -2,6 +2,7 @@
 #ifndef MB_SRC_MACHINE_INTERNAL_H
 #define MB_SRC_MACHINE_INTERNAL_H
 
+#include <mirrorball/balloon.h>
 #include <mirrorball/blk.h>
 #include <mirrorball/bus.h>
 #include <mirrorball/clock.h>
@@ -85,8 +86,8 @@ struct mb_machine_place {
 };
 
 /*
- * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each group of vCPUs, a thread for each
- * vCPU, one for signals. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
+ * Threads: the main loop (the thread of mb_machine_run), an I/O loop for each group of vCPUs and one for the balloon, a
+ * thread for each vCPU, one for signals. Waiting goes one way: the main loop may wait for vCPUs (pause) and for I/O loops, a vCPU for
  * I/O loops (device reset), an I/O loop for nobody.
  */
 struct mb_machine {
@@ -130,6 +131,8 @@ struct mb_machine {
 	struct mb_pci_bus *pci;
 	struct mb_console *console;
 	struct mb_rng *rng;
+	struct mb_loop *balloon_loop; /* its own: to discard memory takes longer than a disk should wait */
+	struct mb_balloon *balloon; /* NULL: what the guest frees stays its own */
 	struct mb_blk *blk[MB_MAX_DISKS];
 	struct mb_net *net[MB_MAX_NETS];
 	struct mb_loop **blk_loops[MB_MAX_DISKS], **net_loops[MB_MAX_NETS]; /* of their queues */
@@ -285,6 +288,7 @@ int mb_machine_answer_numa(void *ctx, uint64_t connection, json_t **answer, stru
 int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err);
 void mb_machine_reset_devices(struct mb_machine *machine); /* vCPUs paused */
 void mb_machine_remove_devices(struct mb_machine *machine); /* vCPUs gone */
+json_t *mb_machine_reporting_json(const struct mb_machine *machine, int *rc);
 
 /* src/machine_heat.c: requests of the control socket. */
 json_t *mb_machine_tracker_json(const struct mb_machine *machine); /* NULL: out of memory */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct mb_ram {
@@ -69,7 +70,55 @@ static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dm
 		mb_replicas_release(ram->replicas, offset, len);
 }
 
-static const struct mb_dma_ops ram_dma_ops = {.map = ram_map, .unmap = ram_unmap};
+/* Out of the file, and so out of every mapping of it. Whoever has copies of it holds it. */
+static int punch(struct mb_ram *ram, uint64_t offset, uint64_t len)
+{
+	int rc;
+
+	do {
+		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+			(off_t)len);
+	} while (rc && errno == EINTR);
+	return rc ? -errno : 0;
+}
+
+/*
+ * As a device that writes zeroes: copies are given up first, so that no view goes on to read one.
+ * The file's NUMA policy is of ranges, not of pages, and stays. By huge pages: a call stops whoever
+ * touches what it takes away, and the vCPUs to flush their translations.
+ */
+static int ram_discard(struct mb_dma *dma, uint64_t gpa, uint64_t len, uint64_t *done_bytes)
+{
+	struct mb_ram *ram = dma_ram(dma);
+	uint64_t at, end;
+	int rc = ram_offset(ram, gpa, len, &at);
+
+	if (rc)
+		return rc;
+	end = (at + len) & ~(MB_HEAT_PAGE_BYTES - 1);
+	at = mb_align_up(at, MB_HEAT_PAGE_BYTES);
+	while (at < end && !rc) {
+		uint64_t next = (at / MB_RAM_ALIGN + 1) * MB_RAM_ALIGN;
+
+		if (next > end)
+			next = end;
+		rc = mb_replicas_hold(ram->replicas, at, next - at);
+		if (rc)
+			break;
+		rc = punch(ram, at, next - at);
+		mb_replicas_release(ram->replicas, at, next - at);
+		if (!rc)
+			*done_bytes += next - at;
+		at = next;
+	}
+	return rc;
+}
+
+static const struct mb_dma_ops ram_dma_ops = {
+	.map = ram_map,
+	.unmap = ram_unmap,
+	.discard = ram_discard,
+};
 
 static int set_slots(struct mb_ram *ram, unsigned view)
 {
@@ -204,6 +253,13 @@ void *mb_ram_own_base(const struct mb_ram *ram)
 	return ram->own.base;
 }
 
+uint64_t mb_ram_backed_bytes(const struct mb_ram *ram)
+{
+	struct stat st;
+
+	return fstat(ram->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset)
 {
 	return offset < ram->low_bytes ? offset : MB_RAM_HIGH_BASE + (offset - ram->low_bytes);
@@ -267,10 +323,7 @@ int mb_ram_clear(struct mb_ram *ram)
 
 	if (rc)
 		return rc;
-	do {
-		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)ram->bytes);
-	} while (rc && errno == EINTR);
-	rc = rc ? -errno : 0;
+	rc = punch(ram, 0, ram->bytes);
 	mb_replicas_release(ram->replicas, 0, ram->bytes);
 	return rc;
 }

@@ -59,6 +59,7 @@ usage 'the same decides' run --replicas 10% --migrate off
 usage 'not a number' run --replicas much
 usage '1 to 800' run --replicas 801%
 usage "'x' is not a console" run --console x
+usage "'yes': on or off" run --free-page-reporting yes
 usage 'name' run --name ../../etc
 usage 'unknown part' run --disk disk.img,rw
 usage "did you mean 'queues'" run --disk disk.img,queue=2

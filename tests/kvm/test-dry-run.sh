@@ -37,7 +37,7 @@ want = {
         {"path": "web1.img", "size_bytes": 3 << 20, "readonly": False, **plain, "direct": False, "serial": "S1", "queues": 3},
         {"path": "a,b.img", "size_bytes": 3 << 20, "readonly": True, **plain, "direct": True, "serial": None, "queues": 2},
     ],
-    "nets": [], "console": "virtio", "reboot": False, "quiet": True,
+    "nets": [], "console": "virtio", "free_page_reporting": True, "reboot": False, "quiet": True,
 }
 assert got == want, (got, want)
 END

@@ -23,6 +23,11 @@ struct fake_dma {
 	 * pairs.
 	 */
 	uint64_t balance;
+
+	/* Called before a range is discarded, if not NULL, on that thread; its value is the answer.
+	 */
+	int (*discards)(void *ctx, uint64_t gpa, uint64_t len);
+	void *ctx;
 };
 
 static inline uint64_t fake_dma_mix(uint64_t gpa, uint64_t len, enum mb_dma_dir dir)
@@ -55,7 +60,29 @@ static inline void fake_dma_unmap(
 	__atomic_sub_fetch(&fake->balance, fake_dma_mix(gpa, len, dir), __ATOMIC_RELAXED);
 }
 
-static const struct mb_dma_ops fake_dma_ops = {.map = fake_dma_map, .unmap = fake_dma_unmap};
+static inline int fake_dma_discard(
+	struct mb_dma *dma, uint64_t gpa, uint64_t len, uint64_t *done_bytes)
+{
+	struct fake_dma *fake = (struct fake_dma *)dma;
+	uint64_t first = mb_align_up(gpa, 4096), end = (gpa + len) & ~4095ull;
+	int rc = 0;
+
+	if (!mb_range_inside(gpa, len, fake->base, fake->len))
+		return -EFAULT;
+	if (fake->discards)
+		rc = fake->discards(fake->ctx, gpa, len);
+	if (rc || first >= end)
+		return rc;
+	memset(fake->mem + (first - fake->base), 0, end - first);
+	*done_bytes = end - first;
+	return 0;
+}
+
+static const struct mb_dma_ops fake_dma_ops = {
+	.map = fake_dma_map,
+	.unmap = fake_dma_unmap,
+	.discard = fake_dma_discard,
+};
 
 static inline void fake_dma_init(struct fake_dma *fake, uint64_t base, uint64_t len)
 {

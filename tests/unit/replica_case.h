@@ -91,7 +91,7 @@ static inline struct mb_replicated replicate(uint64_t offset, uint64_t len, unsi
 
 	ck_assert_int_eq(mb_replicas_replicate(replicas, offset, len, views, &d), 0);
 	ck_assert_uint_eq(d.copied_bytes + d.there_bytes + d.waiting_bytes + d.held_bytes +
-				  d.full_bytes + d.failed_bytes,
+				  d.full_bytes + d.failed_bytes + d.hole_bytes,
 		len);
 	return d;
 }

@@ -72,6 +72,7 @@ offers 'mirrorball doctor --' --json --help
 offers 'mirrorball run ' splash --kernel --cpus
 offers 'mirrorball run --me' --memory --memory-overcommit '!--cpus'
 offers 'mirrorball run --console ' serial virtio off '!--kernel'
+offers 'mirrorball run --free-page-reporting ' on off '!--kernel'
 offers 'mirrorball run --views a' auto
 offers 'mirrorball run --placement s' spread
 offers 'mirrorball run --kernel vm' vmlinuz

@@ -339,6 +339,28 @@ START_TEST(test_idle_stays_huge)
 }
 END_TEST
 
+/* Nor does it make anything of what is given back while it is out: that stays a hole. */
+START_TEST(test_given_back)
+{
+	const uint64_t kept = MB_HEAT_BLOCK_BYTES, given = BYTES - kept;
+	uint64_t before;
+
+	make(true, MB_PAGEMAP_ALL, 5000);
+	before = pmd_mapped();
+	start();
+	for (unsigned i = 0; i < 8; i++) {
+		for (unsigned n = 0; n < 3000 && pmd_mapped() == before; n++)
+			nap(1);
+		give_back(kept, given - i * MB_PAGE_BYTES);
+		mb_tracker_hold(tracker);
+		ck_assert_uint_eq(backed_bytes(), kept + i * MB_PAGE_BYTES);
+		use(kept, given);
+		mb_tracker_release(tracker);
+	}
+	finish();
+}
+END_TEST
+
 static unsigned n_files(void)
 {
 	DIR *dir = opendir("/proc/self/fd");
@@ -435,6 +457,7 @@ static Suite *make_suite(void)
 	tcase_add_test(heat, test_many_views_much_memory);
 	tcase_add_loop_test(heat, test_groups_by_turns, 0, 3);
 	tcase_add_test(heat, test_idle_stays_huge);
+	tcase_add_test(heat, test_given_back);
 	tcase_add_test(heat, test_hold);
 	tcase_add_loop_test(zoom, test_zoom, 0, 2);
 	tcase_add_loop_test(zoom, test_hold_in_zoom, 0, 3);

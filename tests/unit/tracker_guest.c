@@ -3,10 +3,12 @@
 #include "mappings.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <mirrorball/clock.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -136,6 +138,28 @@ void finish(void)
 	for (unsigned v = 0; v < ram.n_views; v++)
 		mb_ram_file_unmap(&view[v], ram.bytes);
 	close(fd);
+}
+
+void give_back(uint64_t first, uint64_t len)
+{
+	ck_assert_int_eq(
+		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)first, (off_t)len),
+		0);
+}
+
+void use(uint64_t first, uint64_t len)
+{
+	for (uint64_t at = first; at < first + len; at += MB_PAGE_BYTES)
+		for (unsigned v = 0; v < ram.n_views; v++)
+			*(volatile uint64_t *)(view[v].base + at) = at;
+}
+
+uint64_t backed_bytes(void)
+{
+	struct stat st;
+
+	ck_assert_int_eq(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
 }
 
 /* ---- vCPUs ---- */

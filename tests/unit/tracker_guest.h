@@ -55,6 +55,11 @@ void start(void);
 /* Ends it, and looks whether all memory is as it was made. */
 void finish(void);
 
+/* The guest gives a part back, or uses it, in every view; what there is of all of it. */
+void give_back(uint64_t first, uint64_t len);
+void use(uint64_t first, uint64_t len);
+uint64_t backed_bytes(void);
+
 /* ---- vCPUs ---- */
 
 struct vcpu {

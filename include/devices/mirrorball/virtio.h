@@ -12,7 +12,7 @@
 
 /*
  * virtio 1.2 devices over PCI (virtio 1.2 section 4.1, modern only). This header is what a device
- * type (blk, net, console, rng) is written against; the transport is devices/virtio_pci.c, the
+ * type (blk, net, console, rng, balloon) is written against; the transport is devices/virtio_pci.c, the
  * rings are devices/virtq.c.
  *
  * BAR 0 (64 KiB):  0x0000 common configuration   0x1000 ISR   0x2000 device configuration
@@ -106,7 +106,7 @@ struct mb_virtio_ops {
 };
 
 struct mb_virtio_config {
-	uint16_t type; /* virtio device id: 1 net, 2 block, 3 console, 4 rng */
+	uint16_t type; /* virtio device id: 1 net, 2 block, 3 console, 4 rng, 5 balloon */
 	uint32_t class_code;
 	uint64_t features;     /* of the device type */
 	unsigned n_queues;     /* 1..MB_VIRTIO_MAX_QUEUES */

@@ -86,6 +86,7 @@ struct mb_replicated {
 	uint64_t held_bytes;	/* held, or written meanwhile */
 	uint64_t full_bytes;	/* no room: the bound of bytes, or of mappings */
 	uint64_t failed_bytes;	/* a system call failed; it is at home */
+	uint64_t hole_bytes;	/* no memory is behind it: there is nothing to copy */
 };
 
 /*

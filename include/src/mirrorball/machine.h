@@ -84,6 +84,7 @@ struct mb_machine_config {
 	struct mb_nic_config nic[MB_MAX_NETS];
 	unsigned n_nics;
 
+	bool no_reporting; /* the host does not get back what the guest frees */
 	enum mb_console_kind console;
 	int in_fd, out_fd; /* the console's; -1: none */
 	bool no_reboot;	   /* a reset ends the machine */

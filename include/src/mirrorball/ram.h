@@ -40,6 +40,8 @@ void mb_ram_set_replicas(struct mb_ram *ram, struct mb_replicas *replicas);
 int mb_ram_fd(const struct mb_ram *ram);
 void *mb_ram_view_base(const struct mb_ram *ram, unsigned view);
 void *mb_ram_own_base(const struct mb_ram *ram); /* of the mapping that is no view */
+/* How much memory the host has behind it, whoever has it mapped; copies of it not counted. */
+uint64_t mb_ram_backed_bytes(const struct mb_ram *ram);
 /* Where the guest has what is at `offset` of the file. */
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset);
 /* Where in [offset, end) of the file ends what the guest has side by side: `end`, or the PCI hole. */
