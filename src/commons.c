@@ -24,24 +24,7 @@
 static int send_one(struct mb_commons *commons, const struct mb_commons_request *msg,
 	const struct mb_commons_base *base)
 {
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = {0};
-	struct iovec iov = {.iov_base = (void *)msg, .iov_len = sizeof(*msg)};
-	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (base) {
-		m.msg_control = control.room;
-		m.msg_controllen = sizeof(control.room);
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &base->fd, sizeof(int));
-	}
-	if (sendmsg(commons->socket_fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
-		return 0;
-	return errno == EINTR || errno == ENOBUFS || errno == ENOMEM ? -EAGAIN : -errno;
+	return mb_commons_packet_send(commons->socket_fd, msg, sizeof(*msg), base ? base->fd : -1);
 }
 
 static void set_writing(struct mb_commons *commons, bool on)
@@ -196,23 +179,6 @@ static void try_to_connect(struct mb_commons *commons)
 
 /* ---- receiving ---- */
 
-static int take_fds(struct msghdr *m, int *fd)
-{
-	struct cmsghdr *c;
-	int rc = m->msg_flags & MSG_TRUNC ? -EBADMSG : 0;
-
-	*fd = -1;
-	for (c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		if (c->cmsg_len == CMSG_LEN(sizeof(int)) && *fd < 0)
-			memcpy(fd, CMSG_DATA(c), sizeof(*fd));
-		else
-			rc = -EBADMSG;
-	}
-	return rc;
-}
-
 static int welcome(struct mb_commons *commons, const struct mb_commons_reply *msg)
 {
 	if (commons->status != MB_COMMONS_CONNECTING || msg->status ||
@@ -229,29 +195,19 @@ static int welcome(struct mb_commons *commons, const struct mb_commons_reply *ms
 /* 1: took one; 0: there is none; -errno: the connection is over. */
 static int receive(struct mb_commons *commons)
 {
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = {0};
-	struct mb_commons_reply msg;
-	struct iovec iov = {.iov_base = &msg, .iov_len = sizeof(msg)};
-	struct msghdr m = {.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.room,
-		.msg_controllen = sizeof(control.room)};
-	ssize_t n = recvmsg(commons->socket_fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct mb_commons_reply msg = {0};
 	int fd, rc;
+	ssize_t n = mb_commons_packet_receive(commons->socket_fd, &msg, sizeof(msg), &fd);
 
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	rc = take_fds(&m, &fd);
-	if (!rc && n != sizeof(msg))
-		rc = n ? -EBADMSG : -EPIPE;
+	if (n == -EAGAIN)
+		return 0;
+	if (n == -EMFILE) {
+		msg.status = -EMFILE;
+		n = sizeof(msg);
+	}
+	rc = n < 0 ? (int)n : !n ? -EPIPE : n != sizeof(msg) ? -EBADMSG : 0;
 	if (!rc && (msg.magic != MB_COMMONS_MAGIC || msg.version != MB_COMMONS_VERSION))
 		rc = -EBADMSG;
-	/* No descriptor was left for it. */
-	if (!rc && (msg.flags & MB_COMMONS_HAS_FD) && fd < 0)
-		msg.status = -EMFILE;
 	if (!rc && msg.type == MB_COMMONS_HELLO)
 		rc = welcome(commons, &msg);
 	else if (!rc) {

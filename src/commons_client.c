@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commons_server_impl.h"
+#include "commons_socket.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/clock.h>
@@ -33,29 +34,14 @@ static void set_events(struct client *client)
 /* 0, or -errno: -EAGAIN, later; else it is the end of the connection. */
 static int send_reply(struct client *client, const struct reply *reply)
 {
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = {0};
 	struct mb_commons_reply msg = reply->msg;
-	struct iovec iov = {.iov_base = &msg, .iov_len = sizeof(msg)};
-	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
-	int fd = reply->piece ? mb_commons_piece_open(reply->piece) : reply->fd, rc = 0;
+	int fd = reply->piece ? mb_commons_piece_open(reply->piece) : reply->fd, rc;
 
 	if (reply->piece && fd < 0)
 		msg.status = fd == -ENFILE ? -EMFILE : fd;
-	if (fd >= 0) {
+	if (fd >= 0)
 		msg.flags |= MB_COMMONS_HAS_FD;
-		m.msg_control = control.room;
-		m.msg_controllen = sizeof(control.room);
-		control.head.cmsg_level = SOL_SOCKET;
-		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
-	}
-	/* ETOOMANYREFS: it has too many descriptors on the way that it does not take. */
-	if (sendmsg(client->watch.fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-		rc = errno == EINTR || errno == ENOBUFS || errno == ENOMEM ? -EAGAIN : -errno;
+	rc = mb_commons_packet_send(client->watch.fd, &msg, sizeof(msg), fd);
 	if (reply->piece && fd >= 0)
 		close(fd);
 	return rc;
@@ -387,7 +373,7 @@ static void tell(struct client *client, const struct mb_commons_request *asked)
 
 /* ---- requests ---- */
 
-/* -errno: no honest client sends this. Takes fd over. */
+/* -errno: no honest client sends this. */
 static int check(
 	const struct client *client, const struct mb_commons_request *asked, size_t len, int fd)
 {
@@ -437,48 +423,35 @@ static int answer(struct client *client, const struct mb_commons_request *asked,
 	}
 }
 
-/* The descriptor that came along, or -1. -errno: more than one, or what is none. */
-static int take_fd(struct msghdr *m, int *fd)
+/* There was no room here for the descriptor that came along: what nobody uses gives some back. */
+static int refuse_fd(struct client *client, const struct mb_commons_request *asked)
 {
-	struct cmsghdr *c;
-	int rc = m->msg_flags & (MSG_CTRUNC | MSG_TRUNC) ? -EINVAL : 0;
+	int rc = check(client, asked, sizeof(*asked), 0);
 
-	*fd = -1;
-	for (c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		/* There is room for one; what is more, the kernel has closed. */
-		if (c->cmsg_len == CMSG_LEN(sizeof(int)) && *fd < 0)
-			memcpy(fd, CMSG_DATA(c), sizeof(*fd));
-		else
-			rc = -EINVAL;
-	}
-	return rc;
+	if (rc)
+		return rc;
+	mb_commons_evict(client->server, -1, 1);
+	client->n_pending++;
+	mb_commons_reply(client, asked, -EMFILE, NULL, NULL, -1);
+	return 1;
 }
 
 /* 1: took one; 0: there is none; -errno: the end. */
 static int take_request(struct client *client)
 {
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = {0};
 	struct mb_commons_request asked;
-	struct iovec iov = {.iov_base = &asked, .iov_len = sizeof(asked)};
-	struct msghdr m = {.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.room,
-		.msg_controllen = sizeof(control.room)};
 	ssize_t n;
 	int fd, rc;
 
 	memset(&asked, 0, sizeof(asked));
-	n = recvmsg(client->watch.fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	rc = take_fd(&m, &fd);
+	n = mb_commons_packet_receive(client->watch.fd, &asked, sizeof(asked), &fd);
+	if (n < 0 && n != -EBADMSG && n != -EMFILE)
+		return n == -EAGAIN ? 0 : (int)n;
+	if (n == -EMFILE)
+		return refuse_fd(client, &asked);
+	rc = n < 0 ? -EINVAL : 0;
 	/* The end, and an empty packet, look alike, and are treated alike. */
-	if (!rc && !n && fd < 0)
+	if (!n && fd < 0)
 		return -EPIPE;
 	if (!rc)
 		rc = check(client, &asked, (size_t)n, fd);

@@ -5,6 +5,8 @@
 #include <limits.h>
 #include <mirrorball/error.h>
 #include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
 
 /*
  * Where mirrorballd's socket is, and who may make it.
@@ -54,6 +56,15 @@ int mb_commons_place_listen(const struct mb_commons_place *place, bool any_user)
  */
 int mb_commons_spawn(const struct mb_commons_place *place, const char *program, int listen_fd,
 	int lock_fd, int *pid);
+
+/*
+ * Packets, without waiting. Send: with fd, if it is not negative. 0, -EAGAIN, or -errno: it is
+ * over. Receive: its length (0: the end, or empty), -EAGAIN, or -errno; *fd: what came along, or
+ * -1. -EBADMSG: more than one descriptor came along (no more than one is left open), or the packet
+ * is longer than len.
+ */
+int mb_commons_packet_send(int socket_fd, const void *packet, size_t len, int fd);
+ssize_t mb_commons_packet_receive(int socket_fd, void *packet, size_t len, int *fd);
 
 /* Says in the daemon's environment that it was started so. */
 #define MB_COMMONS_ENV "MIRRORBALL_COMMONS_FDS"

@@ -25,29 +25,16 @@ static int send_request(int fd, enum mb_commons_type type)
 /* *given: the descriptor that comes along, or -1. */
 static int receive(int fd, uint64_t end_ns, struct mb_commons_reply *msg, int *given)
 {
-	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control = {0};
-	struct iovec iov = {.iov_base = msg, .iov_len = sizeof(*msg)};
-	struct msghdr m = {.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.room,
-		.msg_controllen = sizeof(control.room)};
 	struct pollfd pfd = {.fd = fd, .events = POLLIN};
 	uint64_t now_ns = mb_now_ns();
-	struct cmsghdr *c;
 	ssize_t n;
 
 	*given = -1;
 	if (now_ns >= end_ns || poll(&pfd, 1, (int)((end_ns - now_ns) / 1000000u) + 1) <= 0)
 		return -ETIMEDOUT;
-	n = recvmsg(fd, &m, MSG_CMSG_CLOEXEC);
+	n = mb_commons_packet_receive(fd, msg, sizeof(*msg), given);
 	if (n < 0)
-		return -errno;
-	c = CMSG_FIRSTHDR(&m);
-	if (c && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
-		memcpy(given, CMSG_DATA(c), sizeof(*given));
+		return (int)n;
 	if (n == sizeof(*msg) && msg->magic == MB_COMMONS_MAGIC &&
 		msg->version == MB_COMMONS_VERSION)
 		return msg->status > 0 ? -EBADMSG : msg->status;
