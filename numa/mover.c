@@ -347,6 +347,8 @@ static int try_whole(struct mb_mover *m, struct part *p, struct mb_moved *moved)
 	struct batch b = {.n = 1, .span = MB_HEAT_BLOCK_PAGES};
 	const uint64_t last = (MB_HEAT_BLOCK_PAGES - 1) * PAGE;
 
+	if (mb_mover_has_elsewhere(m, p->offset))
+		return 0;
 	p->where[0] = -ENOENT;
 	for (unsigned v = 0; v < m->config.n_views; v++) {
 		char *at = view_at(m, p, v);

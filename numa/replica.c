@@ -198,7 +198,11 @@ static bool may_be_single(struct mb_replicas *r)
  */
 static bool takes_all(struct mb_replicas *r, const struct block *b)
 {
-	return b->n_faults >= PAGE_FAULTS + b->n_away / PAGES_A_FAULT || !may_be_single(r);
+	/* What is merged takes no memory: it stays, as long as there are mappings for it. */
+	const bool merged = __atomic_load_n(&r->block_merged[b - r->block], __ATOMIC_RELAXED);
+
+	return (!merged && b->n_faults >= PAGE_FAULTS + b->n_away / PAGES_A_FAULT) ||
+	       !may_be_single(r);
 }
 
 int mb_replica_written(
@@ -285,6 +289,7 @@ static int try_collapse(struct mb_replicas *r, uint64_t k)
  * side, so that they free some in the end; n_blocks: there is none at all. */
 static uint64_t dearest_block(struct mb_replicas *r, uint64_t from)
 {
+	const bool too_many = mb_replica_n_mappings(r) > r->config.max_mappings;
 	uint64_t best = r->n_blocks;
 	int most = INT_MIN;
 
@@ -293,6 +298,9 @@ static uint64_t dearest_block(struct mb_replicas *r, uint64_t from)
 		int freed;
 
 		if (!__atomic_load_n(&r->block[k].active, __ATOMIC_SEQ_CST))
+			continue;
+		/* What is merged takes memory when it ends: only for want of mappings. */
+		if (!too_many && __atomic_load_n(&r->block_merged[k], __ATOMIC_RELAXED))
 			continue;
 		freed = mb_replica_freed_mappings(r, k);
 		if (freed > most) {
@@ -503,6 +511,41 @@ int mb_replicas_hold(struct mb_replicas *r, uint64_t offset, uint64_t len)
 	if (rc && held)
 		mb_replicas_release(r, offset, held * PAGE - offset);
 	return rc;
+}
+
+static int unpin_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	__atomic_sub_fetch(&b->pins, 1, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+/* Who merges says so, and looks then: one of the two sees the other. */
+static int pin_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	__atomic_add_fetch(&b->pins, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&b->merging, __ATOMIC_SEQ_CST)) {
+		pthread_mutex_lock(&b->lock);
+		pthread_mutex_unlock(&b->lock);
+	}
+	return 0;
+}
+
+void mb_replicas_pin(struct mb_replicas *r, uint64_t offset, uint64_t len)
+{
+	if (r)
+		mb_replica_each_block(r, offset, len, pin_part, NULL);
+}
+
+void mb_replicas_unpin(struct mb_replicas *r, uint64_t offset, uint64_t len)
+{
+	if (r)
+		mb_replica_each_block(r, offset, len, unpin_part, NULL);
+}
+
+void mb_replicas_discard(struct mb_replicas *r, bool discard)
+{
+	if (r)
+		__atomic_store_n(&r->discard, discard, __ATOMIC_SEQ_CST);
 }
 
 /* ---- replicate ---- */

@@ -59,6 +59,12 @@ struct block {
 	 */
 	bool active;	/* atomic; set and cleared under the lock */
 	unsigned holds; /* atomic */
+	/*
+	 * The same for those who only read home by its address, and merging, which takes the page away
+	 * from them. Whoever pins while it goes on waits for its end. Both atomic.
+	 */
+	unsigned pins;
+	bool merging;
 
 	/* Under the lock. */
 	bool small;	   /* mapped without huge pages */
@@ -92,6 +98,7 @@ struct mb_replicas {
 	/* The same for each block, side by side so that a terabyte is read in a moment. Atomic. */
 	uint16_t *block_pages[MB_HEAT_VIEWS];
 	uint16_t *block_merged; /* pages of it that are merged; atomic */
+	bool discard;		/* atomic */
 
 	uint64_t bytes;			/* atomic */
 	uint64_t cursor;		/* atomic: the block where reclaim goes on */

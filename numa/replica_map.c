@@ -135,12 +135,29 @@ static void note_merged(struct mb_replicas *r, uint64_t first, uint64_t n, bool 
 		&r->stats.merged_bytes, merged ? n * PAGE : -(n * PAGE), __ATOMIC_RELAXED);
 }
 
-/* That the first of pages that will be merged is not a part of the mapping before. */
+/* In all mappings, at this page. */
+static uint64_t edges_at(const struct mb_replicas *r, uint64_t page)
+{
+	uint64_t n = edges(r, OWN, page, page);
+
+	for (unsigned v = 0; v < r->config.n_views; v++)
+		n += edges(r, v, page, page);
+	return n;
+}
+
+/* That pages which will be merged are not a part of the mapping before, nor those after them of theirs. */
 static void note_start(struct mb_replicas *r, uint64_t first, uint64_t n)
 {
+	const uint64_t next = first + n;
+
 	pthread_mutex_lock(&r->count_lock);
-	for (uint64_t i = first; i < first + n; i++)
+	for (uint64_t i = first; i < next; i++)
 		r->page[i].starts = i == first;
+	if (next < r->n_blocks * BLOCK_PAGES) {
+		r->n_mappings -= edges_at(r, next);
+		r->page[next].starts = true;
+		r->n_mappings += edges_at(r, next);
+	}
 	pthread_mutex_unlock(&r->count_lock);
 }
 
@@ -179,8 +196,11 @@ int mb_replica_freed_mappings(struct mb_replicas *r, uint64_t block)
 		freed -= block + 1 < r->n_blocks &&
 			 mb_replica_mapping(r->page[next].map, v) != HOME_OPEN;
 	}
-	if (r->block_merged[block])
+	if (r->block_merged[block]) {
 		freed += (int)edges(r, OWN, first, next);
+		freed -= first && r->page[first - 1].merged;
+		freed -= block + 1 < r->n_blocks && r->page[next].merged;
+	}
 	pthread_mutex_unlock(&r->count_lock);
 	return freed;
 }
@@ -505,14 +525,15 @@ int mb_replica_fill_home(
 		/* At once: one page, for which the reader need not wait. */
 		if (patience == AT_ONCE && end - i > 1)
 			return -EAGAIN;
-		if (MB_REPLICA_WRONG != WRONG_UNFILLED)
+		if (MB_REPLICA_WRONG != WRONG_UNFILLED &&
+			!__atomic_load_n(&r->discard, __ATOMIC_SEQ_CST))
 			rc = fill(r, i, end - i, patience);
 		if (!rc)
 			rc = map_over(r, own_at(r, i), end - i, PROT_READ | PROT_WRITE,
 				r->config.ram_fd, i * PAGE, patience);
 		if (rc)
 			return rc;
-		settle(own_at(r, i), end - i, false);
+		settle(own_at(r, i), end - i, r->block[i / BLOCK_PAGES].small);
 		note_merged(r, i, end - i, false);
 	}
 	return rc;

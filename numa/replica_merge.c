@@ -18,6 +18,8 @@
  * with home having it again (mb_replica_fill_home).
  */
 
+#define AT_ONCE_PAGES 64u /* under the lock of a block */
+
 struct merge {
 	const struct mb_replicas_source *source;
 	uint64_t offset; /* in guest memory of what the sources begin with */
@@ -171,24 +173,34 @@ static int see(struct mb_replicas *r, struct merge *m, uint64_t first, uint64_t 
 	return 0;
 }
 
-static int merge_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+static void merge_some(
+	struct mb_replicas *r, struct block *b, const struct merge *m, uint64_t first, uint64_t n)
 {
-	struct merge *m = arg;
-
-	if (see(r, m, first, n)) {
-		m->done->failed_bytes += n * PAGE;
-		goto out;
-	}
 	pthread_mutex_lock(&b->lock);
 	__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&b->holds, __ATOMIC_SEQ_CST))
+	__atomic_store_n(&b->merging, true, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&b->holds, __ATOMIC_SEQ_CST) || __atomic_load_n(&b->pins, __ATOMIC_SEQ_CST))
 		m->done->held_bytes += n * PAGE;
 	else if (mb_replica_waits(r, &b->whole))
 		m->done->waiting_bytes += n * PAGE;
 	else
 		merge_runs(r, b, m, first, n);
+	__atomic_store_n(&b->merging, false, __ATOMIC_SEQ_CST);
 	mb_replica_unlock(b);
-out:
+}
+
+/* Writers of the block, and who pins it, wait for a few pages and not for all of it. */
+static int merge_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
+{
+	struct merge *m = arg;
+	int rc = see(r, m, first, n);
+
+	if (rc)
+		m->done->failed_bytes += n * PAGE;
+	for (uint64_t i = 0, some; i < n && !rc; i += some) {
+		some = n - i < AT_ONCE_PAGES ? n - i : AT_ONCE_PAGES;
+		merge_some(r, b, m, first + i, some);
+	}
 	for (unsigned v = 0; v < r->config.n_views; v++) {
 		if (m->seen[v])
 			r->calls->unmap((void *)m->seen[v], n * PAGE);

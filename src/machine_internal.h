@@ -237,8 +237,8 @@ void mb_machine_release_memory(struct mb_machine *machine);
 
 /*
  * src/machine_replicas.c: what several views read has a copy in each. Before anything writes guest
- * memory; removed after vCPUs and devices. Given up, all of it is at home: after the manager is
- * removed it stays so.
+ * memory; removed after vCPUs and devices, and then what is merged is lost. Given up, there are no
+ * copies: after the manager is removed it stays so.
  */
 void mb_machine_choose_replicas(struct mb_machine *machine); /* how much; once its views are chosen */
 int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "machine_internal.h"
@@ -270,12 +271,20 @@ int mb_machine_choose_nodes(struct mb_machine *machine, struct mb_error *err)
 void mb_machine_place_memory(struct mb_machine *machine)
 {
 	const struct mb_machine_place *p = machine->place;
-	void *base = mb_ram_own_base(machine->ram);
+	void *base;
 	uint64_t bytes = machine->config.memory_bytes, usable, nodes;
 	int rc = 0;
 
 	if (!p || machine->config.placement == MB_PLACE_NONE)
 		return;
+	/* The file keeps the policy. Through a mapping of nothing but this file: what is merged in others
+	 * is of a file that other machines have, too. */
+	base = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, mb_ram_fd(machine->ram), 0);
+	if (base == MAP_FAILED) {
+		mb_log("%s: placement: its memory goes where the kernel puts it: mmap: %s",
+			machine->config.name, strerror(errno));
+		return;
+	}
 	usable = nodes_of(&p->host, false);
 	nodes = p->placement.nodes & usable;
 	if (machine->config.placement == MB_PLACE_SPREAD) {
@@ -289,6 +298,7 @@ void mb_machine_place_memory(struct mb_machine *machine)
 	if (rc)
 		mb_log("%s: placement: its memory goes where the kernel puts it: mbind: %s",
 			machine->config.name, strerror(-rc));
+	munmap(base, bytes);
 }
 
 void mb_machine_remove_place(struct mb_machine *machine)

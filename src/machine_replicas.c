@@ -71,7 +71,9 @@ static void watch(void *ctx, unsigned view, uint64_t offset, uint64_t len)
 {
 	struct mb_machine *machine = ctx;
 
-	mb_tracker_watch(machine->tracker, view, offset, len);
+	/* At the end there is none. */
+	if (machine->tracker)
+		mb_tracker_watch(machine->tracker, view, offset, len);
 }
 
 /* Those with memory that it may have among those where its vCPUs run; bits of the index. */
@@ -160,7 +162,7 @@ int mb_machine_add_replicas(struct mb_machine *machine, struct mb_error *err)
 
 void mb_machine_give_up_replicas(struct mb_machine *machine)
 {
-	mb_replicas_collapse(machine->replicas, 0, machine->config.memory_bytes);
+	mb_replicas_collapse_copies(machine->replicas, 0, machine->config.memory_bytes);
 }
 
 void mb_machine_move_copies(struct mb_machine *machine, unsigned view)
@@ -189,6 +191,9 @@ void mb_machine_remove_replicas(struct mb_machine *machine)
 	if (!machine->replicas)
 		return;
 	mb_ram_set_replicas(machine->ram, NULL);
+	/* Nobody reads it any more. Where many machines end at once, there would be no memory for what they
+	 * had in common. */
+	mb_replicas_discard(machine->replicas, true);
 	mb_replicas_destroy(machine->replicas);
 	machine->replicas = NULL;
 }

@@ -56,6 +56,8 @@ static int ram_map(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_d
 
 	if (!rc && dir == MB_DMA_WRITE)
 		rc = mb_replicas_hold(ram->replicas, offset, len);
+	else if (!rc)
+		mb_replicas_pin(ram->replicas, offset, len);
 	if (!rc)
 		*hva = ram->own.base + offset;
 	return rc;
@@ -66,8 +68,12 @@ static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dm
 	struct mb_ram *ram = dma_ram(dma);
 	uint64_t offset;
 
-	if (dir == MB_DMA_WRITE && !ram_offset(ram, gpa, len, &offset))
+	if (ram_offset(ram, gpa, len, &offset))
+		return;
+	if (dir == MB_DMA_WRITE)
 		mb_replicas_release(ram->replicas, offset, len);
+	else
+		mb_replicas_unpin(ram->replicas, offset, len);
 }
 
 /* Out of the file, and so out of every mapping of it. Whoever has copies of it holds it. */
@@ -318,12 +324,15 @@ int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint6
 
 int mb_ram_clear(struct mb_ram *ram)
 {
-	/* The manager may be in the middle of making copies. */
-	int rc = mb_replicas_hold(ram->replicas, 0, ram->bytes);
+	int rc;
 
-	if (rc)
-		return rc;
-	rc = punch(ram, 0, ram->bytes);
-	mb_replicas_release(ram->replicas, 0, ram->bytes);
+	mb_replicas_discard(ram->replicas, true);
+	/* The manager may be in the middle of making copies. */
+	rc = mb_replicas_hold(ram->replicas, 0, ram->bytes);
+	if (!rc) {
+		rc = punch(ram, 0, ram->bytes);
+		mb_replicas_release(ram->replicas, 0, ram->bytes);
+	}
+	mb_replicas_discard(ram->replicas, false);
 	return rc;
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define PAGE	    MB_HEAT_PAGE_BYTES
@@ -22,7 +23,7 @@
 #define PATIENCE_NS 5000000000ull
 #define GAP_BYTES   (64ull << 10) /* is rather read, too, than asked for with another message */
 #define WORK_NS	    20000000ull	  /* and as long a rest */
-#define HAVE_PIECES 4096u /* of a base that are asked for at the start */
+#define HAVE_PIECES 1024u /* of a base that are asked for at the start */
 #define NICE	    10
 #define STACK_BYTES (256u << 10)
 
@@ -43,6 +44,9 @@ struct mb_share {
 	struct mb_commons *commons;
 	struct mb_commons_base *base[MB_SHARE_MAX_BASES];
 	uint64_t base_bytes[MB_SHARE_MAX_BASES];
+	/* Nobody notices when a block device is written: what the commons have may be of before, and is
+	 * good to compare with only. */
+	bool only_compare[MB_SHARE_MAX_BASES];
 	bool asked[MB_SHARE_MAX_BASES]; /* what it has, since the daemon is there */
 	unsigned n_bases;
 	pthread_t thread;
@@ -141,7 +145,7 @@ void mb_share_saw(struct mb_share *s, unsigned base, uint64_t at, const struct i
 
 bool mb_share_read(struct mb_share *s, unsigned base, uint64_t at, void *buf, uint64_t len)
 {
-	for (unsigned v = 0; v < s->config.n_views; v++) {
+	for (unsigned v = 0; v < s->config.n_views && !s->only_compare[base]; v++) {
 		unsigned node = __atomic_load_n(&s->read_node[v], __ATOMIC_RELAXED);
 
 		if (mb_commons_read(s->base[base], node, at, len, buf)) {
@@ -240,7 +244,7 @@ static void ask_what_is_there(struct mb_share *s)
 	for (unsigned i = 0; i < s->n_bases && !is_over(s); i++) {
 		if (!ready)
 			s->asked[i] = false;
-		if (s->asked[i] || !ready || mb_commons_base_status(s->base[i]))
+		if (s->asked[i] || s->only_compare[i] || !ready || mb_commons_base_status(s->base[i]))
 			continue;
 		s->asked[i] = true;
 		for (uint64_t k = 0; k < HAVE_PIECES && k * PIECE < s->base_bytes[i]; k++)
@@ -327,9 +331,9 @@ static void merge(struct mb_share *s, const struct run *run)
 		return;
 	}
 	count(&s->stats.were_merged_bytes, done.merged_bytes);
-	count(&s->stats.differed_bytes, done.differs_bytes + done.waiting_bytes);
+	count(&s->stats.differed_bytes, done.differs_bytes);
 	count(&s->stats.dropped_bytes, done.full_bytes + done.failed_bytes);
-	if (done.held_bytes)
+	if (done.held_bytes || done.waiting_bytes)
 		put_off(s, run);
 }
 
@@ -402,10 +406,11 @@ static void *share_main(void *arg)
 			continue;
 		}
 		news = due != later_ns || !s->later.n;
+		if (!news || !s->later.n)
+			later_ns = now_ns + 2 * s->config.settle_ns;
 		take_work(s, news);
 		want_all(s);
 		merge_all(s);
-		later_ns = mb_now_ns() + 2 * s->config.settle_ns;
 	}
 	return NULL;
 }
@@ -449,10 +454,12 @@ int mb_share_add_base(struct mb_share *s, int fd, unsigned *base, struct mb_erro
 			 : -EMFILE;
 
 	off_t end = lseek(fd, 0, SEEK_END); /* a block device's, too; nobody reads by the offset */
+	struct stat st;
 
 	if (rc)
 		return mb_error_set(err, -rc, "sharing: %s", strerror(-rc));
 	s->base_bytes[s->n_bases] = end > 0 ? (uint64_t)end : 0;
+	s->only_compare[s->n_bases] = fstat(fd, &st) || !S_ISREG(st.st_mode);
 	*base = s->n_bases++;
 	return 0;
 }

@@ -178,6 +178,19 @@ int mb_replicas_hold(struct mb_replicas *replicas, uint64_t offset, uint64_t len
 void mb_replicas_release(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
 /*
+ * The same for who reads home, as a device that has been told where it is: what is there may have
+ * copies, but does not become merged. Never fails, and waits only while somebody merges there.
+ */
+void mb_replicas_pin(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
+void mb_replicas_unpin(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
+
+/*
+ * From now on, until false: what is merged is not filled when that ends, but is zeroes. For when the
+ * contents of all guest memory do not matter any more, and nobody is left who reads it. Takes NULL.
+ */
+void mb_replicas_discard(struct mb_replicas *replicas, bool discard);
+
+/*
  * Whether huge pages are unwanted in the block at this offset, in what is mapped anew from now on:
  * its neighbours are mapped so, and would be other mappings. Takes NULL.
  */
