@@ -24,7 +24,8 @@
  * request into the list. Until then the request is `sent`, and its buffer the library's.
  *
  * When the connection is lost, everything sent ends as ENOTCONN, which is an I/O error for the
- * guest, and so does all that comes until it is there again. Whether the server has kept what it
+ * guest, and so does all that comes until it is there again; but what comes during an attempt to
+ * connect waits for its outcome. Whether the server has kept what it
  * had acknowledged nobody knows then: it may have crashed. If some of that was never flushed, every
  * flush fails from then on (flush_failed), until the machine is reset.
  *
@@ -46,7 +47,7 @@ struct mb_nbd {
 	struct mb_blk *blk;
 	struct mb_nbd_server server;
 	struct nbd_handle *first; /* for the first queue that asks */
-	struct mb_ratelimit refuse_rl;
+	struct mb_ratelimit rl;
 
 	/* Protects that a loss is counted and what follows from it: who sees the new epoch sees
 	 * flush_failed, too. */
@@ -65,9 +66,10 @@ struct mb_nbd_conn {
 	unsigned epoch;
 	unsigned n_sent;
 	struct mb_blk_req *done, **done_last;
-	uint64_t tried_ns;   /* when it last began to connect */
-	uint64_t bounces_ns; /* when to give bounce buffers back; 0: none was used */
-	bool bounced;	     /* one was used since that was set */
+	struct mb_blk_req *held; /* they came while it connects */
+	uint64_t tried_ns;	 /* when it last began to connect */
+	uint64_t bounces_ns;	 /* when to give bounce buffers back; 0: none was used */
+	bool bounced;		 /* one was used since that was set */
 
 	struct mb_loop *loop; /* NULL: not started */
 	struct mb_watch watch;
@@ -165,12 +167,24 @@ static void count_loss(struct mb_nbd_conn *conn, const char *why)
 	pthread_mutex_unlock(&nbd->lock);
 	if (!first)
 		return;
-	mb_log("%s: lost the connection: %s; the guest gets I/O errors until the server is back, "
-	       "which is tried every second%s",
+	mb_log_guest(&nbd->rl,
+		"%s: lost the connection: %s; the guest gets I/O errors until the server is back, "
+		"which is tried every second%s",
 		nbd->blk->name, why,
 		unflushed ? "; what it wrote last may be lost: its flushes fail until the machine "
 			    "is reset"
 			  : "");
+}
+
+static void release_held(struct mb_nbd_conn *conn)
+{
+	struct mb_blk_req *req = conn->held, *next;
+
+	conn->held = NULL;
+	for (; req; req = next) {
+		next = req->next;
+		mb_blk_issue(req);
+	}
 }
 
 /* The callbacks need not have come: the library gives up silently what is in flight when it is
@@ -189,6 +203,7 @@ static void lose(struct mb_nbd_conn *conn, const char *why)
 		}
 	}
 	arm_timer(conn);
+	release_held(conn);
 }
 
 static void is_up(struct mb_nbd_conn *conn)
@@ -199,7 +214,8 @@ static void is_up(struct mb_nbd_conn *conn)
 	arm_timer(conn);
 	if (conn->epoch &&
 		__atomic_exchange_n(&nbd->back_epoch, conn->epoch, __ATOMIC_RELAXED) != conn->epoch)
-		mb_log("%s: connected again", nbd->blk->name);
+		mb_log_guest(&nbd->rl, "%s: connected again", nbd->blk->name);
+	release_held(conn);
 }
 
 static unsigned read_epoch(struct mb_nbd *nbd)
@@ -240,7 +256,7 @@ static void check(struct mb_nbd_conn *conn)
 			lose(conn, "another connection was lost");
 	} else if (lib->aio_is_connecting(conn->h) <= 0) {
 		if (mb_nbd_connected(&nbd->server, conn->h, &err)) {
-			mb_log_guest(&nbd->refuse_rl, "%s; not used", err.text);
+			mb_log_guest(&nbd->rl, "%s; not used", err.text);
 			lose(conn, NULL);
 		} else {
 			is_up(conn);
@@ -393,6 +409,11 @@ void mb_nbd_put(struct mb_blk_req *req)
 	void *data = NULL;
 	int64_t rc = 0;
 
+	if (conn->h && !conn->up) {
+		req->next = conn->held;
+		conn->held = req;
+		return;
+	}
 	if (req->op == MB_BLK_GUEST) {
 		data = guest_data(req, &bytes, write);
 		if (!data)
@@ -555,6 +576,22 @@ static void tick(struct mb_watch *watch, uint32_t events)
 	mb_virtq_signal(conn->q->vq);
 }
 
+/* The server may have gone while nobody looked; better known before the first request. */
+static void look(struct mb_nbd_conn *conn)
+{
+	const struct mb_nbd_server *server = &conn->nbd->server;
+	struct pollfd p = {.events = POLLIN};
+
+	if (conn->h && conn->up) {
+		p.fd = server->lib.aio_get_fd(conn->h);
+		if (poll(&p, 1, 0) > 0 && !mb_nbd_notify(server, conn->h, (uint16_t)p.revents))
+			lose(conn, server->lib.get_error());
+	}
+	check(conn);
+	if (!conn->h && mb_now_ns() >= conn->tried_ns + RETRY_NS)
+		begin_connect(conn);
+}
+
 int mb_nbd_queue_start(struct mb_blk_queue *q, struct mb_loop *loop)
 {
 	struct mb_nbd_conn *conn = q->nbd;
@@ -563,7 +600,7 @@ int mb_nbd_queue_start(struct mb_blk_queue *q, struct mb_loop *loop)
 	if (rc)
 		return rc;
 	conn->loop = loop;
-	/* It may have gone while nobody looked: the first event says so. */
+	look(conn);
 	update_watch(conn);
 	return 0;
 }
@@ -585,6 +622,12 @@ void mb_nbd_drain(struct mb_blk_queue *q)
 	const struct mb_nbd_server *server = &conn->nbd->server;
 	uint64_t end_ns = mb_now_ns() + DRAIN_NS;
 
+	while (conn->held) {
+		struct mb_blk_req *req = conn->held;
+
+		conn->held = req->next;
+		mb_blk_req_put(req);
+	}
 	mb_nbd_reap(q);
 	while (conn->n_sent) {
 		uint64_t now_ns = mb_now_ns();

@@ -102,6 +102,8 @@ struct nbd_handle *mb_nbd_connect_begin(struct mb_nbd_server *server, struct mb_
 		explain(server, lib->get_error(), err);
 		return NULL;
 	}
+	/* Buffers need no zeroes: what a failed read leaves in them nobody looks at. */
+	lib->set_pread_initialize(h, false);
 	if (server->peer_len) {
 		rc = lib->set_export_name(h, server->export_name);
 		if (!rc)

@@ -22,6 +22,7 @@
 	X(set_export_name)                                                                         \
 	X(get_export_name)                                                                         \
 	X(get_tls_negotiated)                                                                      \
+	X(set_pread_initialize)                                                                    \
 	X(set_uri_allow_local_file)                                                                \
 	X(aio_connect)                                                                             \
 	X(aio_connect_uri)                                                                         \

@@ -175,6 +175,31 @@ static unsigned cut(
 	return n;
 }
 
+/* Moves what lies in one piece apart, and back. */
+static void make_gaps(struct storm *s, struct slot *slot, struct fake_seg *segs, unsigned n)
+{
+	uint64_t at = slot->data + slot->len;
+
+	slot->n_pieces = n;
+	for (unsigned i = n; i--;) {
+		slot->piece[i] = segs[i].len;
+		at -= segs[i].len;
+		segs[i].gpa += i * GAP;
+		memmove(drv_at(&s->b.m, segs[i].gpa), drv_at(&s->b.m, at), segs[i].len);
+	}
+}
+
+static void close_gaps(struct storm *s, struct slot *slot)
+{
+	uint64_t at = slot->data;
+
+	for (unsigned i = 0; i < slot->n_pieces; i++) {
+		memmove(drv_at(&s->b.m, at), drv_at(&s->b.m, at + i * GAP), slot->piece[i]);
+		at += slot->piece[i];
+	}
+	slot->n_pieces = 0;
+}
+
 void storm_start(struct storm *s, unsigned index)
 {
 	struct slot *slot = &s->slots[index];
@@ -183,7 +208,7 @@ void storm_start(struct storm *s, unsigned index)
 	struct virtio_blk_outhdr header = {0};
 	struct virtio_blk_discard_write_zeroes range = {0};
 	struct fake_seg segs[40];
-	unsigned n = 0;
+	unsigned n = 0, n_data;
 	bool out, together = rnd(s, 2), aligned = rnd(s, 2);
 
 	static const uint32_t types[] = {VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN,
@@ -196,6 +221,7 @@ void storm_start(struct storm *s, unsigned index)
 	slot->offset = 512ull * rnd(s, (uint32_t)((DISK_BYTES - slot->len) / 512 + 1));
 	if (slot->type == VIRTIO_BLK_T_FLUSH)
 		slot->len = 0;
+	slot->n_pieces = 0;
 	if (overlaps_busy(s, slot->offset, slot->len))
 		return;
 	out = slot->type != VIRTIO_BLK_T_IN && slot->len;
@@ -228,7 +254,10 @@ void storm_start(struct storm *s, unsigned index)
 			n += cut(s, segs + n, 12, slot->header, 16 + len, false);
 		} else {
 			n += cut(s, segs + n, 4, slot->header, 16, false);
-			n += cut(s, segs + n, 8, slot->data, len, false);
+			n_data = cut(s, segs + n, 8, slot->data, len, false);
+			if (s->gaps && slot->type == VIRTIO_BLK_T_OUT)
+				make_gaps(s, slot, segs + n, n_data);
+			n += n_data;
 		}
 		segs[n++] = (struct fake_seg){.gpa = slot->status, .len = 1, .in = true};
 	} else {
@@ -236,8 +265,10 @@ void storm_start(struct storm *s, unsigned index)
 		if (together && slot->len) {
 			n += cut(s, segs + n, 8, slot->data, slot->len + 1, true);
 		} else {
-			if (slot->len)
-				n += cut(s, segs + n, 8, slot->data, slot->len, true);
+			n_data = slot->len ? cut(s, segs + n, 8, slot->data, slot->len, true) : 0;
+			if (s->gaps)
+				make_gaps(s, slot, segs + n, n_data);
+			n += n_data;
 			segs[n++] = (struct fake_seg){.gpa = slot->status, .len = 1, .in = true};
 		}
 	}
@@ -249,7 +280,8 @@ void storm_start(struct storm *s, unsigned index)
 	slot->busy = true;
 	s->n_busy++;
 	if (slot->type == VIRTIO_BLK_T_OUT)
-		memcpy(s->shadow + slot->offset, drv_at(m, slot->data), slot->len);
+		for (uint64_t i = 0; i < slot->len; i++)
+			s->shadow[slot->offset + i] = (uint8_t)(slot->fill + i / 512 * 7 + i);
 	else if (slot->type == VIRTIO_BLK_T_WRITE_ZEROES)
 		memset(s->shadow + slot->offset, 0, slot->len);
 }
@@ -267,6 +299,7 @@ static bool reap_slot(struct storm *s, unsigned queue, int timeout_ms)
 	ck_assert_uint_eq(*(uint8_t *)drv_at(&s->b.m, slot->status), VIRTIO_BLK_S_OK);
 	if (slot->type == VIRTIO_BLK_T_IN) {
 		ck_assert_uint_eq(written, slot->len + 1);
+		close_gaps(s, slot);
 		ck_assert_int_eq(
 			memcmp(drv_at(&s->b.m, slot->data), s->shadow + slot->offset, slot->len),
 			0);

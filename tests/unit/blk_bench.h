@@ -52,6 +52,7 @@ bool blk_all_are(struct bench *b, uint8_t byte, uint32_t len);
 
 #define N_SLOTS	   64
 #define SLOT_BYTES (96u << 10)
+#define GAP	   16u
 #define DISK_BYTES (4u << 20)
 
 struct slot {
@@ -60,6 +61,8 @@ struct slot {
 	uint64_t offset, len;
 	uint64_t header, data, status; /* GPAs */
 	uint8_t fill;
+	unsigned n_pieces; /* of data with GAP bytes between them; 0: there are none */
+	uint32_t piece[8];
 };
 
 struct storm {
@@ -68,6 +71,7 @@ struct storm {
 	uint8_t shadow[DISK_BYTES];
 	struct slot slots[N_SLOTS];
 	unsigned n_busy;
+	bool gaps; /* buffers of some requests are not beside each other */
 };
 
 void storm_start(struct storm *s, unsigned index);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nbd_servers.h"
 #include "run.h"
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +18,7 @@
 
 #define MAX_WORDS 40
 #define WAIT_MS	  20000
+#define MAX_PAIRS 16
 
 bool nbd_server_have(const char *program)
 {
@@ -37,6 +40,28 @@ void nbd_server_init(struct nbd_server *server)
 	snprintf(server->uri, sizeof(server->uri), "nbd+unix:///?socket=%s", server->socket);
 }
 
+static struct sockaddr_in loopback(const struct nbd_server *server)
+{
+	return (struct sockaddr_in){
+		.sin_family = AF_INET,
+		.sin_port = htons((uint16_t)server->port),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+	};
+}
+
+void nbd_server_use_tcp(struct nbd_server *server)
+{
+	struct sockaddr_in sa = loopback(server);
+	socklen_t len = sizeof(sa);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	ck_assert_int_eq(bind(fd, (struct sockaddr *)&sa, len), 0);
+	ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&sa, &len), 0);
+	close(fd);
+	server->port = ntohs(sa.sin_port);
+	snprintf(server->uri, sizeof(server->uri), "nbd://localhost:%u/", server->port);
+}
+
 /* Allocates. */
 static char *expand(const struct nbd_server *server, const char *word)
 {
@@ -45,6 +70,8 @@ static char *expand(const struct nbd_server *server, const char *word)
 	for (; *word; word++) {
 		if (word[0] == '%' && (word[1] == 's' || word[1] == 'd'))
 			at = stpcpy(at, *++word == 's' ? server->socket : server->dir);
+		else if (word[0] == '%' && word[1] == 'p' && word++)
+			at += sprintf(at, "%u", server->port);
 		else
 			*at++ = *word;
 	}
@@ -54,11 +81,15 @@ static char *expand(const struct nbd_server *server, const char *word)
 static bool listens(const struct nbd_server *server)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_in in = loopback(server);
+	int fd = socket(server->port ? AF_INET : AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	bool ok;
 
 	strcpy(sa.sun_path, server->socket);
-	ok = !connect(fd, (struct sockaddr *)&sa, sizeof(sa));
+	if (server->port)
+		ok = !connect(fd, (struct sockaddr *)&in, sizeof(in));
+	else
+		ok = !connect(fd, (struct sockaddr *)&sa, sizeof(sa));
 	close(fd);
 	return ok;
 }
@@ -106,8 +137,108 @@ void nbd_server_finish(struct nbd_server *server)
 	char text[100];
 
 	nbd_server_kill(server);
+	if (server->proxy > 0) {
+		kill(server->proxy, SIGKILL);
+		waitpid(server->proxy, NULL, 0);
+	}
 	snprintf(text, sizeof(text), "rm -rf %s", server->dir);
 	ck_assert_int_eq(system(text), 0);
+}
+
+/* ---- a proxy ---- */
+
+static volatile sig_atomic_t cut;
+
+static void on_cut(int sig)
+{
+	cut = 1;
+}
+
+static bool forward(int from, int to)
+{
+	static char buffer[64 << 10];
+	ssize_t n = read(from, buffer, sizeof(buffer));
+
+	for (ssize_t at = 0, put; at < n; at += put) {
+		put = write(to, buffer + at, (size_t)(n - at));
+		if (put <= 0)
+			return false;
+	}
+	return n > 0;
+}
+
+/* Pairs of descriptors, oldest first: each other's data. Blocking writes will do for a test. */
+static void run_proxy(const char *target, int listener)
+{
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+	struct pollfd p[1 + 2 * MAX_PAIRS];
+	sigset_t none;
+	unsigned n = 0;
+
+	sigemptyset(&none);
+	strcpy(sa.sun_path, target);
+	p[0] = (struct pollfd){.fd = listener, .events = POLLIN};
+	for (;;) {
+		int rc = ppoll(p, 1 + 2 * n, NULL, &none);
+		unsigned gone = n;
+
+		if (cut && n)
+			gone = cut = 0;
+		for (unsigned i = 0; i < n && rc > 0 && gone == n; i++) {
+			struct pollfd *pair = &p[1 + 2 * i];
+
+			for (unsigned k = 0; k < 2 && gone == n; k++)
+				if (pair[k].revents && !forward(pair[k].fd, pair[!k].fd))
+					gone = i;
+		}
+		if (gone < n) {
+			close(p[1 + 2 * gone].fd);
+			close(p[2 + 2 * gone].fd);
+			n--;
+			memmove(&p[1 + 2 * gone], &p[3 + 2 * gone], 2 * (n - gone) * sizeof(*p));
+			continue;
+		}
+		if (rc > 0 && p[0].revents && n < MAX_PAIRS) {
+			struct pollfd *pair = &p[1 + 2 * n++];
+
+			pair[0] = (struct pollfd){
+				.fd = accept(listener, NULL, NULL), .events = POLLIN};
+			pair[1] = (struct pollfd){
+				.fd = socket(AF_UNIX, SOCK_STREAM, 0), .events = POLLIN};
+			if (connect(pair[1].fd, (struct sockaddr *)&sa, sizeof(sa)))
+				_exit(1);
+		}
+	}
+}
+
+void nbd_proxy_start(struct nbd_server *server)
+{
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+	struct sigaction action = {.sa_handler = on_cut};
+	sigset_t usr1;
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	snprintf(sa.sun_path, sizeof(sa.sun_path), "%s/p", server->dir);
+	ck_assert_int_eq(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	ck_assert_int_eq(listen(fd, 16), 0);
+	/* It comes while ppoll waits only. */
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &usr1, NULL);
+	server->proxy = fork();
+	ck_assert_int_ge(server->proxy, 0);
+	if (!server->proxy) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		sigaction(SIGUSR1, &action, NULL);
+		run_proxy(server->socket, fd);
+	}
+	close(fd);
+	snprintf(server->uri, sizeof(server->uri), "nbd+unix:///?socket=%s/p", server->dir);
+}
+
+void nbd_proxy_cut(struct nbd_server *server)
+{
+	kill(server->proxy, SIGUSR1);
 }
 
 unsigned nbd_server_count(struct nbd_server *server, const char *name, const char *a, const char *b)

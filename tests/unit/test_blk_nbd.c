@@ -33,6 +33,18 @@ static void set_seed(struct storm *s)
 	fflush(stdout);
 }
 
+static void make_file(struct nbd *n, const char *name, uint64_t bytes)
+{
+	char path[100];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", n->server.dir, name);
+	fd = open(path, O_WRONLY | O_CREAT, 0600);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
+	close(fd);
+}
+
 /* NULL: skipped. */
 static struct nbd *make(const char *command)
 {
@@ -47,6 +59,23 @@ static struct nbd *make(const char *command)
 	set_seed(&n->s);
 	nbd_server_init(&n->server);
 	nbd_server_start(&n->server, command);
+	n->s.b.uri = n->server.uri;
+	return n;
+}
+
+/* nbdkit 1.32 may crash (an assertion) when a client goes that has many requests in flight. */
+static struct nbd *make_qemu(void)
+{
+	struct nbd *n;
+
+	if (!nbd_server_have("qemu-nbd"))
+		return NULL;
+	signal(SIGPIPE, SIG_IGN);
+	n = calloc(1, sizeof(*n));
+	set_seed(&n->s);
+	nbd_server_init(&n->server);
+	make_file(n, "disk", DISK_BYTES);
+	nbd_server_start(&n->server, "qemu-nbd -t -f raw -e 8 -k %s %d/disk");
 	n->s.b.uri = n->server.uri;
 	return n;
 }
@@ -188,6 +217,10 @@ START_TEST(test_requests)
 		for (unsigned k = 0; k < 32 << 10; k += 511)
 			ck_assert_uint_eq(((uint8_t *)drv_at(&b->m, segs[1 + i].gpa))[k], 0x5a);
 
+	usleep(2500000); /* idle: the memory that was needed for that is given back */
+	ck_assert_uint_eq(blk_run(b, segs, 34, GPA_STATUS(b), &written), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(*(uint8_t *)drv_at(&b->m, segs[32].gpa), 0x5a);
+
 	ck_assert_uint_eq(nbd_server_count(&n->server, "log", " Flush id", ""), 0);
 	ck_assert_uint_eq(blk_request(b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	ck_assert_uint_eq(nbd_server_count(&n->server, "log", " Flush id", ""), 1);
@@ -220,6 +253,62 @@ START_TEST(test_requests)
 	ck_assert_uint_eq(
 		blk_range_request(b, VIRTIO_BLK_T_WRITE_ZEROES, 24, 16, 0), VIRTIO_BLK_S_OK);
 	ck_assert_uint_eq(nbd_server_count(&n->server, "log", " Flush id", ""), 2);
+	finish(n);
+}
+END_TEST
+
+/* More in pieces at once than there are buffers for, and one that is larger than a buffer. */
+START_TEST(test_bounces)
+{
+	struct nbd *n =
+		make_disk(MEMORY "--filter=delay memory 4M rdelay=30ms wdelay=30ms", UINT64_MAX);
+	const uint32_t half = 768u << 10;
+	struct virtio_blk_outhdr *header;
+	struct fake_seg segs[4];
+	struct bench *b;
+	uint32_t written;
+	void *cookie;
+
+	if (!n)
+		return;
+	b = &n->s.b;
+	blk_fill(b, 0xee, 4u << 20);
+	for (unsigned i = 0; i < 30; i++) {
+		uint64_t base = b->arena + i * 16384ull;
+
+		header = drv_at(&b->m, base);
+		*header = (struct virtio_blk_outhdr){.type = VIRTIO_BLK_T_OUT, .sector = i * 2};
+		memset(drv_at(&b->m, base + 4096), (int)i, 512);
+		memset(drv_at(&b->m, base + 8192), (int)i + 100, 512);
+		segs[0] = (struct fake_seg){.gpa = base, .len = 16};
+		segs[1] = (struct fake_seg){.gpa = base + 4096, .len = 512};
+		segs[2] = (struct fake_seg){.gpa = base + 8192, .len = 512};
+		segs[3] = (struct fake_seg){.gpa = base + 64, .len = 1, .in = true};
+		ck_assert(drv_add(&b->dev.queue[0], segs, 4, false, drv_at(&b->m, base + 64)));
+	}
+	drv_kick(&b->dev.queue[0]);
+	for (unsigned i = 0; i < 30; i++) {
+		ck_assert(drv_wait(&b->dev.queue[0], &cookie, &written, TIMEOUT_MS));
+		ck_assert_uint_eq(*(uint8_t *)cookie, VIRTIO_BLK_S_OK);
+	}
+	blk_fill(b, 0xee, 4u << 20);
+	blk_set_header(b, VIRTIO_BLK_T_IN, 0);
+	segs[0] = (struct fake_seg){.gpa = GPA_HEADER(b), .len = 16};
+	segs[1] = (struct fake_seg){.gpa = GPA_DATA(b), .len = half, .in = true};
+	segs[2] = (struct fake_seg){.gpa = GPA_DATA(b) + 2 * half, .len = half, .in = true};
+	segs[3] = (struct fake_seg){.gpa = GPA_STATUS(b), .len = 1, .in = true};
+	ck_assert_uint_eq(blk_run(b, segs, 4, GPA_STATUS(b), &written), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(written, 2 * half + 1);
+	for (unsigned i = 0; i < 30; i++) {
+		const uint8_t *at = drv_at(&b->m, GPA_DATA(b) + i * 1024);
+
+		ck_assert_uint_eq(at[0], i);
+		ck_assert_uint_eq(at[511], i);
+		ck_assert_uint_eq(at[512], i + 100);
+		ck_assert_uint_eq(at[1023], i + 100);
+	}
+	ck_assert_uint_eq(*(uint8_t *)drv_at(&b->m, GPA_DATA(b) + half), 0xee);
+	ck_assert_uint_eq(*(uint8_t *)drv_at(&b->m, GPA_DATA(b) + 3 * half - 1), 0);
 	finish(n);
 }
 END_TEST
@@ -422,18 +511,6 @@ static void make_key(struct nbd *n)
 		"nbds+unix://alice@/?socket=%s&tls-psk-file=%s", n->server.socket, path);
 }
 
-static void make_file(struct nbd *n, const char *name, uint64_t bytes)
-{
-	char path[100];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/%s", n->server.dir, name);
-	fd = open(path, O_WRONLY | O_CREAT, 0600);
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
-	close(fd);
-}
-
 START_TEST(test_storm)
 {
 	static const uint64_t rings[] = {0, F_EVENT | F_INDIRECT, F_PACKED | F_EVENT | F_INDIRECT};
@@ -469,6 +546,7 @@ START_TEST(test_storm)
 	if (_i >= 8) /* write-through */
 		features &= ~FEATURE(VIRTIO_BLK_F_FLUSH);
 	bench_start(&n->s.b, features);
+	n->s.gaps = true;
 	storm_round(&n->s, _i >= 8 ? 400 : 2000);
 	read_all(n);
 	if (strstr(command, "disk")) {
@@ -520,6 +598,7 @@ START_TEST(test_cow)
 	bench_init_path(&n->s.b, false);
 	bench_start(&n->s.b, UINT64_MAX);
 	read_all(n);
+	n->s.gaps = true;
 	storm_round(&n->s, 1500);
 	read_all(n);
 	/* Nothing of it is the server's. */
@@ -639,15 +718,13 @@ START_TEST(test_errors)
 }
 END_TEST
 
-#define FILE_SERVER MEMORY "file %d/disk"
-
 /* A server that is killed, and comes back. */
 START_TEST(test_killed)
 {
 	bool flushed = _i & 1, single = _i & 2, ok = false, bad = false;
-	const char *command = single ? MEMORY "--filter=multi-conn file %d/disk "
-					      "multi-conn-mode=disable"
-				     : FILE_SERVER;
+	bool tcp = _i >= 6;
+	const char *on = tcp ? "nbdkit -f -i 127.0.0.1 -p %p" : "nbdkit -f -U %s";
+	char command[200], shorter[200], readonly[200];
 	struct nbd *n;
 	struct bench *b;
 
@@ -659,6 +736,13 @@ START_TEST(test_killed)
 	nbd_server_init(&n->server);
 	make_file(n, "disk", DISK_BYTES);
 	make_file(n, "short", DISK_BYTES / 2);
+	snprintf(command, sizeof(command), "%s %s", on,
+		single ? "--filter=multi-conn file %d/disk multi-conn-mode=disable"
+		       : "file %d/disk");
+	snprintf(shorter, sizeof(shorter), "%s file %%d/short", on);
+	snprintf(readonly, sizeof(readonly), "%s -r file %%d/disk", on);
+	if (tcp)
+		nbd_server_use_tcp(&n->server);
 	nbd_server_start(&n->server, command);
 	b = &n->s.b;
 	b->uri = n->server.uri;
@@ -680,11 +764,11 @@ START_TEST(test_killed)
 	ck_assert(!ok && bad);
 
 	/* Somebody else in its place is not let in. */
-	nbd_server_start(&n->server, MEMORY "file %d/short");
+	nbd_server_start(&n->server, shorter);
 	usleep(1500000);
 	ck_assert_uint_eq(blk_request(b, VIRTIO_BLK_T_IN, 16, 8192), VIRTIO_BLK_S_IOERR);
 	nbd_server_kill(&n->server);
-	nbd_server_start(&n->server, MEMORY "-r file %d/disk");
+	nbd_server_start(&n->server, readonly);
 	usleep(1500000);
 	ck_assert_uint_eq(blk_request(b, VIRTIO_BLK_T_IN, 16, 8192), VIRTIO_BLK_S_IOERR);
 	nbd_server_kill(&n->server);
@@ -707,6 +791,68 @@ START_TEST(test_killed)
 }
 END_TEST
 
+/* Nobody looks after a device without a driver: what has become of the server is seen before the
+ * next one's first request. */
+START_TEST(test_killed_while_reset)
+{
+	struct nbd *n = make_disk(MEMORY "memory 4M", UINT64_MAX);
+
+	if (!n)
+		return;
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_IN, 16, 8192), VIRTIO_BLK_S_OK);
+	drv_reset(&n->s.b.dev);
+	nbd_server_kill(&n->server);
+	nbd_server_start(&n->server, MEMORY "memory 4M");
+	usleep(1000000);
+	bench_start(&n->s.b, UINT64_MAX);
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_IN, 16, 8192), VIRTIO_BLK_S_OK);
+	/* The one who now drives it has written nothing. */
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	finish(n);
+}
+END_TEST
+
+/* Of several connections one is cut: what goes on with the others. */
+START_TEST(test_one_connection)
+{
+	struct nbd *n = make_qemu();
+	bool ok = false, bad = false;
+
+	if (!n)
+		return;
+	nbd_proxy_start(&n->server);
+	bench_init_path(&n->s.b, false);
+	bench_start(&n->s.b, UINT64_MAX);
+	ck_assert_uint_eq(n->s.b.n_queues, N_QUEUES);
+	for (unsigned round = 0; round < 4; round++) {
+		storm_round(&n->s, 200);
+		ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+		nbd_proxy_cut(&n->server);
+		usleep(1500000);
+	}
+	/* With some in flight: those end, with errors or without. */
+	for (unsigned round = 0; round < 4; round++) {
+		start_all(n);
+		nbd_proxy_cut(&n->server);
+		end_all(n, &ok, &bad);
+		usleep(1500000);
+	}
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+	mb_blk_reset(n->s.b.blk);
+	drv_close(&n->s.b.dev);
+	drv_open(&n->s.b.dev, &n->s.b.m, 1);
+	bench_start(&n->s.b, UINT64_MAX);
+	/* On either: written, not flushed, cut. */
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_OK);
+	nbd_proxy_cut(&n->server);
+	usleep(1500000);
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_IOERR);
+	finish(n);
+}
+END_TEST
+
 /* Killed under load, again and again; in the end everything works. */
 START_TEST(test_killed_in_flight)
 {
@@ -724,6 +870,7 @@ START_TEST(test_killed_in_flight)
 	n->s.b.uri = n->server.uri;
 	bench_init_path(&n->s.b, false);
 	bench_start(&n->s.b, UINT64_MAX);
+	n->s.gaps = true;
 	for (unsigned round = 0; round < 5; round++) {
 		start_all(n);
 		usleep(round * 4000);
@@ -761,6 +908,7 @@ START_TEST(test_reset_in_flight)
 
 	if (!n)
 		return;
+	n->s.gaps = true;
 	for (unsigned round = 0; round < (_i ? 4 : 24); round++) {
 		bench_start(&n->s.b, UINT64_MAX & ~(round % 2 ? F_PACKED : 0));
 		start_all(n);
@@ -785,17 +933,27 @@ END_TEST
 /* A server that hangs does not hold up a reset for ever, and is asked anew. */
 START_TEST(test_hangs)
 {
-	struct nbd *n = make_disk(MEMORY "memory 4M", UINT64_MAX);
+	struct nbd *n = make_qemu();
 	struct timespec begin, end;
 
 	if (!n)
 		return;
+	bench_init_path(&n->s.b, false);
+	bench_start(&n->s.b, UINT64_MAX);
 	kill(n->server.pid, SIGSTOP);
 	start_all(n);
 	clock_gettime(CLOCK_MONOTONIC, &begin);
 	drv_reset(&n->s.b.dev);
 	clock_gettime(CLOCK_MONOTONIC, &end);
 	ck_assert_int_lt(end.tv_sec - begin.tv_sec, 16);
+	ck_assert_int_eq(fake_dma_n_mapped(&n->s.b.m.ram), 0);
+	memset(n->s.slots, 0, sizeof(n->s.slots));
+	n->s.n_busy = 0;
+	/* Once more while it waits for an answer to its attempt to connect. */
+	bench_start(&n->s.b, UINT64_MAX);
+	start_all(n);
+	usleep(100000);
+	drv_reset(&n->s.b.dev);
 	ck_assert_int_eq(fake_dma_n_mapped(&n->s.b.m.ram), 0);
 	memset(n->s.slots, 0, sizeof(n->s.slots));
 	n->s.n_busy = 0;
@@ -811,12 +969,13 @@ static Suite *suite(void)
 {
 	Suite *s = suite_create("blk_nbd");
 	TCase *plain = tcase_create("plain"), *many = tcase_create("many"),
-	      *fail = tcase_create("fail");
+	      *fail = tcase_create("fail"), *killed = tcase_create("killed");
 
 	tcase_set_timeout(plain, 60);
 	tcase_add_test(plain, test_uris);
 	tcase_add_loop_test(plain, test_config, 0, 3);
 	tcase_add_test(plain, test_requests);
+	tcase_add_test(plain, test_bounces);
 	tcase_add_test(plain, test_no_fua);
 	tcase_add_test(plain, test_no_zero);
 	tcase_add_test(plain, test_readonly);
@@ -830,7 +989,11 @@ static Suite *suite(void)
 	suite_add_tcase(s, many);
 	tcase_set_timeout(fail, 120);
 	tcase_add_loop_test(fail, test_errors, 0, 2);
-	tcase_add_loop_test(fail, test_killed, 0, 6);
+	tcase_set_timeout(killed, 120);
+	tcase_add_loop_test(killed, test_killed, 0, 8);
+	suite_add_tcase(s, killed);
+	tcase_add_test(fail, test_killed_while_reset);
+	tcase_add_test(fail, test_one_connection);
 	tcase_add_test(fail, test_killed_in_flight);
 	tcase_add_loop_test(fail, test_reset_in_flight, 0, 2);
 	tcase_add_test(fail, test_hangs);
@@ -840,7 +1003,7 @@ static Suite *suite(void)
 
 int main(void)
 {
-	static const char *const cases[] = {"plain", "many", "fail", NULL};
+	static const char *const cases[] = {"plain", "many", "fail", "killed", NULL};
 
 	return run_side_by_side(suite, cases);
 }
