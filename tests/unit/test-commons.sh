@@ -12,9 +12,10 @@ cleanup() {
 	rm -rf "$work"
 }
 
+# $1: socket; rest: in front of the command
 answers() {
 	for _ in $(seq 100); do
-		"$MIRRORBALLD" --stat --socket "$1" >stat.json 2>/dev/null && return
+		"${@:2}" "$MIRRORBALLD" --stat --socket "$1" >stat.json 2>/dev/null && return
 		sleep 0.05
 	done
 	bad "nobody answers at $1"
@@ -87,6 +88,46 @@ if [ "$(id -u)" != 0 ]; then
 	answers "$XDG_RUNTIME_DIR/mirrorball/commons.sock"
 	kill -INT "$!"
 	ends "$!" 0
+fi
+
+# As a user without rights: it opens files again, and nobody of the same user gets at its memory.
+as_nobody=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+if [ "$(id -u)" = 0 ] && command -v setpriv >/dev/null && [ -x /usr/bin/python3 ] && "${as_nobody[@]}" "$MIRRORBALLD" --version >out 2>&1; then
+	chmod 755 "$work"
+	mkdir -m 700 nobody
+	head -c 100000 /dev/urandom >nobody/base
+	chmod 600 nobody/base
+	chown -R 65534:65534 nobody
+	"${as_nobody[@]}" "$MIRRORBALLD" --socket "$work/nobody/sock" &
+	pids+=($!)
+	answers "$work/nobody/sock" "${as_nobody[@]}"
+	cat >client.py <<-'END'
+		import array, mmap, os, socket, struct, sys
+		os.chdir(sys.argv[1])
+		s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+		s.connect("sock")
+		def ask(type, base=0, offset=0, length=0, flags=0, fds=()):
+		    socket.send_fds(s, [struct.pack("=IHHQIIQQII", 0x636d626d, 1, type, 7, base, 0, offset, length, flags, 0)], fds)
+		    reply, fds, *_ = socket.recv_fds(s, 100, 4)
+		    return struct.unpack("=IHHQiIIIQQ", reply), fds
+		base = os.open("base", os.O_RDONLY)
+		assert ask(1)[0][4] == 0
+		assert ask(2, fds=[base])[0][4] == 0
+		reply, fds = ask(4, 0, 0, 102400, 1)
+		assert reply[4] == 0 and reply[9] == 25 and len(fds) == 1, reply
+		assert mmap.mmap(fds[0], 100000, prot=mmap.PROT_READ)[:] == open("base", "rb").read()
+		for name in "mem", "fd/3", "map_files":
+		    try:
+		        os.open(f"/proc/{sys.argv[2]}/{name}", os.O_RDONLY)
+		        sys.exit(f"may open {name} of the daemon")
+		    except PermissionError:
+		        pass
+	END
+	expect 0 '' "${as_nobody[@]}" /usr/bin/python3 client.py "$work/nobody" "$!"
+	kill -TERM "$!"
+	ends "$!" 0
+else
+	echo "as a user without rights: needs root, setpriv and a program that he may run"
 fi
 
 # A socket that is passed: systemd's way.
