@@ -227,13 +227,13 @@ START_TEST(test_changes)
 		int rc = open_base(f.commons, f.base_fd, &f.base);
 
 		if (!rc)
-			rc = want(f.commons, f.base, node_id(), 0, 256 * PAGE);
+			rc = want(f.commons, f.base, node_id(), 0, PIECE);
 		if (!rc)
-			data = mb_commons_lookup(f.base, node_id(), 0, 256 * PAGE);
+			data = mb_commons_lookup(f.base, node_id(), 0, PIECE);
 		if (data)
 			for (version = 1; version < 4000 && !is_page(data, version, 0); version++)
 				;
-		for (uint64_t i = 0; data && version < 4000 && i < 256; i++)
+		for (uint64_t i = 0; data && version < 4000 && i < N_PAGES; i++)
 			if (!is_page(data + i * PAGE, version, i)) {
 				__atomic_store_n(&stop_changing, true, __ATOMIC_RELAXED);
 				pthread_join(thread, NULL);
