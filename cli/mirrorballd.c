@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 /* The commons as a program. It stays in the foreground: who starts it takes care of the rest. */
@@ -129,8 +130,9 @@ static void watch_signals(void)
 
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
-	/* The terminal of whoever started it is not ours. */
+	/* The terminal of whoever started it is not ours, nor are his limits: an error will do. */
 	signal(SIGHUP, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
 }
 
 static int serve(const struct asked *asked)
@@ -140,8 +142,14 @@ static int serve(const struct asked *asked)
 		.any_user = asked->seen[OPT_ANY_USER]};
 	struct mb_commons_listen listen;
 	struct mb_error err;
-	int rc = mb_commons_listen(asked->socket, config.any_user, &listen, &err);
+	int rc;
 
+	/*
+	 * What is sealed against writing we can write. So no process of the same user gets at our
+	 * memory: neither ptrace(2) nor /proc/PID/mem (proc(5)), without CAP_SYS_PTRACE.
+	 */
+	prctl(PR_SET_DUMPABLE, 0);
+	rc = mb_commons_listen(asked->socket, config.any_user, &listen, &err);
 	if (rc)
 		return failed(&err);
 	config.listen_fd = listen.fd;

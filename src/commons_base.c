@@ -104,6 +104,9 @@ void mb_commons_open_run(struct job *job)
 		if (job->opened_fd < 0)
 			job->status = job->opened_fd;
 	}
+	/* What is read beyond what was wanted would stay in the page cache. */
+	if (!job->status)
+		posix_fadvise(job->opened_fd, 0, 0, POSIX_FADV_RANDOM);
 	/* Of what will be read, which is the same file. */
 	if (!job->status)
 		job->status = mb_commons_identify(job->opened_fd, &job->identity);

@@ -560,4 +560,5 @@ void mb_commons_client_drop(struct client *client)
 	close(client->watch.fd);
 	mb_commons_lane_put(client->lane);
 	free(client);
+	mb_commons_set_timer(server);
 }

@@ -21,7 +21,7 @@
 /* ---- time ---- */
 
 /* Once a second where there is anything to look after; else nothing wakes it. */
-static void set_timer(struct mb_commons_server *server)
+void mb_commons_set_timer(struct mb_commons_server *server)
 {
 	unsigned ms = server->config.idle_ms && server->config.idle_ms < TICK_MS
 			      ? server->config.idle_ms
@@ -62,7 +62,7 @@ static void on_timer(struct mb_watch *watch, uint32_t events)
 	if (server->config.idle_ms && !server->n_clients &&
 		mb_now_ns() - server->idle_ns >= server->config.idle_ms * 1000000ull)
 		mb_loop_stop(server->loop);
-	set_timer(server);
+	mb_commons_set_timer(server);
 }
 
 static void on_listen(struct mb_watch *watch, uint32_t events)
@@ -78,7 +78,7 @@ static void on_listen(struct mb_watch *watch, uint32_t events)
 		if (!mb_commons_evict(server, -1, 1))
 			set_listening(server, false);
 	}
-	set_timer(server);
+	mb_commons_set_timer(server);
 }
 
 static void on_done(struct mb_watch *watch, uint32_t events)
@@ -89,7 +89,7 @@ static void on_done(struct mb_watch *watch, uint32_t events)
 
 	(void)got;
 	mb_commons_jobs_reap(server);
-	set_timer(server);
+	mb_commons_set_timer(server);
 }
 
 /* ---- the whole ---- */
@@ -162,7 +162,7 @@ int mb_commons_server_create(const struct mb_commons_server_config *config,
 		mb_commons_server_destroy(server);
 		return rc;
 	}
-	set_timer(server);
+	mb_commons_set_timer(server);
 	*out = server;
 	return 0;
 }

@@ -225,6 +225,10 @@ uint64_t mb_commons_shortage(const char *root, uint64_t held_bytes);
 /* Measures, evicts what is to be, and remembers which nodes are short. */
 void mb_commons_relieve(struct mb_commons_server *server);
 
+/* ---- commons_server.c ---- */
+/* What there is to look after has changed. */
+void mb_commons_set_timer(struct mb_commons_server *server);
+
 /* ---- commons_client.c ---- */
 void mb_commons_client_welcome(struct mb_commons_server *server, int fd);
 void mb_commons_client_drop(struct client *client);

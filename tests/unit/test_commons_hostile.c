@@ -431,6 +431,11 @@ static int connect_as(uid_t uid)
 	return WEXITSTATUS(status);
 }
 
+static void serve_all(void *arg)
+{
+	f.server->config.any_user = true;
+}
+
 /* Even where the file's mode would let others in. */
 START_TEST(test_other_users)
 {
@@ -444,7 +449,7 @@ START_TEST(test_other_users)
 	ck_assert_int_eq(connect_as(65534), 2);
 	ck_assert(becomes("refused", 1));
 	ck_assert_int_eq(connect_as(0), 0);
-	f.server->config.any_user = true;
+	mb_loop_call(f.server->loop, serve_all, NULL);
 	ck_assert_int_eq(connect_as(65534), 0);
 }
 END_TEST
