@@ -5,7 +5,7 @@
 # vCPU moves about, and one node is full now and then. vCPUs of the stock kernel leave and come back meanwhile; where
 # there is time, another kernel takes over from it (kexec), and that one resets the machine. Beside stress-ng it compiles
 # this checkout, in rounds: each object has to be, byte for byte, what the same compiler makes of the same source out here,
-# without a machine or a memory manager. None of them may notice, and the host gets all memory back. Two minutes;
+# without a machine or a memory manager; what it frees goes back to the host (balloon). None of them may notice, and the host gets all memory back. Two minutes;
 # TORTURE_SECONDS says otherwise (tests/run torture: half an hour).
 # tests/run: alone
 seconds=${TORTURE_SECONDS:-120}
@@ -123,6 +123,7 @@ shift_vcpus() { # PID
 # watch NAME: what moves, to the end
 watch() {
 	mirrorball numa --json "$1" >"$1.numa.new" 2>/dev/null && mv "$1.numa.new" "$1.numa"
+	mirrorball stat --json "$1" >"$1.stat.new" 2>/dev/null && mv "$1.stat.new" "$1.stat"
 }
 
 tortured() { # NAME SECONDS
@@ -157,7 +158,8 @@ moved() {
 	expect "$1: copies were made, and written, without a failure" True "${said%% *}"
 	said=${said##*$'\n'}
 	expect "$1: at least 8 MiB moved, to every node that has room, and huge pages were taken apart" True "${said%% *}"
-	echo "$1: $(wc -l <shifts) moves of vCPUs"
+	echo "$1: $(wc -l <shifts) moves of vCPUs; reports of free memory: $(python3 -c "import json, sys
+print(*(f'{v},' for v in json.load(open(sys.argv[1]))['free_page_reporting'].items()))" "$1.stat")"
 	expect "$1: vCPUs moved, too" 1 "$(($(wc -l <shifts) > 8))"
 }
 
@@ -202,6 +204,7 @@ stock_kernels() {
 					done
 				done
 			}
+			modprobe virtio_balloon
 			case \$(cat $at/turn 2>/dev/null) in
 			'')
 				mkdir $at

@@ -88,6 +88,9 @@ static bool make(unsigned n_views)
 		config.view_base[v] = view[v].base;
 		config.view_node[v] = -1;
 	}
+	/* A hole gets no copies. */
+	for (uint64_t at = 0; at < BYTES; at += PAGE)
+		*(volatile uint64_t *)(view[0].base + at) = 0;
 	ck_assert_int_eq(mb_replicas_create(&config, &replicas, &err), 0);
 	ck_assert_int_eq(mb_replicas_replicate(replicas, 0, BYTES, (1u << n_views) - 2, &done), 0);
 	ck_assert_uint_eq(done.copied_bytes, BYTES);

@@ -64,6 +64,17 @@ static unsigned plain_request(struct session *s, unsigned queue, struct part_of_
 	return 1;
 }
 
+/* A report of free memory, 5.5.6: some pages of the data, where nothing has to stay as it is. */
+static unsigned balloon_request(struct session *s, struct part_of_request part[])
+{
+	uint64_t n_pages = fuzz.data_bytes / PAGE_BYTES, first = rnd_below(s->self, n_pages);
+	uint64_t n = 1 + rnd_below(s->self, chance(s, 4) ? n_pages - first : 1);
+
+	part[0] = (struct part_of_request){memory_gpa(fuzz.data + first * PAGE_BYTES),
+		(uint32_t)(n * PAGE_BYTES - (chance(s, 8) ? rnd_below(s->self, 99) : 0)), true};
+	return 1;
+}
+
 void fuzz_request(struct session *s, unsigned i)
 {
 	struct desc *ring = (struct desc *)s->ring;
@@ -71,8 +82,12 @@ void fuzz_request(struct session *s, unsigned i)
 	struct part_of_request part[MAX_PARTS];
 	unsigned n, head = s->at, first_flags = 0;
 
-	n = s->dev->device_id == TYPE_BLOCK ? block_request(s, part)
-					    : plain_request(s, s->queue[i], part);
+	if (s->dev->device_id == TYPE_BLOCK)
+		n = block_request(s, part);
+	else if (s->dev->device_id == TYPE_BALLOON)
+		n = balloon_request(s, part);
+	else
+		n = plain_request(s, s->queue[i], part);
 	if (n > s->size[i])
 		return;
 	for (unsigned k = 0; k < n; k++) {

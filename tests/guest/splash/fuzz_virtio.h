@@ -12,6 +12,7 @@
 #define PACKED_AVAIL	 0x80u /* 2.8.6 */
 #define PACKED_USED	 0x8000u
 #define TYPE_BLOCK	 0x1042u
+#define TYPE_BALLOON	 0x1045u
 
 /* 2.7.5; a packed one (2.8.6) has id and flags where this has flags and next. */
 struct desc {
