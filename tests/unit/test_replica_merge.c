@@ -232,6 +232,84 @@ START_TEST(test_with_copies)
 }
 END_TEST
 
+/*
+ * The kernel has the page, and reads it as a device does: what it reads is what was there, though home
+ * gives its memory back meanwhile. Of a huge page a part is given back by zeroing it in place.
+ */
+START_TEST(test_pinned)
+{
+	struct iovec iov = {.iov_len = 8 * PAGE};
+	int pipe_fd[2];
+	uint64_t got[PAGE / 8];
+	unsigned wrong = 0;
+
+	if (!make_merged(1 + (unsigned)_i))
+		return;
+	madvise(own.base, BLOCK, 25); /* MADV_COLLAPSE, Linux 6.1: a wish */
+	iov.iov_base = own.base + 4 * PAGE;
+	ck_assert_int_eq(pipe(pipe_fd), 0);
+	mb_replicas_pin(replicas, 4 * PAGE, 8 * PAGE);
+	ck_assert_int_eq(vmsplice(pipe_fd[1], &iov, 1, 0), (int)(8 * PAGE));
+	ck_assert_uint_eq(merge(0, BLOCK).held_bytes, BLOCK);
+	for (unsigned i = 0; i < 8; i++) {
+		ck_assert_int_eq(read(pipe_fd[0], got, PAGE), (int)PAGE);
+		for (unsigned k = 0; k < PAGE / 8; k++)
+			wrong += got[k] != word((4 + i) * PAGE + k * 8);
+	}
+	ck_assert_uint_eq(wrong, 0);
+	mb_replicas_unpin(replicas, 4 * PAGE, 8 * PAGE);
+	ck_assert_uint_eq(merge(0, BLOCK).merged_bytes, BLOCK);
+	/* What is merged may be read that way, and become the guest's alone meanwhile. */
+	mb_replicas_pin(replicas, 4 * PAGE, 8 * PAGE);
+	ck_assert_int_eq(vmsplice(pipe_fd[1], &iov, 1, 0), (int)(8 * PAGE));
+	for (unsigned i = 0; i < 8; i++)
+		*word_at(0, (4 + i) * PAGE) = word((4 + i) * PAGE);
+	for (unsigned i = 0; i < 8; i++) {
+		ck_assert_int_eq(read(pipe_fd[0], got, PAGE), (int)PAGE);
+		for (unsigned k = 0; k < PAGE / 8; k++)
+			wrong += got[k] != word((4 + i) * PAGE + k * 8);
+	}
+	ck_assert_uint_eq(wrong, 0);
+	mb_replicas_unpin(replicas, 4 * PAGE, 8 * PAGE);
+	check();
+	close(pipe_fd[0]);
+	close(pipe_fd[1]);
+	finish_merged();
+}
+END_TEST
+
+/* However many pages of a block are written, the others stay merged. */
+START_TEST(test_one_by_one)
+{
+	if (!make_merged(1 + (unsigned)_i))
+		return;
+	ck_assert_uint_eq(merge(0, BLOCK).merged_bytes, BLOCK);
+	for (unsigned i = 0; i < 150; i++) {
+		*word_at(0, i * 3 * PAGE) = word(i * 3 * PAGE);
+		ck_assert_uint_eq(ask().merged_bytes, BLOCK - (i + 1) * PAGE);
+	}
+	check();
+	finish_merged();
+}
+END_TEST
+
+/* Nobody needs what is there any more: it ends without taking memory. */
+START_TEST(test_discard)
+{
+	if (!make_merged(2))
+		return;
+	ck_assert_uint_eq(merge(0, BYTES).merged_bytes, BYTES);
+	mb_replicas_discard(replicas, true);
+	ck_assert_int_eq(mb_replicas_collapse(replicas, 0, BYTES), 0);
+	ck_assert_uint_eq(home_bytes(), 0);
+	ck_assert_uint_eq(ask().merged_bytes + ask().mappings, 0);
+	mb_replicas_discard(replicas, false);
+	for (unsigned v = 0; v < 2; v++)
+		ck_assert_uint_eq(*word_at(v, 4711 * 8), 0);
+	finish_merged();
+}
+END_TEST
+
 static unsigned n_maps(void)
 {
 	FILE *maps = fopen("/proc/self/maps", "re");
@@ -257,6 +335,7 @@ START_TEST(test_mappings)
 	struct mb_merged d;
 
 	config.max_mappings = 100;
+	config.backoff_ns = 1000000;
 	if (!make_merged(2))
 		return;
 	before = n_maps();
@@ -275,6 +354,18 @@ START_TEST(test_mappings)
 	ck_assert_uint_eq(n_maps(), before + 9);
 	for (uint64_t i = 0; i < PAGE; i += 8)
 		*word_at(1, 16 * PAGE + i) = word(16 * PAGE + i);
+	check();
+	/* In the middle of others, from elsewhere in the file. */
+	*word_at(0, 11 * PAGE) = word(0);
+	for (uint64_t i = 8; i < PAGE; i += 8)
+		*word_at(0, 11 * PAGE + i) = word(i);
+	usleep(10000);
+	d = (struct mb_merged){0};
+	ck_assert_int_eq(mb_replicas_merge(replicas, 11 * PAGE, PAGE, source, &d), 0);
+	ck_assert_uint_eq(d.merged_bytes, PAGE);
+	ck_assert_uint_eq(ask().mappings, n_maps() - before);
+	for (uint64_t i = 0; i < PAGE; i += 8)
+		*word_at(1, 11 * PAGE + i) = word(11 * PAGE + i);
 	check();
 	for (n = 0; n < 200; n++) {
 		d = merge(BLOCK + 2 * n * PAGE, PAGE);
@@ -389,6 +480,9 @@ int main(void)
 	tcase_add_loop_test(all, test_hold, 0, 3);
 	tcase_add_test(all, test_unsealed);
 	tcase_add_test(all, test_with_copies);
+	tcase_add_loop_test(all, test_pinned, 0, 2);
+	tcase_add_loop_test(all, test_one_by_one, 0, 2);
+	tcase_add_test(all, test_discard);
 	tcase_add_test(all, test_mappings);
 	tcase_add_loop_test(all, test_failures, 0, 6);
 	suite_add_tcase(suite, all);
