@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -59,7 +60,8 @@ struct mb_share {
 
 	/* Only the thread, and before it runs. */
 	unsigned node[MB_HEAT_VIEWS];
-	struct runs work, later;
+	struct runs work, later, newest;
+	uint64_t *marks, marks_bytes; /* a bit a page of guest memory; all 0 but within one function */
 	unsigned n_wanted; /* answers to come */
 
 	/* Atomic. */
@@ -374,6 +376,49 @@ static uint64_t due_ns(struct mb_share *s, uint64_t later_ns)
 	return ns;
 }
 
+static bool mark(struct mb_share *s, uint64_t page)
+{
+	uint64_t *word = &s->marks[page / 64], bit = 1ull << page % 64;
+	bool was = *word & bit;
+
+	*word |= bit;
+	return was;
+}
+
+/* The pages of a run that no later one has. */
+static void keep_newest(struct mb_share *s, const struct run *run)
+{
+	struct run part = *run;
+
+	part.n_pages = 0;
+	for (uint32_t i = 0; i <= run->n_pages; i++) {
+		if (i < run->n_pages && !mark(s, run->ram / PAGE + i)) {
+			part.n_pages++;
+			continue;
+		}
+		if (part.n_pages && !add_run(&s->newest, &part))
+			count(&s->stats.dropped_bytes, part.n_pages * PAGE);
+		part.ram = run->ram + (i + 1) * PAGE;
+		part.at = run->at + (i + 1) * PAGE;
+		part.n_pages = 0;
+	}
+}
+
+/* A buffer that is read into again and again has what was read last. */
+static void drop_stale(struct mb_share *s)
+{
+	struct runs old = s->work;
+
+	s->newest.n = 0;
+	for (unsigned i = old.n; i--;)
+		keep_newest(s, &old.run[i]);
+	for (unsigned i = 0; i < old.n; i++)
+		for (uint32_t k = 0; k < old.run[i].n_pages; k++)
+			s->marks[(old.run[i].ram / PAGE + k) / 64] = 0;
+	s->work = s->newest;
+	s->newest = old;
+}
+
 static void take_work(struct mb_share *s, bool news)
 {
 	struct runs *from = news ? &s->news : &s->later, empty = s->work;
@@ -383,6 +428,7 @@ static void take_work(struct mb_share *s, bool news)
 	empty.n = 0;
 	*from = empty;
 	pthread_mutex_unlock(&s->lock);
+	drop_stale(s);
 	qsort(s->work.run, s->work.n, sizeof(*s->work.run), by_base);
 }
 
@@ -417,6 +463,18 @@ static void *share_main(void *arg)
 
 /* ---- its life ---- */
 
+/* Untouched but where pages are marked. */
+static int make_marks(struct mb_share *s)
+{
+	s->marks_bytes = (s->config.ram_bytes / PAGE + 63) / 64 * 8;
+	s->marks = mmap(NULL, s->marks_bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (s->marks != MAP_FAILED)
+		return 0;
+	s->marks = NULL;
+	return -ENOMEM;
+}
+
 int mb_share_create(const struct mb_share_config *config, struct mb_share **out, struct mb_error *err)
 {
 	struct mb_share *s = calloc(1, sizeof(*s));
@@ -435,7 +493,8 @@ int mb_share_create(const struct mb_share_config *config, struct mb_share **out,
 	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (s->wake_fd < 0)
 		rc = mb_error_set(err, errno, "sharing: eventfd: %s", strerror(errno));
-	else if (make_runs(&s->news) || make_runs(&s->work) || make_runs(&s->later))
+	else if (make_runs(&s->news) || make_runs(&s->work) || make_runs(&s->later) ||
+		 make_runs(&s->newest) || make_marks(s))
 		rc = mb_error_set(err, ENOMEM, "sharing: out of memory");
 	else
 		rc = mb_commons_create(&commons, &s->commons, err);
@@ -497,6 +556,9 @@ void mb_share_destroy(struct mb_share *s)
 	free(s->news.run);
 	free(s->work.run);
 	free(s->later.run);
+	free(s->newest.run);
+	if (s->marks)
+		munmap(s->marks, s->marks_bytes);
 	free(s);
 }
 

@@ -4,6 +4,7 @@
 import dataclasses
 
 MIRRORBALL = "mirrorball"
+MIRRORBALL_UNSHARED = "mirrorball, share off"
 MIRRORBALL_RAW = "mirrorball, raw"  # through the page cache, as the others read an overlay's base
 QEMU_PC = "qemu pc"
 QEMU_MICROVM = "qemu microvm"
@@ -40,6 +41,9 @@ def command(machine, guest, programs):
                 for word in mirrorball(guest, programs["mirrorball"])]
     if machine == MIRRORBALL:
         return mirrorball(guest, programs["mirrorball"])
+    if machine == MIRRORBALL_UNSHARED:
+        words = mirrorball(guest, programs["mirrorball"])
+        return words[:2] + ["--share", "off"] + words[2:]
     return qemu(machine, guest, programs["qemu"])
 
 

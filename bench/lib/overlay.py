@@ -9,7 +9,8 @@ import blk
 import machines
 import session
 
-MACHINES = (machines.MIRRORBALL, machines.QEMU_PC, machines.QEMU_IOTHREAD, machines.MIRRORBALL_RAW)
+MACHINES = (machines.MIRRORBALL, machines.QEMU_PC, machines.QEMU_IOTHREAD, machines.MIRRORBALL_UNSHARED,
+            machines.MIRRORBALL_RAW)
 # order, block, depth, requests, and whether it writes; in this order, on one disk. What has a place of its own before comes from
 # the lines above; the random ones go to the same places, and those in sequence to the first half of the disk.
 LOADS = {
@@ -27,7 +28,7 @@ def make_overlay(setup, machine, base):
     path = os.path.join(setup.scratch, "overlay.qcow2")
     if os.path.exists(path):
         os.unlink(path)
-    if machine == machines.MIRRORBALL:
+    if machine in (machines.MIRRORBALL, machines.MIRRORBALL_UNSHARED):
         subprocess.run([setup.programs["mirrorball"], "image", "create", "--base", base, path],
                        check=True)
     else:
