@@ -14,6 +14,7 @@
 #define PAGE_FAULTS   3u
 #define PAGES_A_FAULT 8u
 #define SINGLE_SHARE  2u /* of the mappings that there may be */
+#define MERGED_EIGHTHS 3u /* of them: less than that, for copies */
 /* For a writer of a block that is being copied, until the worker has the block: some 40 ms. */
 #define WRITERS_NS    50000l
 #define WRITERS_TRIES 400u
@@ -561,6 +562,12 @@ bool mb_replica_has_mappings(struct mb_replicas *r)
 	mb_replica_store_mappings(r);
 	return mb_replica_n_mappings(r) + 2 * (r->config.n_views + 1) <= r->config.max_mappings &&
 	       __atomic_load_n(&r->spare, __ATOMIC_RELAXED);
+}
+
+bool mb_replica_may_merge(struct mb_replicas *r)
+{
+	return mb_replica_has_mappings(r) &&
+	       mb_replica_n_mappings(r) < r->config.max_mappings / 8 * MERGED_EIGHTHS;
 }
 
 /* Takes its memory and its mappings from what is left. */

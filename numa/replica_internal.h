@@ -202,8 +202,10 @@ int mb_replica_each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
 bool mb_replica_waits(const struct mb_replicas *r, const struct page *page);
 /* Whether somebody waits for the block, or holds it. */
 bool mb_replica_block_is_wanted(const struct block *b);
-/* Whether so many more mappings, and as many again later, may be made. */
+/* Whether so many more mappings, and as many again later, may be made; to merge: fewer, so that copies have
+ * some, and single pages may collapse. */
 bool mb_replica_has_mappings(struct mb_replicas *r);
+bool mb_replica_may_merge(struct mb_replicas *r);
 /* Home is protected in every view. Caller has the lock. */
 int mb_replica_protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist);
 

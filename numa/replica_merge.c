@@ -110,7 +110,7 @@ static void merge_equal(
 	struct mb_merged *done = m->done;
 	int rc;
 
-	if (!mb_replica_has_mappings(r)) {
+	if (!mb_replica_may_merge(r)) {
 		done->full_bytes += n * PAGE;
 		return;
 	}
@@ -145,11 +145,15 @@ static void merge_runs(
 {
 	for (uint64_t i = 0, run; i < n; i += run) {
 		const struct page *p = &r->page[first + i];
-		bool wait = mb_replica_waits(r, p);
+		bool wait = mb_replica_waits(r, p), hole = false;
+		uint64_t alike = mb_replica_alike(r, first + i, n - i, &hole);
 
-		for (run = 1; i + run < n && !p[run].map == !p->map && mb_replica_waits(r, &p[run]) == wait;)
+		for (run = 1; run < alike && !p[run].map == !p->map && mb_replica_waits(r, &p[run]) == wait;)
 			run++;
-		if (p->map)
+		/* To compare a hole would fill it. */
+		if (hole && !p->map)
+			m->done->differs_bytes += run * PAGE;
+		else if (p->map)
 			m->done->there_bytes += run * PAGE;
 		else if (wait)
 			m->done->waiting_bytes += run * PAGE;

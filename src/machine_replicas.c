@@ -109,8 +109,9 @@ bool mb_machine_makes_copies(const struct mb_machine *machine)
 
 void mb_machine_share_nodes(struct mb_machine *machine, unsigned node[MB_MAX_GROUPS])
 {
+	/* It was read before the thread that asks here was started, or cannot be. */
 	for (unsigned v = 0; v < machine->n_views; v++) {
-		int id = id_of_first(machine, nodes_of_view(machine, v));
+		int id = machine->topology ? id_of_first(machine, nodes_of_view(machine, v)) : -1;
 
 		node[v] = id < 0 ? 0 : (unsigned)id;
 	}

@@ -110,6 +110,7 @@ int mb_machine_start_share(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_error why;
 
+	mb_machine_topology(machine);
 	if (machine->share && mb_share_start(machine->share, &why))
 		say(machine, &why);
 	return 0;

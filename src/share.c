@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
+#include <linux/magic.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/commons.h>
 #include <mirrorball/log.h>
@@ -14,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define PAGE	    MB_HEAT_PAGE_BYTES
@@ -24,8 +26,9 @@
 #define PATIENCE_NS 5000000000ull
 #define GAP_BYTES   (64ull << 10) /* is rather read, too, than asked for with another message */
 #define WORK_NS	    20000000ull	  /* and as long a rest */
-#define HAVE_PIECES 1024u /* of a base that are asked for at the start */
-#define NICE	    10
+#define MORE_PIECES 16u /* than guest memory would fill, that a machine keeps */
+#define MAX_PIECES  1024u
+#define FILES_SHARE 4u /* of those that the process may have open: a piece is one on each node */
 #define STACK_BYTES (256u << 10)
 
 /* Pages of guest memory that came from a base, side by side in both. */
@@ -40,13 +43,19 @@ struct runs {
 	unsigned n, max;
 };
 
+/* A piece of a base that the commons keep for us. */
+struct held {
+	uint64_t piece, used_ns;
+	unsigned base;
+};
+
 struct mb_share {
 	struct mb_share_config config;
 	struct mb_commons *commons;
 	struct mb_commons_base *base[MB_SHARE_MAX_BASES];
 	uint64_t base_bytes[MB_SHARE_MAX_BASES];
-	/* Nobody notices when a block device is written: what the commons have may be of before, and is
-	 * good to compare with only. */
+	/* Where a file can be written without a change of its times what the commons have may be of before,
+	 * and is good to compare with only. */
 	bool only_compare[MB_SHARE_MAX_BASES];
 	bool asked[MB_SHARE_MAX_BASES]; /* what it has, since the daemon is there */
 	unsigned n_bases;
@@ -63,6 +72,8 @@ struct mb_share {
 	struct runs work, later, newest;
 	uint64_t *marks, marks_bytes; /* a bit a page of guest memory; all 0 but within one function */
 	unsigned n_wanted; /* answers to come */
+	struct held held[MAX_PIECES];
+	unsigned n_held, max_held;
 
 	/* Atomic. */
 	unsigned read_node[MB_HEAT_VIEWS]; /* `node` for those who read */
@@ -165,11 +176,54 @@ static bool is_over(const struct mb_share *s)
 	return __atomic_load_n(&s->stop, __ATOMIC_RELAXED);
 }
 
+/* Whether an earlier view has the same node. */
+static bool is_again(const struct mb_share *s, unsigned view)
+{
+	bool again = false;
+
+	for (unsigned v = 0; v < view; v++)
+		again |= s->node[v] == s->node[view];
+	return again;
+}
+
+static void release(struct mb_share *s, const struct held *held)
+{
+	for (unsigned v = 0; v < s->config.n_views; v++)
+		if (!is_again(s, v))
+			mb_commons_release(s->base[held->base], s->node[v], held->piece * PIECE);
+}
+
+/*
+ * What one machine keeps of bases is no more than its memory, whatever its guest reads. What is mapped of
+ * a piece that is released is still right, but others will have another one.
+ */
+static void hold(struct mb_share *s, unsigned base, uint64_t piece)
+{
+	unsigned oldest = 0, i;
+
+	for (i = 0; i < s->n_held; i++) {
+		if (s->held[i].base == base && s->held[i].piece == piece)
+			break;
+		if (s->held[i].used_ns < s->held[oldest].used_ns)
+			oldest = i;
+	}
+	if (i == s->n_held && s->n_held == s->max_held) {
+		i = oldest;
+		release(s, &s->held[i]);
+	} else if (i == s->n_held) {
+		s->n_held++;
+	}
+	s->held[i] = (struct held){.base = base, .piece = piece, .used_ns = mb_now_ns()};
+}
+
 static void on_done(void *ctx, const struct mb_commons_done *done)
 {
 	struct mb_share *s = ctx;
 
 	s->n_wanted--;
+	for (unsigned i = 0; i < s->n_bases && !done->status; i++)
+		if (s->base[i] == done->base)
+			hold(s, i, done->offset / PIECE);
 }
 
 /* Waits for whatever comes, at most so long; -1: until it comes. */
@@ -198,16 +252,6 @@ static void look_at_nodes(struct mb_share *s)
 	s->config.nodes(s->config.ctx, s->node);
 	for (unsigned v = 0; v < s->config.n_views; v++)
 		__atomic_store_n(&s->read_node[v], s->node[v], __ATOMIC_RELAXED);
-}
-
-/* Whether an earlier view has the same node. */
-static bool is_again(const struct mb_share *s, unsigned view)
-{
-	bool again = false;
-
-	for (unsigned v = 0; v < view; v++)
-		again |= s->node[v] == s->node[view];
-	return again;
 }
 
 /* Until all answers are there, or no daemon is. False: there are too few. */
@@ -240,18 +284,26 @@ static void want(struct mb_share *s, unsigned base, uint64_t at, uint64_t len, b
 /* What other machines have read of it: so that it is read from memory from the start. */
 static void ask_what_is_there(struct mb_share *s)
 {
-	bool ready = mb_commons_status(s->commons) == MB_COMMONS_READY;
+	bool ready = mb_commons_status(s->commons) == MB_COMMONS_READY, refused = false;
 
-	__atomic_store_n(&s->stats.state, ready ? "on" : "on, without the commons", __ATOMIC_RELAXED);
 	for (unsigned i = 0; i < s->n_bases && !is_over(s); i++) {
+		uint64_t end = s->base_bytes[i] / PAGE * PAGE;
+		int status = mb_commons_base_status(s->base[i]);
+
+		refused |= status && status != -EINPROGRESS;
 		if (!ready)
 			s->asked[i] = false;
-		if (s->asked[i] || s->only_compare[i] || !ready || mb_commons_base_status(s->base[i]))
+		if (s->asked[i] || s->only_compare[i] || !ready || status)
 			continue;
 		s->asked[i] = true;
-		for (uint64_t k = 0; k < HAVE_PIECES && k * PIECE < s->base_bytes[i]; k++)
-			want(s, i, k * PIECE, PAGE, false);
+		for (uint64_t k = 0; k < s->max_held / 2 && k * PIECE < end; k++)
+			want(s, i, k * PIECE, end - k * PIECE < PIECE ? end - k * PIECE : PIECE, false);
 	}
+	__atomic_store_n(&s->stats.state,
+		!ready	  ? "on, without the commons"
+		: refused ? "on, but the commons refuse a base"
+			  : "on",
+		__ATOMIC_RELAXED);
 }
 
 static int by_base(const void *a, const void *b)
@@ -438,8 +490,6 @@ static void *share_main(void *arg)
 	uint64_t later_ns = 0;
 
 	pthread_setname_np(pthread_self(), "share");
-	/* It is in no hurry; of this thread alone. */
-	setpriority(PRIO_PROCESS, 0, NICE);
 	mb_commons_poll(s->commons);
 	while (!is_over(s)) {
 		uint64_t due = due_ns(s, later_ns), now_ns = mb_now_ns();
@@ -463,6 +513,18 @@ static void *share_main(void *arg)
 
 /* ---- its life ---- */
 
+static unsigned most_pieces(const struct mb_share_config *config)
+{
+	uint64_t most = config->ram_bytes / PIECE + MORE_PIECES, files = MAX_PIECES;
+	struct rlimit limit;
+
+	if (!getrlimit(RLIMIT_NOFILE, &limit))
+		files = limit.rlim_cur / FILES_SHARE / config->n_views;
+	most = most < files ? most : files;
+	most = most < MAX_PIECES ? most : MAX_PIECES;
+	return most ? (unsigned)most : 1;
+}
+
 /* Untouched but where pages are marked. */
 static int make_marks(struct mb_share *s)
 {
@@ -485,6 +547,7 @@ int mb_share_create(const struct mb_share_config *config, struct mb_share **out,
 	if (!s)
 		return mb_error_set(err, ENOMEM, "sharing: out of memory");
 	s->config = *config;
+	s->max_held = most_pieces(config);
 	if (!s->config.settle_ns)
 		s->config.settle_ns = SETTLE_NS;
 	if (!s->config.patience_ns)
@@ -506,6 +569,21 @@ int mb_share_create(const struct mb_share_config *config, struct mb_share **out,
 	return 0;
 }
 
+/*
+ * A block device has no times; memory mapped from tmpfs is written without a fault, and times of others
+ * may be coarse. These have fine ones, and take note of a page that is written by way of a mapping.
+ */
+static bool has_good_times(int fd)
+{
+	struct statfs fs;
+	struct stat st;
+
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || fstatfs(fd, &fs))
+		return false;
+	return fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == XFS_SUPER_MAGIC ||
+	       fs.f_type == BTRFS_SUPER_MAGIC;
+}
+
 int mb_share_add_base(struct mb_share *s, int fd, unsigned *base, struct mb_error *err)
 {
 	int rc = s->n_bases < MB_SHARE_MAX_BASES
@@ -513,12 +591,11 @@ int mb_share_add_base(struct mb_share *s, int fd, unsigned *base, struct mb_erro
 			 : -EMFILE;
 
 	off_t end = lseek(fd, 0, SEEK_END); /* a block device's, too; nobody reads by the offset */
-	struct stat st;
 
 	if (rc)
 		return mb_error_set(err, -rc, "sharing: %s", strerror(-rc));
 	s->base_bytes[s->n_bases] = end > 0 ? (uint64_t)end : 0;
-	s->only_compare[s->n_bases] = fstat(fd, &st) || !S_ISREG(st.st_mode);
+	s->only_compare[s->n_bases] = !has_good_times(fd);
 	*base = s->n_bases++;
 	return 0;
 }

@@ -18,10 +18,11 @@ import memory
 import net
 import overlay
 import session
+import sharing
 import start
 
 BENCHMARKS = {"start": start, "boot": boot, "memory": memory, "blk": blk, "overlay": overlay,
-              "net": net}
+              "sharing": sharing, "net": net}
 MAX_LOST = 3    # machines in a row that did not boot
 
 

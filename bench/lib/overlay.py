@@ -24,8 +24,8 @@ LOADS = {
 }
 
 
-def make_overlay(setup, machine, base):
-    path = os.path.join(setup.scratch, "overlay.qcow2")
+def make_overlay(setup, machine, base, name="overlay.qcow2"):
+    path = os.path.join(setup.scratch, name)
     if os.path.exists(path):
         os.unlink(path)
     if machine in (machines.MIRRORBALL, machines.MIRRORBALL_UNSHARED):

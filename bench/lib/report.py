@@ -9,13 +9,15 @@ OURS = machines.MIRRORBALL
 # More is better; of all others, less.
 MORE = {"requests/s", "throughput"}
 # Where only the machines named here are peers of ours: the others are told for information.
-PEERS = {"overlay": (machines.QEMU_PC, machines.QEMU_IOTHREAD), "net": (machines.QEMU_PC,)}
+PEERS = {"overlay": (machines.QEMU_PC, machines.QEMU_IOTHREAD), "net": (machines.QEMU_PC,),
+         "sharing": (machines.QEMU_PC, machines.QEMU_KSM)}
 TITLES = {
     "start": "Start: execve to the first KVM_RUN",
     "boot": "Boot: start to the guest's init, Debian's 6.1 kernel, quiet serial console, 512 MiB",
     "memory": "Memory: resident in the idle monitor beyond guest RAM",
     "blk": "Disk: virtio-blk, O_DIRECT and io_uring on the same file",
     "overlay": "Disk with an overlay (qcow2) of a base that is in the page cache",
+    "sharing": "Sharing: PSS of all monitors and the daemon, and the page cache of the image they have in common",
     "net": "Network: virtio-net on a tap, TCP (iperf3)",
 }
 
@@ -170,9 +172,32 @@ def judge_overlay(summary, lab):
             for ratio in [summary.ratio("overlay", case, "requests/s")] if ratio]
 
 
+def judge_sharing(summary, lab):
+    """The goals are for 8 guests; as many as there were are judged."""
+    soon, late, cpu = "memory after 2 s", "memory after 30 s", "CPU time of sharing"
+    cases = summary.cases("sharing", soon)
+    if not cases:
+        return []
+    case = max(cases, key=lambda text: int(text.split()[0]))
+
+    def median(machine, metric):
+        return summary.median("sharing", case, machine, metric)
+    ours, plain = median(OURS, soon), median(machines.QEMU_PC, late)
+    ksm = [value for value in (median(machines.QEMU_KSM, soon), median(machines.QEMU_KSM, late)) if value]
+    found = []
+    if ours and plain:
+        found.append(verdict(f"{case}, after 2 s: at most half of QEMU without KSM", f"{ours / plain:.2f}×", ours <= plain / 2))
+    if ours and ksm:
+        found.append(verdict(f"{case}, after 2 s: less than KSM at its best", f"{ours / min(ksm):.2f}×", ours < min(ksm)))
+    used, theirs = median(OURS, cpu), median(machines.QEMU_KSM, cpu)
+    if used is not None and theirs:
+        found.append(verdict(f"{case}: at most a tenth of KSM's CPU time", f"{used / theirs:.2f}×", used <= theirs / 10))
+    return found
+
+
 JUDGES = {"start": judge_start, "boot": judge_boot, "memory": judge_memory,
           "blk": judge_io("blk", "exits/request", "requests/s"),
-          "overlay": judge_overlay,
+          "overlay": judge_overlay, "sharing": judge_sharing,
           "net": judge_io("net", "exits/MB", "throughput")}
 
 

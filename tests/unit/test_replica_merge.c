@@ -278,6 +278,20 @@ START_TEST(test_pinned)
 }
 END_TEST
 
+/* What the guest has given back stays so. */
+START_TEST(test_hole)
+{
+	if (!make_merged(2))
+		return;
+	ck_assert_int_eq(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, BLOCK, BLOCK), 0);
+	ck_assert_uint_eq(home_bytes(), BYTES - BLOCK);
+	ck_assert_uint_eq(merge(BLOCK, BLOCK).differs_bytes, BLOCK);
+	ck_assert_uint_eq(merge(BLOCK - 8 * PAGE, 16 * PAGE).merged_bytes, 8 * PAGE);
+	ck_assert_uint_eq(home_bytes(), BYTES - BLOCK - 8 * PAGE);
+	finish_merged();
+}
+END_TEST
+
 /* However many pages of a block are written, the others stay merged. */
 START_TEST(test_one_by_one)
 {
@@ -334,7 +348,7 @@ START_TEST(test_mappings)
 	unsigned before, n;
 	struct mb_merged d;
 
-	config.max_mappings = 100;
+	config.max_mappings = 300;
 	config.backoff_ns = 1000000;
 	if (!make_merged(2))
 		return;
@@ -482,6 +496,7 @@ int main(void)
 	tcase_add_test(all, test_with_copies);
 	tcase_add_loop_test(all, test_pinned, 0, 2);
 	tcase_add_loop_test(all, test_one_by_one, 0, 2);
+	tcase_add_test(all, test_hole);
 	tcase_add_test(all, test_discard);
 	tcase_add_test(all, test_mappings);
 	tcase_add_loop_test(all, test_failures, 0, 6);

@@ -33,7 +33,7 @@
 
 /* ---- the daemon ---- */
 
-static char dir[] = "/tmp/mb-share-XXXXXX", path[64];
+static char dir[] = "/var/tmp/mb-share-XXXXXX", path[64];
 static struct mb_commons_server *server;
 static pthread_t server_thread;
 

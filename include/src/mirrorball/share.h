@@ -52,7 +52,8 @@ void mb_share_destroy(struct mb_share *share);
  */
 void mb_share_saw(struct mb_share *share, unsigned base, uint64_t at, const struct iovec *iov,
 	unsigned n_iov, uint64_t len);
-/* Any thread: whether the commons have all of it, and buf has it now. Never of a block device. */
+/* Any thread: whether the commons have all of it, and buf has it now. Only of files whose
+ * times tell when they were written: on ext4, XFS and Btrfs. */
 bool mb_share_read(struct mb_share *share, unsigned base, uint64_t at, void *buf, uint64_t len);
 
 struct mb_share_stats {
