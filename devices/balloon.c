@@ -105,7 +105,7 @@ static bool may_discard(struct mb_balloon *balloon)
  * What the driver puts into a report for the device to read means nothing. A failure has been tried
  * for seconds (replica.h), which whoever resets the device waits for: so one is enough.
  */
-static void discard(struct mb_balloon *balloon, const struct mb_chain *chain)
+static int discard(struct mb_balloon *balloon, const struct mb_chain *chain)
 {
 	int rc = may_discard(balloon) ? 0 : -EPERM;
 
@@ -118,6 +118,7 @@ static void discard(struct mb_balloon *balloon, const struct mb_chain *chain)
 		if (rc)
 			atomic_fetch_add_explicit(&balloon->n_failures, 1, memory_order_relaxed);
 	}
+	return rc;
 }
 
 static bool is_for_reporting(const struct mb_virtq *vq)
@@ -136,10 +137,11 @@ static void queue_kick(void *dev, struct mb_virtq *vq)
 {
 	struct mb_balloon *balloon = dev;
 	struct mb_chain *chain;
+	int rc = 0;
 
 	while (mb_virtq_pop(vq, &chain) > 0) {
-		if (is_for_reporting(vq))
-			discard(balloon, chain);
+		if (is_for_reporting(vq) && !rc)
+			rc = discard(balloon, chain);
 		mb_virtq_push(vq, chain, 0);
 		/* The next one may take as long, and the driver sends one after the other. */
 		mb_virtq_signal(vq);
@@ -152,7 +154,8 @@ static void queue_stop(void *dev, struct mb_virtq *vq)
 	struct mb_balloon *balloon = dev;
 
 	atomic_store(&balloon->actual, 0);
-	atomic_store(&balloon->poison, 0);
+	if (is_for_reporting(vq))
+		atomic_store(&balloon->poison, 0);
 }
 
 static const struct mb_virtio_ops ops = {

@@ -126,9 +126,16 @@ void mb_blk_done(struct mb_blk_req *req, int err)
 		return;
 	}
 	if (req->sync_after) {
+		struct mb_blk *blk = req->q->blk;
+
 		req->sync_after = false;
-		__atomic_store_n(&req->q->blk->sync_owed, false, __ATOMIC_RELAXED);
 		req->op = MB_BLK_FSYNC;
+		/* What was acknowledged before write-back ended may be lost: who comes next is told. */
+		if (__atomic_exchange_n(&blk->sync_owed, false, __ATOMIC_RELAXED) &&
+			__atomic_load_n(&blk->flush_failed, __ATOMIC_RELAXED)) {
+			fail(req, EIO);
+			return;
+		}
 		mb_blk_issue(req);
 		return;
 	}
@@ -620,8 +627,16 @@ int mb_blk_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_bl
 		goto err_destroy;
 	for (unsigned i = 0; i < blk->n_queues; i++) {
 		rc = mb_blk_queue_init(&blk->queues[i], blk, err);
-		if (rc)
+		if (rc && (!blk->nbd || !i))
 			goto err_destroy;
+		if (rc) {
+			/* A server may say that it takes several, and mean a few. */
+			mb_log("%s: %u queues, for the server takes no more connections: %s", blk->name,
+				i, err->text);
+			mb_blk_queue_finish(&blk->queues[i]);
+			blk->n_queues = i;
+			rc = 0;
+		}
 	}
 	vcfg = (struct mb_virtio_config){
 		.type = VIRTIO_ID_BLOCK,
@@ -673,6 +688,8 @@ int mb_blk_base_fd(const struct mb_blk *blk)
 void mb_blk_reset(struct mb_blk *blk)
 {
 	mb_virtio_reset(blk->vdev);
+	if (blk->nbd)
+		mb_nbd_forget_written(blk->nbd);
 	__atomic_store_n(&blk->wce, true, __ATOMIC_RELAXED);
 	__atomic_store_n(&blk->sync_owed, false, __ATOMIC_RELAXED);
 	__atomic_store_n(&blk->flush_failed, false, __ATOMIC_RELAXED);

@@ -37,6 +37,7 @@
  * what it has in flight, and is made anew.
  */
 #define DRAIN_NS 10000000000ull
+#define DRAIN_MORE_NS 1000000000ull /* where another connection was lost */
 #define RETRY_NS 1000000000ull /* between two attempts to connect */
 #define TRY_NS	 10000000000ull
 #define IDLE_NS	 1000000000ull /* bounce buffers are given back after it, or twice that */
@@ -232,10 +233,10 @@ static void begin_connect(struct mb_nbd_conn *conn)
 {
 	struct mb_error err;
 
-	conn->tried_ns = mb_now_ns();
 	conn->epoch = read_epoch(conn->nbd);
 	/* That it fails while the server is away is no news. */
 	conn->h = mb_nbd_connect_begin(&conn->nbd->server, &err);
+	conn->tried_ns = mb_now_ns(); /* to find the name may have taken its time, with TLS */
 	arm_timer(conn);
 }
 
@@ -251,10 +252,7 @@ static void check(struct mb_nbd_conn *conn)
 	if (mb_nbd_is_dead(&nbd->server, conn->h)) {
 		lose(conn, lib->aio_is_closed(conn->h) > 0 ? "the server has closed it"
 							   : lib->get_error());
-	} else if (conn->up) {
-		if (conn->n_sent && __atomic_load_n(&nbd->epoch, __ATOMIC_SEQ_CST) != conn->epoch)
-			lose(conn, "another connection was lost");
-	} else if (lib->aio_is_connecting(conn->h) <= 0) {
+	} else if (!conn->up && lib->aio_is_connecting(conn->h) <= 0) {
 		if (mb_nbd_connected(&nbd->server, conn->h, &err)) {
 			mb_log_guest(&nbd->rl, "%s; not used", err.text);
 			lose(conn, NULL);
@@ -274,8 +272,10 @@ static bool usable(struct mb_nbd_conn *conn)
 	if (__atomic_load_n(&conn->nbd->epoch, __ATOMIC_SEQ_CST) == conn->epoch)
 		return true;
 	/*
-	 * Another one was lost. With nothing in flight here, all that was written here was counted
-	 * before that; and if this one's server is gone, too, it shows with the next request.
+	 * Another one was lost. What is in flight here gives errors when it lands, and not before: a
+	 * server that is still there would carry it out after what the guest does then. With
+	 * nothing in flight, all that was written here was counted before that; and if this one's
+	 * server is gone, too, it shows with the next request.
 	 */
 	epoch = read_epoch(conn->nbd);
 	if (conn->n_sent || conn->done)
@@ -421,6 +421,12 @@ void mb_nbd_put(struct mb_blk_req *req)
 	}
 	if (!usable(conn)) {
 		is_done(conn, req, -ENOTCONN);
+		return;
+	}
+	/* It may have been held since before that was so; the epoch that is `usable` has it. */
+	if (req->op == MB_BLK_FSYNC && req->type == VIRTIO_BLK_T_FLUSH &&
+		__atomic_load_n(&q->blk->flush_failed, __ATOMIC_RELAXED)) {
+		is_done(conn, req, -EIO);
 		return;
 	}
 	/* Before: it may land within the call. */
@@ -629,6 +635,9 @@ void mb_nbd_drain(struct mb_blk_queue *q)
 		mb_blk_req_put(req);
 	}
 	mb_nbd_reap(q);
+	/* Several queues of a server that hangs do not wait as long one after the other. */
+	if (__atomic_load_n(&conn->nbd->epoch, __ATOMIC_SEQ_CST) != conn->epoch)
+		end_ns = mb_now_ns() + DRAIN_MORE_NS;
 	while (conn->n_sent) {
 		uint64_t now_ns = mb_now_ns();
 		struct pollfd p = {
@@ -672,6 +681,11 @@ int mb_nbd_open(struct mb_nbd **out, struct mb_blk *blk, const char *uri, bool r
 			uri);
 	*out = nbd;
 	return 0;
+}
+
+void mb_nbd_forget_written(struct mb_nbd *nbd)
+{
+	cover(nbd, __atomic_load_n(&nbd->n_written, __ATOMIC_SEQ_CST));
 }
 
 void mb_nbd_close(struct mb_nbd *nbd)

@@ -33,6 +33,9 @@ int mb_nbd_open(struct mb_nbd **out, struct mb_blk *blk, const char *uri, bool r
 void mb_nbd_close(struct mb_nbd *nbd); /* takes NULL */
 void mb_nbd_describe(const struct mb_nbd *nbd, struct mb_blk_file *file, struct mb_nbd_can *can);
 
+/* Nobody will ask whether what was written until now was flushed: the machine was reset. */
+void mb_nbd_forget_written(struct mb_nbd *nbd);
+
 int mb_nbd_queue_init(struct mb_blk_queue *q, struct mb_error *err);
 void mb_nbd_queue_finish(struct mb_blk_queue *q);
 

@@ -14,6 +14,7 @@
 #define LIBRARY		 "libnbd.so.0"
 #define CONNECT_NS	 10000000000ull
 #define SECTOR		 512u
+#define LEAST_MAX_BLOCK	 4096u /* a cluster of a delta is read at once */
 #define MAX_MIN_BLOCK	 4096u	     /* largest logical block that guests know how to handle */
 #define USUAL_MAX_BLOCK	 (32u << 20) /* what any server takes that does not say (NBD protocol) */
 #define MAX_PREFERRED	 (64u << 10)
@@ -199,7 +200,7 @@ static int read_traits(const struct mb_nbd_server *server, struct nbd_handle *h,
 			"--filter=truncate can round it up",
 			server->uri, traits->bytes,
 			traits->min_block < SECTOR ? SECTOR : traits->min_block);
-	if (traits->max_block < SECTOR || traits->min_block & (traits->min_block - 1))
+	if (traits->max_block < LEAST_MAX_BLOCK || traits->min_block & (traits->min_block - 1))
 		return mb_error_set(err, EINVAL,
 			"disk %s: the server's block sizes make no sense: %" PRId64
 			" at least, %" PRId64 " at most",

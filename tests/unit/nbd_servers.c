@@ -147,11 +147,27 @@ void nbd_server_finish(struct nbd_server *server)
 
 /* ---- a proxy ---- */
 
-static volatile sig_atomic_t cut;
+static volatile sig_atomic_t cut, holding;
 
 static void on_cut(int sig)
 {
 	cut = 1;
+}
+
+static void on_hold(int sig)
+{
+	holding = !holding;
+}
+
+/* False: there is no server now. */
+static bool join(struct pollfd *pair, const char *target)
+{
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+
+	strcpy(sa.sun_path, target);
+	pair[0].events = pair[1].events = POLLIN;
+	pair[1].fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	return !connect(pair[1].fd, (struct sockaddr *)&sa, sizeof(sa));
 }
 
 static bool forward(int from, int to)
@@ -170,13 +186,11 @@ static bool forward(int from, int to)
 /* Pairs of descriptors, oldest first: each other's data. Blocking writes will do for a test. */
 static void run_proxy(const char *target, int listener)
 {
-	struct sockaddr_un sa = {.sun_family = AF_UNIX};
 	struct pollfd p[1 + 2 * MAX_PAIRS];
 	sigset_t none;
 	unsigned n = 0;
 
 	sigemptyset(&none);
-	strcpy(sa.sun_path, target);
 	p[0] = (struct pollfd){.fd = listener, .events = POLLIN};
 	for (;;) {
 		int rc = ppoll(p, 1 + 2 * n, NULL, &none);
@@ -184,6 +198,9 @@ static void run_proxy(const char *target, int listener)
 
 		if (cut && n)
 			gone = cut = 0;
+		for (unsigned i = 0; i < n && gone == n && !holding; i++)
+			if (p[2 + 2 * i].fd < 0 && !join(&p[1 + 2 * i], target))
+				gone = i;
 		for (unsigned i = 0; i < n && rc > 0 && gone == n; i++) {
 			struct pollfd *pair = &p[1 + 2 * i];
 
@@ -201,12 +218,13 @@ static void run_proxy(const char *target, int listener)
 		if (rc > 0 && p[0].revents && n < MAX_PAIRS) {
 			struct pollfd *pair = &p[1 + 2 * n++];
 
-			pair[0] = (struct pollfd){
-				.fd = accept(listener, NULL, NULL), .events = POLLIN};
-			pair[1] = (struct pollfd){
-				.fd = socket(AF_UNIX, SOCK_STREAM, 0), .events = POLLIN};
-			if (connect(pair[1].fd, (struct sockaddr *)&sa, sizeof(sa)))
-				_exit(1);
+			pair[0] = (struct pollfd){.fd = accept(listener, NULL, NULL)};
+			pair[1] = (struct pollfd){.fd = -1};
+			if (holding || join(pair, target))
+				continue;
+			close(pair[0].fd);
+			close(pair[1].fd);
+			n--;
 		}
 	}
 }
@@ -214,22 +232,24 @@ static void run_proxy(const char *target, int listener)
 void nbd_proxy_start(struct nbd_server *server)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
-	struct sigaction action = {.sa_handler = on_cut};
-	sigset_t usr1;
+	struct sigaction on_usr1 = {.sa_handler = on_cut}, on_usr2 = {.sa_handler = on_hold};
+	sigset_t usr;
 	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
 	snprintf(sa.sun_path, sizeof(sa.sun_path), "%s/p", server->dir);
 	ck_assert_int_eq(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
 	ck_assert_int_eq(listen(fd, 16), 0);
-	/* It comes while ppoll waits only. */
-	sigemptyset(&usr1);
-	sigaddset(&usr1, SIGUSR1);
-	sigprocmask(SIG_BLOCK, &usr1, NULL);
+	/* They come while ppoll waits only. */
+	sigemptyset(&usr);
+	sigaddset(&usr, SIGUSR1);
+	sigaddset(&usr, SIGUSR2);
+	sigprocmask(SIG_BLOCK, &usr, NULL);
 	server->proxy = fork();
 	ck_assert_int_ge(server->proxy, 0);
 	if (!server->proxy) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		sigaction(SIGUSR1, &action, NULL);
+		sigaction(SIGUSR1, &on_usr1, NULL);
+		sigaction(SIGUSR2, &on_usr2, NULL);
 		run_proxy(server->socket, fd);
 	}
 	close(fd);
@@ -239,6 +259,11 @@ void nbd_proxy_start(struct nbd_server *server)
 void nbd_proxy_cut(struct nbd_server *server)
 {
 	kill(server->proxy, SIGUSR1);
+}
+
+void nbd_proxy_hold(struct nbd_server *server)
+{
+	kill(server->proxy, SIGUSR2);
 }
 
 unsigned nbd_server_count(struct nbd_server *server, const char *name, const char *a, const char *b)

@@ -33,6 +33,8 @@ void nbd_server_finish(struct nbd_server *server);
 void nbd_proxy_start(struct nbd_server *server);
 /* It cuts the oldest connection that there is. */
 void nbd_proxy_cut(struct nbd_server *server);
+/* From now on who connects hears nothing; then, by the next call, what the server says. */
+void nbd_proxy_hold(struct nbd_server *server);
 /* How often `text` is in the file `name` of the directory; with both in one line. */
 unsigned nbd_server_count(
 	struct nbd_server *server, const char *name, const char *a, const char *b);

@@ -382,8 +382,9 @@ START_TEST(test_storm)
 					.gpa = at + (unsigned)rand_r(&seed) % (128 * PAGE),
 					.len = (unsigned)rand_r(&seed) % (128 * PAGE),
 					.in = in};
+				/* Not the rings: what is discarded there the driver misses. */
 				if (wild && k == n - 1)
-					seg[k].gpa <<= (unsigned)rand_r(&seed) % 40;
+					seg[k].gpa |= 1ull << (33 + (unsigned)rand_r(&seed) % 31);
 			}
 			if (drv_add(&dev.queue[q], seg, n, false, NULL))
 				drv_kick(&dev.queue[q]);

@@ -853,6 +853,104 @@ START_TEST(test_one_connection)
 }
 END_TEST
 
+/* A write to a queue that is not the first; its status. */
+static uint8_t write_on(struct bench *b, unsigned queue)
+{
+	const uint64_t header = b->arena + 2048, status = header + 64;
+	struct fake_seg seg[] = {{.gpa = header, .len = 16}, {.gpa = GPA_DATA(b), .len = 4096},
+		{.gpa = status, .len = 1, .in = true}};
+	uint32_t written;
+	void *cookie;
+
+	*(struct virtio_blk_outhdr *)drv_at(&b->m, header) =
+		(struct virtio_blk_outhdr){.type = VIRTIO_BLK_T_OUT, .sector = 64};
+	ck_assert(drv_add(&b->dev.queue[queue], seg, 3, false, b));
+	drv_kick(&b->dev.queue[queue]);
+	ck_assert(drv_wait(&b->dev.queue[queue], &cookie, &written, TIMEOUT_MS));
+	return *(uint8_t *)drv_at(&b->m, status);
+}
+
+/* A flush waits for its connection while another one's server dies with what it had acknowledged. */
+START_TEST(test_held_flush)
+{
+	struct nbd *n = make(MEMORY "memory 4M");
+	struct fake_seg seg[2];
+	struct bench *b;
+	uint32_t written;
+	uint8_t *status;
+	void *cookie;
+
+	if (!n)
+		return;
+	b = &n->s.b;
+	nbd_proxy_start(&n->server);
+	bench_init_path(b, false);
+	bench_start(b, UINT64_MAX);
+	ck_assert_uint_eq(blk_request(b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	nbd_proxy_hold(&n->server);
+	nbd_proxy_cut(&n->server);
+	usleep(1500000);
+	ck_assert_uint_eq(write_on(b, 1), VIRTIO_BLK_S_OK);
+	blk_set_header(b, VIRTIO_BLK_T_FLUSH, 0);
+	status = drv_at(&b->m, GPA_STATUS(b));
+	*status = 0xee;
+	seg[0] = (struct fake_seg){.gpa = GPA_HEADER(b), .len = 16};
+	seg[1] = (struct fake_seg){.gpa = GPA_STATUS(b), .len = 1, .in = true};
+	ck_assert(drv_add(&b->dev.queue[0], seg, 2, false, b));
+	drv_kick(&b->dev.queue[0]);
+	usleep(300000);
+	ck_assert_uint_eq(*status, 0xee);
+	nbd_server_kill(&n->server);
+	usleep(300000);
+	nbd_server_start(&n->server, MEMORY "memory 4M");
+	nbd_proxy_hold(&n->server);
+	ck_assert(drv_wait(&b->dev.queue[0], &cookie, &written, TIMEOUT_MS));
+	ck_assert_uint_eq(*status, VIRTIO_BLK_S_IOERR);
+	finish(n);
+}
+END_TEST
+
+/* Write-back ends with something acknowledged that is lost then: who writes next is told, once. */
+START_TEST(test_owed)
+{
+	struct nbd *n = make_disk(MEMORY "memory 4M", UINT64_MAX);
+	uint8_t zero = 0;
+
+	if (!n)
+		return;
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_OUT, 64, 4096), VIRTIO_BLK_S_OK);
+	drv_config_write(&n->s.b.dev, offsetof(struct virtio_blk_config, wce), &zero, 1);
+	nbd_server_kill(&n->server);
+	usleep(200000);
+	nbd_server_start(&n->server, MEMORY "memory 4M");
+	usleep(2500000);
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_OUT, 128, 4096), VIRTIO_BLK_S_IOERR);
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_OUT, 128, 4096), VIRTIO_BLK_S_OK);
+	finish(n);
+}
+END_TEST
+
+/* What a machine had not flushed before it was reset is nobody's. */
+START_TEST(test_reset_then_killed)
+{
+	struct nbd *n = make_disk(MEMORY "memory 4M", UINT64_MAX);
+
+	if (!n)
+		return;
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_OUT, 64, 4096), VIRTIO_BLK_S_OK);
+	mb_blk_reset(n->s.b.blk);
+	drv_close(&n->s.b.dev);
+	nbd_server_kill(&n->server);
+	nbd_server_start(&n->server, MEMORY "memory 4M");
+	usleep(1200000);
+	drv_open(&n->s.b.dev, &n->s.b.m, 1);
+	bench_start(&n->s.b, UINT64_MAX);
+	wait_until_back(n);
+	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	finish(n);
+}
+END_TEST
+
 /* Killed under load, again and again; in the end everything works. */
 START_TEST(test_killed_in_flight)
 {
@@ -994,6 +1092,9 @@ static Suite *suite(void)
 	suite_add_tcase(s, killed);
 	tcase_add_test(fail, test_killed_while_reset);
 	tcase_add_test(fail, test_one_connection);
+	tcase_add_test(fail, test_held_flush);
+	tcase_add_test(fail, test_owed);
+	tcase_add_test(fail, test_reset_then_killed);
 	tcase_add_test(fail, test_killed_in_flight);
 	tcase_add_loop_test(fail, test_reset_in_flight, 0, 2);
 	tcase_add_test(fail, test_hangs);
