@@ -630,7 +630,7 @@ START_TEST(test_power)
 		_i % 2 ? "64k" : "4k");
 	sprintf(cmd + strlen(cmd), " -u %s %llu #", w->path, (unsigned long long)DISK);
 	ck_assert_int_eq(qemu_img(cmd, ""), 0);
-	for (unsigned round = 0; round < 40; round++) {
+	for (unsigned round = 0; round < 20; round++) {
 		unsigned n = rnd(w, 6000);
 
 		open_journaled(w);

@@ -35,6 +35,8 @@
 #define HOT_FIRST  1000u /* so many pages are for all, in two blocks */
 #define N_HOT	   32u
 #define SECONDS	   (MB_REPLICA_WRONG ? 30u : 3u)
+/* Where an order of copies is wrong there are only these, so that it is found soon. */
+#define MERGES	   (!MB_REPLICA_WRONG || MB_REPLICA_WRONG > WRONG_HOLD)
 
 /* A sequence lock, a stamp, and words that are a function of them. Or, of a board: a word that each
  * writer alone writes, always one more; the last ones are written by all, with locked additions. */
@@ -447,7 +449,8 @@ START_TEST(test_all_at_once)
 			0);
 	}
 	pthread_create(&replicator, NULL, replicator_main, (void *)(uintptr_t)rnd(&other));
-	pthread_create(&merger, NULL, merger_main, (void *)(uintptr_t)rnd(&other));
+	if (MERGES)
+		pthread_create(&merger, NULL, merger_main, (void *)(uintptr_t)rnd(&other));
 	pthread_create(&tracker, NULL, tracker_main, (void *)(uintptr_t)rnd(&other));
 	for (unsigned i = 0; i < 10 * seconds() && !(MB_REPLICA_WRONG && n_wrong); i++)
 		usleep(100000);
@@ -455,14 +458,15 @@ START_TEST(test_all_at_once)
 	for (unsigned i = 0; i <= n_vcpus; i++)
 		pthread_join(vcpus[i].thread, NULL);
 	pthread_join(replicator, NULL);
-	pthread_join(merger, NULL);
+	if (MERGES)
+		pthread_join(merger, NULL);
 	pthread_join(tracker, NULL);
 	check_all();
 	mb_replicas_collapse(replicas, 0, BYTES);
 	check_all();
 	show();
 	ck_assert_uint_gt(copied + (n_views == 1), 0);
-	ck_assert_uint_gt(merged, 0);
+	ck_assert_uint_gt(merged + !MERGES, 0);
 	if (MB_REPLICA_WRONG)
 		ck_assert_uint_gt(n_wrong, 0);
 	else
