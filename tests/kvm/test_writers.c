@@ -208,6 +208,8 @@ static void replicate(uint64_t gpa)
 {
 	struct mb_replicated done = {0};
 
+	/* A hole would get no copies. */
+	*(volatile char *)(view[0].base + gpa);
 	ck_assert_int_eq(mb_replicas_replicate(replicas, gpa, PAGE, 3, &done), 0);
 	ck_assert_uint_eq(done.copied_bytes, PAGE);
 	for (unsigned v = 0; v < 2; v++)
