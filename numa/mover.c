@@ -167,8 +167,7 @@ static int ask(const struct mb_mover *m, struct part *p)
 	/* What nobody wants is as good as there. */
 	for (unsigned i = 0; i < p->n; i++) {
 		bool asked = is_wanted(p, i) &&
-			     !(m->config.elsewhere &&
-				     m->config.elsewhere(m->config.ctx, p->offset + i * PAGE));
+			     !mb_mover_is_elsewhere(m, p->offset + i * PAGE, PAGE);
 
 		p->where[i] = asked ? -ENOENT : (int)p->node;
 	}
@@ -347,7 +346,7 @@ static int try_whole(struct mb_mover *m, struct part *p, struct mb_moved *moved)
 	struct batch b = {.n = 1, .span = MB_HEAT_BLOCK_PAGES};
 	const uint64_t last = (MB_HEAT_BLOCK_PAGES - 1) * PAGE;
 
-	if (mb_mover_has_elsewhere(m, p->offset))
+	if (mb_mover_is_elsewhere(m, p->offset, MB_HEAT_BLOCK_BYTES))
 		return 0;
 	p->where[0] = -ENOENT;
 	for (unsigned v = 0; v < m->config.n_views; v++) {

@@ -37,15 +37,10 @@ int mb_mover_split(struct mb_mover *mover, uint64_t offset, struct mb_moved *mov
 /* It has one user again: khugepaged may put it together. */
 void mb_mover_let_merge(struct mb_mover *mover, uint64_t offset);
 
-/* Whether any page of the block at this offset is another file's (config.elsewhere). */
-static inline bool mb_mover_has_elsewhere(const struct mb_mover *m, uint64_t offset)
+/* Whether any page there is another file's (config.elsewhere). */
+static inline bool mb_mover_is_elsewhere(const struct mb_mover *m, uint64_t offset, uint64_t len)
 {
-	bool has = false;
-
-	for (uint64_t at = offset; m->config.elsewhere && at < offset + MB_HEAT_BLOCK_BYTES && !has;
-		at += MB_HEAT_PAGE_BYTES)
-		has = m->config.elsewhere(m->config.ctx, at);
-	return has;
+	return m->config.elsewhere && m->config.elsewhere(m->config.ctx, offset, len);
 }
 
 #endif

@@ -112,7 +112,8 @@ static bool is_all_there(const struct mb_mover *m, uint64_t offset)
 	unsigned char in[MB_HEAT_BLOCK_PAGES];
 
 	/* What is elsewhere is a hole here, which to map would fill. */
-	if (offset + BLOCK > m->config.ram_bytes || mb_mover_has_elsewhere(m, offset) || mincore(own_at(m, offset), BLOCK, in))
+	if (offset + BLOCK > m->config.ram_bytes || mb_mover_is_elsewhere(m, offset, BLOCK) ||
+		mincore(own_at(m, offset), BLOCK, in))
 		return false;
 	for (unsigned i = 0; i < MB_HEAT_BLOCK_PAGES; i++)
 		if (!(in[i] & 1))

@@ -252,7 +252,7 @@ int mb_replica_each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
 	return rc;
 }
 
-static int collapse_part(
+int mb_replica_collapse_part(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
 {
 	int rc = 0;
@@ -330,7 +330,7 @@ int mb_replica_give_up_block(struct mb_replicas *r)
 
 int mb_replicas_collapse(struct mb_replicas *r, uint64_t offset, uint64_t len)
 {
-	return r ? mb_replica_each_block(r, offset, len, collapse_part, NULL) : 0;
+	return r ? mb_replica_each_block(r, offset, len, mb_replica_collapse_part, NULL) : 0;
 }
 
 /* What is merged stays: it takes less memory than what is not. */
@@ -340,7 +340,7 @@ static int collapse_copies(
 	int rc = 0;
 
 	if (!__atomic_load_n(&r->block_merged[b - r->block], __ATOMIC_RELAXED))
-		return collapse_part(r, b, first, n, NULL);
+		return mb_replica_collapse_part(r, b, first, n, NULL);
 	pthread_mutex_lock(&b->lock);
 	for (uint64_t i = first, end; i < first + n && !rc; i = end) {
 		for (end = i + 1; end < first + n && r->page[end].merged == r->page[i].merged;)
@@ -475,74 +475,6 @@ int mb_replicas_remap(struct mb_replicas *r, unsigned view, uint64_t offset, uin
 	return mb_replica_each_block(r, offset, len, remap_part, &remap);
 }
 
-/* ---- holds ---- */
-
-static int release_part(
-	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
-{
-	__atomic_sub_fetch(&b->holds, 1, __ATOMIC_SEQ_CST);
-	return 0;
-}
-
-static int hold_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
-{
-	uint64_t *held = arg;
-	int rc;
-
-	__atomic_add_fetch(&b->holds, 1, __ATOMIC_SEQ_CST);
-	rc = MB_REPLICA_WRONG == WRONG_HOLD ? 0 : collapse_part(r, b, first, n, NULL);
-	if (rc)
-		release_part(r, b, first, n, NULL);
-	else
-		*held = first + n;
-	return rc;
-}
-
-void mb_replicas_release(struct mb_replicas *r, uint64_t offset, uint64_t len)
-{
-	if (r)
-		mb_replica_each_block(r, offset, len, release_part, NULL);
-}
-
-int mb_replicas_hold(struct mb_replicas *r, uint64_t offset, uint64_t len)
-{
-	uint64_t held = 0;
-	int rc = r ? mb_replica_each_block(r, offset, len, hold_part, &held) : 0;
-
-	if (rc && held)
-		mb_replicas_release(r, offset, held * PAGE - offset);
-	return rc;
-}
-
-static int unpin_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
-{
-	__atomic_sub_fetch(&b->pins, 1, __ATOMIC_SEQ_CST);
-	return 0;
-}
-
-/* Who merges says so, and looks then: one of the two sees the other. */
-static int pin_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
-{
-	__atomic_add_fetch(&b->pins, 1, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&b->merging, __ATOMIC_SEQ_CST)) {
-		pthread_mutex_lock(&b->lock);
-		pthread_mutex_unlock(&b->lock);
-	}
-	return 0;
-}
-
-void mb_replicas_pin(struct mb_replicas *r, uint64_t offset, uint64_t len)
-{
-	if (r)
-		mb_replica_each_block(r, offset, len, pin_part, NULL);
-}
-
-void mb_replicas_unpin(struct mb_replicas *r, uint64_t offset, uint64_t len)
-{
-	if (r)
-		mb_replica_each_block(r, offset, len, unpin_part, NULL);
-}
-
 void mb_replicas_discard(struct mb_replicas *r, bool discard)
 {
 	if (r)
@@ -557,7 +489,7 @@ struct job {
 	struct mb_replicated *done;
 };
 
-bool mb_replica_has_mappings(struct mb_replicas *r)
+static bool has_mappings(struct mb_replicas *r)
 {
 	mb_replica_store_mappings(r);
 	return mb_replica_n_mappings(r) + 2 * (r->config.n_views + 1) <= r->config.max_mappings &&
@@ -566,7 +498,7 @@ bool mb_replica_has_mappings(struct mb_replicas *r)
 
 bool mb_replica_may_merge(struct mb_replicas *r)
 {
-	return mb_replica_has_mappings(r) &&
+	return has_mappings(r) &&
 	       mb_replica_n_mappings(r) < r->config.max_mappings / 8 * MERGED_EIGHTHS;
 }
 
@@ -576,7 +508,7 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	const uint64_t max_bytes = __atomic_load_n(&r->config.max_bytes, __ATOMIC_RELAXED);
 	uint64_t bytes = n * PAGE * (unsigned)__builtin_popcount(views);
 
-	if (!mb_replica_has_mappings(r))
+	if (!has_mappings(r))
 		return false;
 	/* What is protected only has room if one view's copies would have. */
 	if (!views)

@@ -202,10 +202,12 @@ int mb_replica_each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
 bool mb_replica_waits(const struct mb_replicas *r, const struct page *page);
 /* Whether somebody waits for the block, or holds it. */
 bool mb_replica_block_is_wanted(const struct block *b);
-/* Whether so many more mappings, and as many again later, may be made; to merge: fewer, so that copies have
- * some, and single pages may collapse. */
-bool mb_replica_has_mappings(struct mb_replicas *r);
+/* Whether there are mappings to merge some more: fewer than for copies, so that these have some, and single
+ * pages may collapse. */
 bool mb_replica_may_merge(struct mb_replicas *r);
+/* What there is in a part of a block is collapsed. Takes its lock. */
+int mb_replica_collapse_part(
+	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg);
 /* Home is protected in every view. Caller has the lock. */
 int mb_replica_protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist);
 

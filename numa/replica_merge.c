@@ -237,12 +237,16 @@ int mb_replicas_merge(struct mb_replicas *r, uint64_t offset, uint64_t len,
 	return mb_replica_each_block(r, offset, len, merge_part, &merge);
 }
 
-bool mb_replicas_is_merged(const struct mb_replicas *r, uint64_t offset)
+bool mb_replicas_is_merged(const struct mb_replicas *r, uint64_t offset, uint64_t len)
 {
-	if (!r || offset >= r->config.ram_bytes ||
+	bool merged = false;
+
+	if (!r || !mb_range_inside(offset, len, 0, r->config.ram_bytes) ||
 		!__atomic_load_n(&r->block_merged[offset / BLOCK], __ATOMIC_RELAXED))
 		return false;
 	/* In every view, or in none. */
-	return mb_replica_mapping(__atomic_load_n(&r->page[offset / PAGE].map, __ATOMIC_RELAXED), 0) ==
-	       MERGED_PROTECTED;
+	for (uint64_t i = offset / PAGE; i < (offset + len) / PAGE && !merged; i++)
+		merged = mb_replica_mapping(__atomic_load_n(&r->page[i].map, __ATOMIC_RELAXED), 0) ==
+			 MERGED_PROTECTED;
+	return merged;
 }

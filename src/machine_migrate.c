@@ -72,11 +72,11 @@ static void keep_small(void *ctx, uint64_t offset, bool small)
 	mb_replicas_keep_small(machine->replicas, offset, small);
 }
 
-static bool is_merged(void *ctx, uint64_t offset)
+static bool is_merged(void *ctx, uint64_t offset, uint64_t len)
 {
 	const struct mb_machine *machine = ctx;
 
-	return mb_replicas_is_merged(machine->replicas, offset);
+	return mb_replicas_is_merged(machine->replicas, offset, len);
 }
 
 static const struct mb_manager_ops ops = {.extents = extents,

@@ -42,7 +42,6 @@ static void nodes(void *ctx, unsigned node[MB_HEAT_VIEWS])
 int mb_machine_add_share(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_share_config config = {
-		.name = machine->config.name,
 		.replicas = machine->replicas,
 		.own_base = mb_ram_own_base(machine->ram),
 		.ram_bytes = machine->config.memory_bytes,

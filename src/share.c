@@ -3,7 +3,6 @@
 #include <linux/magic.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/commons.h>
-#include <mirrorball/log.h>
 #include <mirrorball/replica.h>
 #include <mirrorball/share.h>
 #include <mirrorball/thread.h>
@@ -281,6 +280,14 @@ static void want(struct mb_share *s, unsigned base, uint64_t at, uint64_t len, b
 	}
 }
 
+/* Of the part of [at, end) that is in one piece. */
+static uint64_t end_in_piece(uint64_t at, uint64_t end)
+{
+	uint64_t next = (at / PIECE + 1) * PIECE;
+
+	return next < end ? next : end;
+}
+
 /* What other machines have read of it: so that it is read from memory from the start. */
 static void ask_what_is_there(struct mb_share *s)
 {
@@ -297,7 +304,7 @@ static void ask_what_is_there(struct mb_share *s)
 			continue;
 		s->asked[i] = true;
 		for (uint64_t k = 0; k < s->max_held / 2 && k * PIECE < end; k++)
-			want(s, i, k * PIECE, end - k * PIECE < PIECE ? end - k * PIECE : PIECE, false);
+			want(s, i, k * PIECE, end_in_piece(k * PIECE, end) - k * PIECE, false);
 	}
 	__atomic_store_n(&s->stats.state,
 		!ready	  ? "on, without the commons"
@@ -326,9 +333,7 @@ static uint64_t end_of(const struct run *run)
 static void want_range(struct mb_share *s, unsigned base, uint64_t at, uint64_t end)
 {
 	for (uint64_t next; at < end && !is_over(s); at = next) {
-		next = (at / PIECE + 1) * PIECE;
-		if (next > end)
-			next = end;
+		next = end_in_piece(at, end);
 		want(s, base, at, next - at, true);
 	}
 }
@@ -400,9 +405,7 @@ static void merge_all(struct mb_share *s)
 
 		for (uint64_t end = end_of(&run), next; run.at < end && !is_over(s);
 			run.ram += next - run.at, run.at = next) {
-			next = (run.at / PIECE + 1) * PIECE;
-			if (next > end)
-				next = end;
+			next = end_in_piece(run.at, end);
 			run.n_pages = (uint32_t)((next - run.at) / PAGE);
 			merge(s, &run);
 		}
@@ -589,7 +592,6 @@ int mb_share_add_base(struct mb_share *s, int fd, unsigned *base, struct mb_erro
 	int rc = s->n_bases < MB_SHARE_MAX_BASES
 			 ? mb_commons_open_base(s->commons, fd, &s->base[s->n_bases])
 			 : -EMFILE;
-
 	off_t end = lseek(fd, 0, SEEK_END); /* a block device's, too; nobody reads by the offset */
 
 	if (rc)

@@ -19,24 +19,6 @@ static uint64_t bytes_soon(uint64_t bytes)
 	return ask().bytes;
 }
 
-/* Lines of /proc/self/maps that are in a view. */
-static unsigned n_maps(void)
-{
-	FILE *maps = fopen("/proc/self/maps", "re");
-	unsigned long long start;
-	char line[512];
-	unsigned n = 0;
-
-	while (fgets(line, sizeof(line), maps)) {
-		if (sscanf(line, "%llx", &start) != 1)
-			continue;
-		for (unsigned v = 0; v < n_views; v++)
-			n += start - (uintptr_t)view[v].base < BYTES;
-	}
-	fclose(maps);
-	return n;
-}
-
 /* ---- what it is for ---- */
 
 /* Of any size, in any views; then a write through one or the other. */

@@ -119,7 +119,7 @@ static bool make_machine(struct machine *m, unsigned n_views)
 {
 	struct mb_replicas_config replicas = {
 		.name = "share", .ram_bytes = RAM_BYTES, .n_views = n_views, .backoff_ns = 1000000};
-	struct mb_share_config config = {.name = "share",
+	struct mb_share_config config = {
 		.ram_bytes = RAM_BYTES,
 		.n_views = n_views,
 		.nodes = nodes,

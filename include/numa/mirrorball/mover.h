@@ -50,9 +50,9 @@ struct mb_mover_config {
 	 */
 	bool *small;
 	void (*keep_small)(void *ctx, uint64_t offset, bool small);
-	/* Whether what views show at this offset is another file's page, which stays where it is: then
-	 * it counts as there. As of about now: one may be moved, which is not wrong. NULL: never. */
-	bool (*elsewhere)(void *ctx, uint64_t offset);
+	/* Whether any page that views show there is another file's, which stays where it is: then it
+	 * counts as there. As of about now: one may be moved, which is not wrong. NULL: never. */
+	bool (*elsewhere)(void *ctx, uint64_t offset, uint64_t len);
 	void *ctx;
 };
 

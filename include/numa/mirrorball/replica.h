@@ -137,8 +137,8 @@ struct mb_merged {
  */
 int mb_replicas_merge(struct mb_replicas *replicas, uint64_t offset, uint64_t len,
 	const struct mb_replicas_source *source, struct mb_merged *done);
-/* Whether the page at this offset is merged; as of about now. Takes NULL. */
-bool mb_replicas_is_merged(const struct mb_replicas *replicas, uint64_t offset);
+/* Whether any page there is merged, all in 2 MiB; as of about now. Takes NULL. */
+bool mb_replicas_is_merged(const struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
 /* No page of it has a copy then, nor is merged. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);

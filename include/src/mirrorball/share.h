@@ -23,7 +23,6 @@ struct mb_replicas;
 #define MB_SHARE_MAX_BASES 16u
 
 struct mb_share_config {
-	const char *name; /* in messages; outlives it */
 	struct mb_replicas *replicas;
 	const void *own_base; /* the mapping that devices read into, ram_bytes long */
 	uint64_t ram_bytes;
