@@ -342,3 +342,15 @@ void storm_round(struct storm *s, unsigned n)
 			}
 	}
 }
+
+void storm_read_all(struct storm *s)
+{
+	struct bench *b = &s->b;
+
+	for (uint64_t at = 0; at < DISK_BYTES; at += 64 << 10) {
+		blk_fill(b, 0xee, 64 << 10);
+		ck_assert_uint_eq(
+			blk_request(b, VIRTIO_BLK_T_IN, at / 512, 64 << 10), VIRTIO_BLK_S_OK);
+		ck_assert_int_eq(memcmp(drv_at(&b->m, GPA_DATA(b)), s->shadow + at, 64 << 10), 0);
+	}
+}

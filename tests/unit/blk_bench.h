@@ -77,4 +77,7 @@ struct storm {
 void storm_start(struct storm *s, unsigned index);
 void storm_round(struct storm *s, unsigned n);
 
+/* All of the disk is as the shadow has it. */
+void storm_read_all(struct storm *s);
+
 #endif

@@ -129,18 +129,6 @@ static void ask_qemu(struct cow *c)
 	unlink(raw);
 }
 
-static void read_all(struct cow *c)
-{
-	struct bench *b = &c->s.b;
-
-	for (uint64_t at = 0; at < DISK_BYTES; at += 64 << 10) {
-		blk_fill(b, 0xee, 64 << 10);
-		ck_assert_uint_eq(
-			blk_request(b, VIRTIO_BLK_T_IN, at / 512, 64 << 10), VIRTIO_BLK_S_OK);
-		ck_assert_int_eq(memcmp(drv_at(&b->m, GPA_DATA(b)), c->s.shadow + at, 64 << 10), 0);
-	}
-}
-
 /* A write of one byte's value, here and in the shadow. */
 static void put(struct cow *c, uint8_t byte, uint64_t sector, uint32_t n_sectors)
 {
@@ -160,7 +148,7 @@ START_TEST(test_write_read)
 	open_disk(c);
 	ck_assert(!(drv_offered(&b->dev) & FEATURE(VIRTIO_BLK_F_RO)));
 	ck_assert(drv_offered(&b->dev) & FEATURE(VIRTIO_BLK_F_DISCARD));
-	read_all(c);
+	storm_read_all(&c->s);
 	put(c, 1, 0, 1);		    /* a part of a cluster: its beginning */
 	put(c, 2, 8 * 3 + 3, 2);	    /* its middle */
 	put(c, 3, 8 * 5 + 7, 1);	    /* its end */
@@ -169,7 +157,7 @@ START_TEST(test_write_read)
 	put(c, 6, DISK_BYTES / 512 - 1, 1); /* the last */
 	put(c, 7, 8 * 5 + 7, 1);	    /* in place */
 	put(c, 8, 8 * 5 + 6, 8 * 3);	    /* in place, and on */
-	read_all(c);
+	storm_read_all(&c->s);
 	ck_assert_uint_eq(blk_request(b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	/* Zeroes: whole clusters that have a place, and that have none; with parts at the ends. */
 	ck_assert_uint_eq(
@@ -178,18 +166,18 @@ START_TEST(test_write_read)
 	ck_assert_uint_eq(blk_range_request(b, VIRTIO_BLK_T_WRITE_ZEROES, 8 * 30 + 3, 8 * 9, 0),
 		VIRTIO_BLK_S_OK);
 	memset(c->s.shadow + (8 * 30 + 3) * 512, 0, 8 * 9 * 512);
-	read_all(c);
+	storm_read_all(&c->s);
 	/* And something on them. */
 	put(c, 9, 8 * 9 + 2, 1);
 	put(c, 10, 8 * 32 + 2, 1);
-	read_all(c);
+	storm_read_all(&c->s);
 	close_disk(c);
 	if (_i % 2)
 		ask_qemu(c);
 	else
 		memcpy(c->s.shadow, c->base, DISK_BYTES);
 	open_disk(c);
-	read_all(c);
+	storm_read_all(&c->s);
 	close_disk(c);
 	finish(c);
 }
@@ -247,7 +235,7 @@ START_TEST(test_reset_in_flight)
 		put(c, (uint8_t)at, at + 3, 61);
 		put(c, (uint8_t)at + 1, at, 3);
 	}
-	read_all(c);
+	storm_read_all(&c->s);
 	close_disk(c);
 	if (_i)
 		ask_qemu(c);
@@ -290,7 +278,7 @@ START_TEST(test_buffers)
 	for (unsigned i = 0; i < 32; i++)
 		ck_assert_uint_eq(
 			*(uint8_t *)drv_at(&b->m, b->arena + i * 4096 + 32), VIRTIO_BLK_S_OK);
-	read_all(c);
+	storm_read_all(&c->s);
 	close_disk(c);
 	finish(c);
 }
@@ -427,12 +415,12 @@ START_TEST(test_made_by_qemu)
 	memset(c->s.shadow + (3 << 20), 0x33, 512);
 	ask_qemu(c);
 	open_disk(c);
-	read_all(c);
+	storm_read_all(&c->s);
 	storm_round(&c->s, 1500);
 	close_disk(c);
 	ask_qemu(c);
 	open_disk(c);
-	read_all(c);
+	storm_read_all(&c->s);
 	storm_round(&c->s, 1500);
 	close_disk(c);
 	ask_qemu(c);
@@ -483,7 +471,7 @@ START_TEST(test_no_space)
 		}
 		put(c, 0x56, at, SECTORS_64K);
 	}
-	read_all(c);
+	storm_read_all(&c->s);
 	close_disk(c);
 	ask_qemu(c);
 	ck_assert_int_eq(umount2(dir, MNT_DETACH), 0);

@@ -100,6 +100,15 @@ static void finish(struct nbd *n)
 	free(n);
 }
 
+/* The machine is reset, and its next driver comes. */
+static void boot_again(struct bench *b)
+{
+	mb_blk_reset(b->blk);
+	drv_close(&b->dev);
+	drv_open(&b->dev, &b->m, 1);
+	bench_start(b, UINT64_MAX);
+}
+
 static void refused(struct nbd *n, bool ro, int rc, const char *text)
 {
 	struct mb_error err = {""};
@@ -109,18 +118,6 @@ static void refused(struct nbd *n, bool ro, int rc, const char *text)
 	ck_assert_msg(strstr(err.text, text) != NULL, "'%s' is not in '%s'", text, err.text);
 	ck_assert_int_eq(strncmp(err.text, "disk nbd", 8), 0);
 	ck_assert_ptr_null(strchr(err.text, '\n'));
-}
-
-static void read_all(struct nbd *n)
-{
-	struct bench *b = &n->s.b;
-
-	for (uint64_t at = 0; at < DISK_BYTES; at += 64 << 10) {
-		blk_fill(b, 0xee, 64 << 10);
-		ck_assert_uint_eq(
-			blk_request(b, VIRTIO_BLK_T_IN, at / 512, 64 << 10), VIRTIO_BLK_S_OK);
-		ck_assert_int_eq(memcmp(drv_at(&b->m, GPA_DATA(b)), n->s.shadow + at, 64 << 10), 0);
-	}
 }
 
 START_TEST(test_uris)
@@ -548,7 +545,7 @@ START_TEST(test_storm)
 	bench_start(&n->s.b, features);
 	n->s.gaps = true;
 	storm_round(&n->s, _i >= 8 ? 400 : 2000);
-	read_all(n);
+	storm_read_all(&n->s);
 	if (strstr(command, "disk")) {
 		uint8_t *file = malloc(DISK_BYTES);
 		char path[100];
@@ -597,10 +594,10 @@ START_TEST(test_cow)
 	n->s.b.cow = true;
 	bench_init_path(&n->s.b, false);
 	bench_start(&n->s.b, UINT64_MAX);
-	read_all(n);
+	storm_read_all(&n->s);
 	n->s.gaps = true;
 	storm_round(&n->s, 1500);
-	read_all(n);
+	storm_read_all(&n->s);
 	/* Nothing of it is the server's. */
 	ck_assert_int_eq(pread(fd, n->s.shadow, DISK_BYTES, 0), DISK_BYTES);
 	ck_assert_int_eq(memcmp(file, n->s.shadow, DISK_BYTES), 0);
@@ -781,10 +778,7 @@ START_TEST(test_killed)
 	/* What was acknowledged and not flushed may be gone. */
 	ck_assert_uint_eq(blk_request(b, VIRTIO_BLK_T_FLUSH, 0, 0),
 		flushed ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR);
-	mb_blk_reset(b->blk);
-	drv_close(&b->dev);
-	drv_open(&b->dev, &b->m, 1);
-	bench_start(b, UINT64_MAX);
+	boot_again(b);
 	wait_until_back(n);
 	ck_assert_uint_eq(blk_request(b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	finish(n);
@@ -838,10 +832,7 @@ START_TEST(test_one_connection)
 		usleep(1500000);
 	}
 	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
-	mb_blk_reset(n->s.b.blk);
-	drv_close(&n->s.b.dev);
-	drv_open(&n->s.b.dev, &n->s.b.m, 1);
-	bench_start(&n->s.b, UINT64_MAX);
+	boot_again(&n->s.b);
 	/* On either: written, not flushed, cut. */
 	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
 	ck_assert_uint_eq(blk_request(&n->s.b, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_OK);
@@ -981,10 +972,7 @@ START_TEST(test_killed_in_flight)
 		wait_until_back(n);
 	}
 	ck_assert(bad);
-	mb_blk_reset(n->s.b.blk);
-	drv_close(&n->s.b.dev);
-	drv_open(&n->s.b.dev, &n->s.b.m, 1);
-	bench_start(&n->s.b, UINT64_MAX);
+	boot_again(&n->s.b);
 	wait_until_back(n);
 	for (uint64_t at = 0; at < DISK_BYTES; at += 64 << 10) {
 		ck_assert_uint_eq(
@@ -992,7 +980,7 @@ START_TEST(test_killed_in_flight)
 		memcpy(n->s.shadow + at, drv_at(&n->s.b.m, GPA_DATA(&n->s.b)), 64 << 10);
 	}
 	storm_round(&n->s, 300);
-	read_all(n);
+	storm_read_all(&n->s);
 	finish(n);
 }
 END_TEST
