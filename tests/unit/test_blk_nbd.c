@@ -861,7 +861,8 @@ static uint8_t write_on(struct bench *b, unsigned queue)
 	return *(uint8_t *)drv_at(&b->m, status);
 }
 
-/* A flush waits for its connection while another one's server dies with what it had acknowledged. */
+/* A flush waits for its connection while another one's server dies with what it had acknowledged.
+ */
 START_TEST(test_held_flush)
 {
 	struct nbd *n = make(MEMORY "memory 4M");
