@@ -28,6 +28,7 @@
 #define TRIES	    1000u /* 10 ms apart, of who is patient */
 #define FEW_TRIES   3u
 #define READ_BYTES  (128ull << 10) /* at a time, of who gives up for a writer */
+#define MOST_LOOKS  16u		  /* at pages of a copy */
 #define BRING_PAGES 128u	  /* at a time */
 #define NAP_NS	    10000000l
 #define STORE_PAGES 128u /* half of them are mappings in store */
@@ -329,15 +330,18 @@ int mb_replica_is_wanted(const struct mb_replicas *r, uint64_t first, bool insis
 	return waits_for_it && !insist ? -ECANCELED : 0;
 }
 
-/* By its first, last and middle page; also if nobody can tell. */
+/* By some of its pages, among them the first and the last; also if nobody can tell. */
 static bool is_on(const struct mb_replicas *r, int node, char *stage, uint64_t n)
 {
-	void *page[] = {stage, stage + n / 2 * PAGE, stage + (n - 1) * PAGE};
-	int status[3];
+	const unsigned n_looks = n < MOST_LOOKS ? (unsigned)n : MOST_LOOKS;
+	void *page[MOST_LOOKS] = {stage};
+	int status[MOST_LOOKS];
 
-	if (r->calls->move_pages(0, 3, page, NULL, status, 0))
+	for (unsigned i = 1; i < n_looks; i++)
+		page[i] = stage + (n - 1) * i / (n_looks - 1) * PAGE;
+	if (r->calls->move_pages(0, n_looks, page, NULL, status, 0))
 		return true;
-	for (unsigned i = 0; i < 3; i++)
+	for (unsigned i = 0; i < n_looks; i++)
 		if (status[i] >= 0 && status[i] != node)
 			return false;
 	return true;

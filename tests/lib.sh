@@ -34,8 +34,13 @@ say() { # mark name ms [note]
 	printf '%-5s %-44s %5d.%d s%s\n' "$1" "$2" $(($3 / 1000)) $(($3 % 1000 / 100)) "${4:+  $4}"
 }
 
+# Its end, and before that what it says failed.
 show_log() {
-	[ -n "$verbose" ] || tail -n 40 "$1" 2>/dev/null | sed 's/^/      | /'
+	[ -z "$verbose" ] || return 0
+	{
+		head -n -40 "$1" | grep -a -A 3 '^FAILED' || true
+		tail -n 40 "$1"
+	} 2>/dev/null | sed 's/^/      | /'
 }
 
 # count WHAT N [NAME]: passed, failed, skipped tests, or those of the lab that were run again

@@ -30,14 +30,20 @@ fill() {
 	expect "$1: hardly any memory is free where it belongs" 1 "$(($(node_kib MemFree) * 25 < $(node_kib MemTotal)))"
 }
 
-# Everything begins on node 1, where only half of it belongs: the cpuset says so, and then no more.
+# born_on_node_1: what is started now has its memory there, since the cpuset says so; any_node: and then no more
+born_on_node_1() {
+	mkdir -p /sys/fs/cgroup/born
+	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
+	echo 1 >/sys/fs/cgroup/born/cpuset.mems
+	# shellcheck disable=SC2016 # of the inner shell
+	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/born/cgroup.procs; exec "$@"' sh)
+}
+any_node() { echo 0-1 >/sys/fs/cgroup/born/cpuset.mems; }
+
+# Everything begins on node 1, where only half of it belongs.
 wrong() {
 	local before after moved=0 end
-	mkdir -p /sys/fs/cgroup/wrong
-	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
-	echo 1 >/sys/fs/cgroup/wrong/cpuset.mems
-	# shellcheck disable=SC2016 # of the inner shell
-	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/wrong/cgroup.procs; exec "$@"' sh)
+	born_on_node_1
 	begin wrong private size=64M ms=400000
 	as_user=()
 	answers wrong
@@ -45,7 +51,7 @@ wrong() {
 	before=$(kib_on_nodes "$pid" ram)
 	echo "wrong: $(asked wrong "(m['locality'] or 0) * 100") % local at first"
 	fill wrong
-	echo 0-1 >/sys/fs/cgroup/wrong/cpuset.mems
+	any_node
 	end=$((SECONDS + 150))
 	until [ "${moved:-0}" -ge $((24 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
 		sleep 1
@@ -68,13 +74,25 @@ wrong() {
 	expect "wrong: status" 130 "$status"
 }
 
-# Home is on node 1, since node 0 is full of file caches; the copy for who runs on node 0 is there nevertheless. What there is
+# Home is on node 1, and node 0 is full of file caches: the copy for who runs on node 0 is there nevertheless. What there is
 # on node 1 is for the other view, of what has its home on node 0.
 crowded() {
-	local end=$((SECONDS + 120)) here=0 there=0 home
+	local end here there home i
 	fill crowded
+	born_on_node_1
 	start crowded --quiet --views 2 --cpus 4 --memory 256M --track on,budget=50 --migrate on --replicas 50% splash readshare size=16M ms=400000
+	as_user=()
 	answers crowded
+	# Sooner than the first copy
+	for ((i = 0; i < 100; i++)); do
+		read -r here there _ < <(kib_on_nodes "$pid" ram)
+		[ "$there" -lt $((12 << 10)) ] || break
+		sleep 0.1
+	done
+	any_node
+	expect "crowded: at home on node 1" "1 1" "$((here < 4096)) $((there >= 12 << 10))"
+	here=0
+	end=$((SECONDS + 120))
 	until [ "${here:-0}" -ge $((4 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
 		sleep 1
 		read -r here there _ < <(kib_on_nodes "$pid" copies)

@@ -15,13 +15,19 @@ replicas() {
 	has=$(python3 -c "import json, sys; r = json.load(open(sys.argv[1]))['replicas']; print(int(r['bytes'] > 0), int(r['faults'] > 0), r)" "$1.numa")
 }
 
-# tell_map NAME: what the map shows, and what of the guest that is
-tell_map() {
-	local tell
+# look NAME: at the map, and what of the guest has copies; whether that is of each kind
+look() {
 	mirrorball heat --json --seconds 3 --interval 0.5 "$1" >"$1.heat" || bad "$1: mirrorball heat --json"
+	tell=$(/in/copied-what "$1.heat" "$1.out")
+	grep -Eq '\bcode=[1-9]' <<<"$tell" && grep -Eq '\b(rodata|cache)=[1-9]' <<<"$tell"
+}
+
+# tell_map NAME: what the map shows, and what of the guest that is, within two minutes
+tell_map() {
+	local tell end=$((SECONDS + 120))
+	until look "$1" || [ "$SECONDS" -ge "$end" ]; do :; done
 	mirrorball heat --once --seconds 1 "$1" >"$1.map" || bad "$1: mirrorball heat --once"
 	cat "$1.map"
-	tell=$(/in/copied-what "$1.heat" "$1.out")
 	echo "$1: $tell"
 	holds "$1: the kernel's code got copies" 'code > 0'
 	holds "$1: and more that is only read" 'rodata + cache > 0'
@@ -31,19 +37,16 @@ tell_map() {
 
 # tell_replicas NAME: as far as its script has come
 tell_replicas() {
-	local end has=0 record
+	local has record
 	mirrorball heat "$1" --svg "$LAB_OUT/$1.svg" --seconds 800 --interval 2 &
 	record=$!
 	await "$1.out" '^LOADED' "$run_seconds" || bad "$1: comes so far"
-	end=$((SECONDS + 25))
-	until [ "${has%% *}" = 1 ] || [ "$SECONDS" -ge "$end" ]; do
-		replicas "$1"
-		sleep 1
-	done
-	echo "$1: ${has#* }"
 	tell_map "$1"
 	kill "$record" && wait "$record" # the picture ends there
+	replicas "$1"
+	echo "$1: ${has#* }"
 	expect "$1: there are copies as another kernel takes over" 1 "${has%% *}"
+	printf '\n' >&"$keys"
 	await "$1.out" '^SECOND' "$boot_seconds" || bad "$1: the second kernel"
 	replicas "$1"
 	echo "$1: ${has#* }"
@@ -57,9 +60,10 @@ copies() {
 		--track on,budget=20 --replicas 200% --disk "/lab/guest/root$lane.img" \
 		--disk "$(padded $kernel),ro" --disk "$(padded $initrd),ro" <<-END
 		want=\$(cat /root/want 2>/dev/null)
+		rounds="1 2"
 		worker() {
 			local round
-			for round in 1 2; do
+			for round in \$rounds; do
 				dd if=/root/made of=/root/file\$1 bs=256k oflag=direct status=none
 				same "\$want" "\$(dd if=/root/file\$1 bs=256k iflag=direct status=none | sha256sum)" || return
 				same "\$want" "\$(gzip -1 </root/made | gzip -d | sha256sum)" || return
@@ -85,6 +89,7 @@ copies() {
 			echo '#!/bin/bash'
 			echo 'export PATH=/usr/sbin:/usr/bin HOME=/root; ln -s /proc/self/fd /dev/fd; mount -t tmpfs tmp /tmp'
 			declare -p want
+			echo 'rounds=1'
 			declare -f check same quiet_kernel worker all_compute
 			cat <<'SECOND'
 		failed=0
@@ -111,10 +116,11 @@ copies() {
 			(taskset -p -c \$cpu \$BASHPID >/dev/null; while :; do sha256sum </root/made >/dev/null; done) &
 		done
 		echo LOADED
-		sleep 30
+		read -r _
 		kexec_now
 		}
 		if [ -n "\$want" ]; then
+			rounds=1
 			all_compute ", after a reset"
 			quiet_kernel
 		else

@@ -3,7 +3,7 @@
 # Stock guests tell what memory they have freed (virtio balloon, free page reporting): the host has it back within seconds, and
 # the guest gets it anew, with what it writes and nothing else, while memory moves, has copies and is tracked. One of them
 # relies on freed memory being zero (init_on_free).
-# tests/run: last 140
+# tests/run: last 120
 lab_options=(--memory-per-node 3G)
 . "$(dirname "$0")/guests.sh"
 
@@ -131,7 +131,7 @@ storms() {
 			    children.append(child)
 			sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 			PYTHON
-			check "memory is as it was written" python3 /tmp/churn.py 25
+			check "memory is as it was written" python3 /tmp/churn.py 15
 			cat /run/said
 			quiet_kernel
 		END

@@ -14,9 +14,17 @@
 /* A writer goes on before all is given back. */
 static uint64_t bytes_soon(uint64_t bytes)
 {
-	for (unsigned i = 0; i < 1000 && ask().bytes != bytes; i++)
+	for (unsigned i = 0; i < 10000 && ask().bytes != bytes; i++)
 		usleep(1000);
 	return ask().bytes;
+}
+
+/* And before it is counted. */
+static uint64_t faults_soon(uint64_t n)
+{
+	for (unsigned i = 0; i < 10000 && ask().n_faults < n; i++)
+		usleep(1000);
+	return ask().n_faults;
 }
 
 /* ---- what it is for ---- */
@@ -300,7 +308,7 @@ START_TEST(test_protect)
 	check();
 	write_pages(3, 2);
 	*word_at(0, 500 * PAGE) = word(500 * PAGE);
-	ck_assert_uint_eq(ask().n_faults, 3);
+	ck_assert_uint_eq(faults_soon(3), 3);
 	/* Again: there. */
 	d = (struct mb_replicated){0};
 	ck_assert_int_eq(mb_replicas_protect(replicas, 0, BLOCK, &d), 0);
