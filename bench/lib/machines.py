@@ -12,7 +12,8 @@ QEMU_MICROVM = "qemu microvm"
 QEMU_MICROVM_ACPI = "qemu microvm, acpi"
 QEMU_IOTHREAD = "qemu pc, iothread"
 QEMU_VHOST = "qemu pc, vhost"
-QEMU_KSM = "qemu pc, KSM"  # the host merges equal pages
+QEMU_KSM = "qemu pc, KSM"  # the host merges equal pages, as fast as it can
+QEMU_KSM_DEFAULT = "qemu pc, KSM as it comes"
 # A KVM that lacks an MSR which QEMU takes for given refuses the first.
 QEMU_CPUS = ("host", "host,arch-capabilities=off", "qemu64")
 
