@@ -62,6 +62,8 @@ def end_sharing(machine):
         set_ksm({"run": 0})
     for pid in named("mirrorballd"):
         os.kill(pid, 15)
+    while named("mirrorballd"):  # the next one's CPU time begins without it
+        time.sleep(0.1)
 
 
 def named(name):
