@@ -10,6 +10,7 @@
 #include <mirrorball/clock.h>
 #include <mirrorball/commons.h>
 #include <mirrorball/commons_server.h>
+#include <mirrorball/footprint.h>
 #include <mirrorball/ram_file.h>
 #include <mirrorball/replica.h>
 #include <mirrorball/share.h>
@@ -233,6 +234,24 @@ static void write_word(struct machine *m, unsigned view, uint64_t page, uint64_t
 	m->wrote[page] = value;
 }
 
+/* What Linux tells of this process, which is machines of so many views. */
+static void is_told(uint64_t merged_bytes, unsigned n_views)
+{
+	struct mb_footprint f;
+	struct mb_error err;
+	struct stat st;
+	char tag[64];
+
+	ck_assert_int_eq(fstat(base_fd, &st), 0);
+	snprintf(tag, sizeof(tag), "%lx:%lx", st.st_dev, st.st_ino);
+	ck_assert_msg(!mb_footprint_read(getpid(), n_views, &f, &err), "%s", err.text);
+	ck_assert_uint_eq(f.n_origins, 1);
+	ck_assert_str_eq(f.origin[0].tag, tag);
+	ck_assert_uint_eq(f.shared_bytes, merged_bytes);
+	ck_assert_uint_gt(f.shared_pss_bytes, 0);
+	ck_assert_uint_gt(f.private_bytes, 0);
+}
+
 /* ---- what it is for ---- */
 
 START_TEST(test_shares)
@@ -261,6 +280,7 @@ START_TEST(test_shares)
 	ck_assert_uint_eq(n_wrong(&machines[1]), 0);
 	ck_assert_uint_eq(ask(&machines[0]).merged_bytes, (n - 1) * PAGE);
 	ck_assert_uint_eq(home_bytes(&machines[0]), RAM_BYTES - (n - 1) * PAGE);
+	is_told((n - 1 + 2 * n) * PAGE, n_views);
 	/* A machine that begins now reads it from memory without having read it. */
 	ck_assert(make_machine(&machines[2], n_views));
 	for (unsigned i = 0; i < 1000 && !read_base(&machines[2], 1, 2000, 300); i++)
