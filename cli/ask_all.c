@@ -44,8 +44,8 @@ json_t *cli_said_json(const struct cli_said *said)
 }
 
 static int ask_and_show(const struct cli_command *command, const struct cli_json_asked *asked,
-	struct cli_said *said, unsigned n, int (*show)(void *ctx, struct cli_said *said, unsigned n),
-	void *ctx)
+	struct cli_said *said, unsigned n,
+	int (*show)(void *ctx, struct cli_said *said, unsigned n), void *ctx)
 {
 	unsigned n_running = 0;
 	int status = CLI_OK;

@@ -18,14 +18,15 @@ struct cli_said {
 };
 
 /*
- * The rest of a command that asks all machines of this user for `stat`: show gets what all have said, by
- * name and PID, and prints it; -ENOMEM. It is not called where no machine runs, unless JSON is
- * wanted; what a machine did not answer is said afterwards. Returns the exit status.
+ * The rest of a command that asks all machines of this user for `stat`: show gets what all have
+ * said, by name and PID, and prints it; -ENOMEM. It is not called where no machine runs, unless
+ * JSON is wanted; what a machine did not answer is said afterwards. Returns the exit status.
  */
 int cli_ask_all_main(const struct cli_command *command, const struct cli_json_asked *asked,
 	int (*show)(void *ctx, struct cli_said *said, unsigned n), void *ctx);
 
-/* As a member of a list, with one reference: its answer, or who did not answer and why. NULL: out of memory. */
+/* As a member of a list, with one reference: its answer, or who did not answer and why. NULL: out
+ * of memory. */
 json_t *cli_said_json(const struct cli_said *said);
 
 #endif

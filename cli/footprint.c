@@ -49,20 +49,24 @@ static struct tag read_tag(const char *text)
 
 /*
  * Of the same file there may be another state, which has changed since: the one that more machines
- * have is the one that is meant. NULL: the daemon knows of none, as one that began after this machine.
+ * have is the one that is meant. NULL: the daemon knows of none, as one that began after this
+ * machine.
  */
 static const json_t *find_base(const json_t *commons, const struct tag *tag)
 {
-	const json_t *bases = json_object_get(commons, "bases"), *base, *best = NULL;
-	size_t i;
+	const json_t *bases = json_object_get(commons, "bases"), *best = NULL;
+	uint64_t most = 0;
 
-	json_array_foreach(bases, i, base)
-		if (tag->is_base && cli_footprint_number(base, "device") == tag->device &&
-			cli_footprint_number(base, "inode") == tag->inode &&
-			cli_footprint_number(base, "sharers") &&
-			(!best || cli_footprint_number(base, "sharers") >
-					  cli_footprint_number(best, "sharers")))
-			best = base;
+	for (size_t i = 0; i < json_array_size(bases) && tag->is_base; i++) {
+		const json_t *base = json_array_get(bases, i);
+		uint64_t sharers = cli_footprint_number(base, "sharers");
+
+		if (cli_footprint_number(base, "device") != tag->device ||
+			cli_footprint_number(base, "inode") != tag->inode || sharers <= most)
+			continue;
+		most = sharers;
+		best = base;
+	}
 	return best;
 }
 
@@ -74,10 +78,14 @@ static json_t *origin_json(const struct mb_footprint_origin *origin, const json_
 	const char *path = json_string_value(json_object_get(base, "path"));
 
 	mb_json_put(object, "path", path ? json_string(path) : json_null(), rc);
-	mb_json_put(object, "device", tag.is_base ? json_integer((json_int_t)tag.device) : json_null(), rc);
-	mb_json_put(object, "inode", tag.is_base ? json_integer((json_int_t)tag.inode) : json_null(), rc);
+	mb_json_put(object, "device",
+		tag.is_base ? json_integer((json_int_t)tag.device) : json_null(), rc);
+	mb_json_put(object, "inode",
+		tag.is_base ? json_integer((json_int_t)tag.inode) : json_null(), rc);
 	mb_json_put(object, "others",
-		base ? json_integer((json_int_t)cli_footprint_number(base, "sharers") - 1) : json_null(), rc);
+		base ? json_integer((json_int_t)cli_footprint_number(base, "sharers") - 1)
+		     : json_null(),
+		rc);
 	mb_json_put_number(object, "shared_bytes", origin->shared_bytes, rc);
 	mb_json_put_number(object, "shared_proportional_bytes", origin->pss_bytes, rc);
 	return object;
@@ -96,7 +104,8 @@ static json_t *footprint_json(const struct mb_footprint *f, const json_t *common
 	mb_json_put_number(object, "shared_proportional_bytes", f->shared_pss_bytes, rc);
 	mb_json_put_number(object, "shared_bytes", f->shared_bytes, rc);
 	mb_json_put_number(object, "saved_bytes",
-		f->shared_bytes > f->shared_pss_bytes ? f->shared_bytes - f->shared_pss_bytes : 0, rc);
+		f->shared_bytes > f->shared_pss_bytes ? f->shared_bytes - f->shared_pss_bytes : 0,
+		rc);
 	mb_json_put(object, "origins", origins, rc);
 	return object;
 }
@@ -120,8 +129,8 @@ int cli_footprint_add(json_t *answer, const json_t *commons)
 }
 
 /*
- * The commons take what they hold, whoever maps it: of that, machines' proportional parts are some. Without
- * a daemon those who map it are all there are, and their parts are all of it.
+ * The commons take what they hold, whoever maps it: of that, machines' proportional parts are some.
+ * Without a daemon those who map it are all there are, and their parts are all of it.
  */
 json_t *cli_footprint_host(const json_t *answers, const json_t *commons)
 {
@@ -205,19 +214,21 @@ void cli_footprint_show(const json_t *footprint, int width)
 		printf("%-*s not known: %s\n", width, "footprint", error);
 		return;
 	}
-	cli_format_bytes(cli_footprint_number(footprint, "proportional_bytes"), total, sizeof(total));
+	cli_format_bytes(
+		cli_footprint_number(footprint, "proportional_bytes"), total, sizeof(total));
 	printf("%-*s %s\n", width, "footprint", total);
 	show_bytes(footprint, "private_bytes", "private", width);
 	json_array_foreach(json_object_get(footprint, "origins"), i, origin)
 	{
 		char shared[32], counted[32], with[256];
 
-		cli_format_bytes(cli_footprint_number(origin, "shared_bytes"), shared, sizeof(shared));
+		cli_format_bytes(
+			cli_footprint_number(origin, "shared_bytes"), shared, sizeof(shared));
 		cli_format_bytes(cli_footprint_number(origin, "shared_proportional_bytes"), counted,
 			sizeof(counted));
 		cli_footprint_format_others(origin, with, sizeof(with));
-		printf("  %-*s %s with %s; %s of it count here\n", width - 2, "shared", shared, with,
-			counted);
+		printf("  %-*s %s with %s; %s of it count here\n", width - 2, "shared", shared,
+			with, counted);
 	}
 	show_bytes(footprint, "copies_bytes", "copies", width);
 	show_bytes(footprint, "monitor_bytes", "monitor", width);

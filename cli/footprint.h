@@ -12,12 +12,14 @@
 json_t *cli_footprint_commons(void);
 
 /*
- * Looks at the machine whose answer to `stat` this is and puts "footprint" into it: an object, with "error"
- * only where that was not possible. commons: of cli_footprint_commons, or NULL. 0 or -ENOMEM.
+ * Looks at the machine whose answer to `stat` this is and puts "footprint" into it: an object, with
+ * "error" only where that was not possible. commons: of cli_footprint_commons, or NULL. 0 or
+ * -ENOMEM.
  */
 int cli_footprint_add(json_t *answer, const json_t *commons);
 
-/* What all of these machines' answers (a list) take: "machines", "taken_bytes" and others. NULL: out of memory. */
+/* What all of these machines' answers (a list) take: "machines", "taken_bytes" and others. NULL:
+ * out of memory. */
 json_t *cli_footprint_host(const json_t *answers, const json_t *commons);
 
 /* A number of an object; 0 where there is none. */

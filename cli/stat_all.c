@@ -94,7 +94,8 @@ static int show_table(const struct cli_said *said, unsigned n, const json_t *hos
 static void say_what_is_unknown(struct all *all, const struct cli_said *said, unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
-		const json_t *why = json_object_get(json_object_get(said[i].answer, "footprint"), "error");
+		const json_t *why =
+			json_object_get(json_object_get(said[i].answer, "footprint"), "error");
 
 		if (!why)
 			continue;

@@ -20,8 +20,8 @@ void cli_table_show(const struct cli_column *columns, unsigned n_columns,
 	int width[32];
 
 	for (unsigned c = 0; c < n_columns; c++)
-		width[c] = width_of(columns, n_columns, cell, n_rows, c) *
-			   (columns[c].right ? 1 : -1);
+		width[c] =
+			width_of(columns, n_columns, cell, n_rows, c) * (columns[c].right ? 1 : -1);
 	width[n_columns - 1] = 0;
 	for (unsigned c = 0; c < n_columns; c++)
 		printf("%*s%s", width[c], columns[c].title, c + 1 < n_columns ? "  " : "\n");

@@ -44,8 +44,7 @@ static bool begins(const char *text, const char *with)
 
 static bool is_file(const char *path, const char *name)
 {
-	return begins(path, name) &&
-	       (!path[strlen(name)] || !strcmp(path + strlen(name), DELETED));
+	return begins(path, name) && (!path[strlen(name)] || !strcmp(path + strlen(name), DELETED));
 }
 
 /* The origin of a piece, made if need be: behind the name "-TAG". */
@@ -83,7 +82,8 @@ static unsigned kind_of(struct mb_footprint *f, const char *path)
 	return begins(path, COMMONS) ? origin_of(f, path) : MONITOR;
 }
 
-/* The page table's entries of a page are ours and others', so many that its part is no whole KiB. */
+/* The page table's entries of a page are ours and others', so many that its part is no whole KiB.
+ */
 static bool may_be_cut(const struct mapping *m)
 {
 	if (!m->shared_kib)
@@ -99,7 +99,8 @@ static void finish_mapping(struct reader *r)
 	struct mapping *m = &r->at;
 	uint64_t own_kib = m->kind < SHARED ? 0 : m->anonymous_kib;
 
-	/* Written before that was trapped: it is a page of its own until it is that of the machine. */
+	/* Written before that was trapped: it is a page of its own until it is that of the machine.
+	 */
 	own_kib = own_kib < m->pss_kib ? own_kib : m->pss_kib;
 	r->sum[PRIVATE].pss_kib += own_kib;
 	r->sum[m->kind].pss_kib += m->pss_kib - own_kib;
@@ -117,8 +118,8 @@ static bool is_head(const char *line, struct mapping *m, const char **path)
 	char flags[8];
 	int n = -1;
 
-	if (sscanf(line, "%llx-%llx %7s %llx %x:%x %llu %n", &start, &end, flags, &offset, &major, &minor,
-		    &inode, &n) != 7 ||
+	if (sscanf(line, "%llx-%llx %7s %llx %x:%x %llu %n", &start, &end, flags, &offset, &major,
+		    &minor, &inode, &n) != 7 ||
 		n < 0 || end <= start || strlen(flags) != 4)
 		return false;
 	*m = (struct mapping){.bytes = end - start, .is_private = flags[3] == 'p'};

@@ -26,12 +26,12 @@ struct mb_footprint_origin {
 };
 
 struct mb_footprint {
-	uint64_t pss_bytes; /* the sum of the next four */
-	uint64_t private_bytes; /* guest memory that is nobody else's */
-	uint64_t copies_bytes;	/* of guest memory, for other views */
+	uint64_t pss_bytes;	   /* the sum of the next four */
+	uint64_t private_bytes;	   /* guest memory that is nobody else's */
+	uint64_t copies_bytes;	   /* of guest memory, for other views */
 	uint64_t shared_pss_bytes; /* of all origins */
-	uint64_t monitor_bytes; /* program, libraries, heap, stacks, whatever else */
-	uint64_t shared_bytes;	/* of all origins */
+	uint64_t monitor_bytes;	   /* program, libraries, heap, stacks, whatever else */
+	uint64_t shared_bytes;	   /* of all origins */
 	/* Where there are more, the last one is all others. */
 	struct mb_footprint_origin origin[MB_FOOTPRINT_MAX_ORIGINS];
 	unsigned n_origins;
