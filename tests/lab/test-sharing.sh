@@ -12,8 +12,8 @@ sharing() { mirrorball stat "$1" --json | python3 -c 'import json, sys; print(js
 
 # footprint NAME: that what stat says adds up to what Linux does (PSS), within 1 %, while the guest waits; and with whom it shares.
 footprint() {
-	python3 - "$1" <<-'END'
-		import json, subprocess, sys
+	python3 - "$1" "$base" <<-'END'
+		import json, os, subprocess, sys
 		def asked(*words):
 		    return json.loads(subprocess.run(["mirrorball", *words, "--json"], check=True, capture_output=True).stdout)
 		def pss(pid):
@@ -36,7 +36,7 @@ footprint() {
 		# The next daemon does not know what was mapped before; here the second guest has it killed.
 		if sys.argv[1] == "two":
 		    (origin,) = f["origins"]
-		    assert origin["path"] == "/lab/guest/root0.img", origin
+		    assert origin["path"] == os.path.realpath(sys.argv[2]), origin
 		    assert origin["others"] in (len(running) - 1, len(asked("ps")) - 1), running
 	END
 }
