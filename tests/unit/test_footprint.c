@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What /proc tells of a machine's memory, in sums: of texts as Linux writes them and as it does not, and of this process. */
+/* What /proc tells of a machine's memory, in sums: of texts as Linux writes them and as it does
+ * not, and of this process. */
 #include "footprint.h"
 #include "run.h"
 #include <errno.h>
@@ -13,17 +14,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096ull
-#define MIB  (1ull << 20)
+#define PAGE   4096ull
+#define MIB    (1ull << 20)
 #define NOBODY 65534
 
 /* One mapping of it; numbers in KiB. */
 #define MAPPING(range, flags, path, rss, pss, shared, anonymous)                                   \
 	range " " flags " 00000000 00:01 1042                       " path "\n"                    \
-	      "Size:               9999 kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\n" \
-	      "Rss:     " #rss " kB\nPss:     " #pss " kB\nPss_Dirty:   77777 kB\n"                    \
-	      "Shared_Clean:     0 kB\nShared_Dirty:     " #shared " kB\nPrivate_Clean:     0 kB\n"     \
-	      "Private_Dirty:   5 kB\nReferenced:   5 kB\nAnonymous:   " #anonymous " kB\n"             \
+	      "Size:               9999 kB\nKernelPageSize:        4 kB\nMMUPageSize:           "  \
+	      "4 kB\n"                                                                             \
+	      "Rss:     " #rss " kB\nPss:     " #pss " kB\nPss_Dirty:   77777 kB\n"                \
+	      "Shared_Clean:     0 kB\nShared_Dirty:     " #shared                                 \
+	      " kB\nPrivate_Clean:     0 kB\n"                                                     \
+	      "Private_Dirty:   5 kB\nReferenced:   5 kB\nAnonymous:   " #anonymous " kB\n"        \
 	      "LazyFree:  0 kB\nTHPeligible:           0\nVmFlags: rd wr mr mw me\n"
 
 static FILE *text_file(const char *text)
@@ -61,22 +64,30 @@ static void adds_up(const struct mb_footprint *f)
 
 START_TEST(test_kinds)
 {
-	static const char smaps[] =
-		MAPPING("00400000-00401000", "r-xp", "/usr/bin/mirrorball", 400, 100, 400, 0)
-		MAPPING("7f0000000000-7f0000400000", "rw-s", "/memfd:mirrorball-ram (deleted)", 200, 100, 200, 0)
-		MAPPING("7f0100000000-7f0100400000", "rw-s", "/mirrorball-ram (deleted)", 200, 100, 200, 0)
-		MAPPING("7f0200000000-7f0200001000", "rw-p", "/memfd:mirrorball-commons-fe01:1a (deleted)", 4, 1, 4, 0)
-		MAPPING("7f0300000000-7f0300001000", "rw-p", "/memfd:mirrorball-commons-fe01:1a (deleted)", 4, 1, 4, 0)
-		MAPPING("7f0400000000-7f0400801000", "r--s", "/memfd:mirrorball-commons-fe01:1a (deleted)", 8, 2, 8, 0)
-		MAPPING("7f0500000000-7f0500002000", "rw-p", "/memfd:mirrorball-commons-fe01:1a0 (deleted)", 8, 6, 4, 4)
-		MAPPING("7f0510000000-7f0510002000", "rw-p", "/memfd:mirrorball-commons-fe01:1a0 (deleted)", 0, 0, 0, 0)
-		MAPPING("7f0600000000-7f0600002000", "rw-s", "/memfd:mirrorball-copies (deleted)", 8, 8, 0, 0)
+	static const char smaps[] = MAPPING("00400000-00401000", "r-xp", "/usr/bin/mirrorball", 400,
+		100, 400, 0) MAPPING("7f0000000000-7f0000400000", "rw-s",
+		"/memfd:mirrorball-ram (deleted)", 200, 100, 200,
+		0) MAPPING("7f0100000000-7f0100400000", "rw-s", "/mirrorball-ram (deleted)", 200,
+		100, 200, 0) MAPPING("7f0200000000-7f0200001000", "rw-p",
+		"/memfd:mirrorball-commons-fe01:1a (deleted)", 4, 1, 4,
+		0) MAPPING("7f0300000000-7f0300001000", "rw-p",
+		"/memfd:mirrorball-commons-fe01:1a (deleted)", 4, 1, 4, 0)
+		MAPPING("7f0400000000-7f0400801000", "r--s",
+			"/memfd:mirrorball-commons-fe01:1a (deleted)", 8, 2, 8, 0)
+			MAPPING("7f0500000000-7f0500002000", "rw-p",
+				"/memfd:mirrorball-commons-fe01:1a0 (deleted)", 8, 6, 4, 4)
+				MAPPING("7f0510000000-7f0510002000", "rw-p",
+					"/memfd:mirrorball-commons-fe01:1a0 (deleted)", 0, 0, 0, 0)
+					MAPPING("7f0600000000-7f0600002000", "rw-s",
+						"/memfd:mirrorball-copies (deleted)", 8, 8, 0, 0)
 		/* Named alike, but not what they are taken for. */
-		MAPPING("7f0700000000-7f0700002000", "rw-s", "/memfd:mirrorball-ramp (deleted)", 1, 1, 0, 0)
-		MAPPING("7f0800000000-7f0800002000", "rw-p", "/home/me/mirrorball-ram", 2, 2, 0, 0)
-		MAPPING("7f0900000000-7f0900002000", "rw-p", "[heap]", 16, 16, 0, 16)
-		MAPPING("7f0a00000000-7f0a00002000", "rw-p", "", 32, 32, 0, 32)
-		MAPPING("ffffffffff600000-ffffffffff601000", "--xp", "[vsyscall]", 0, 0, 0, 0);
+		MAPPING("7f0700000000-7f0700002000", "rw-s", "/memfd:mirrorball-ramp (deleted)", 1,
+			1, 0, 0) MAPPING("7f0800000000-7f0800002000", "rw-p",
+			"/home/me/mirrorball-ram", 2, 2, 0, 0)
+			MAPPING("7f0900000000-7f0900002000", "rw-p", "[heap]", 16, 16, 0, 16)
+				MAPPING("7f0a00000000-7f0a00002000", "rw-p", "", 32, 32, 0, 32)
+					MAPPING("ffffffffff600000-ffffffffff601000", "--xp",
+						"[vsyscall]", 0, 0, 0, 0);
 	struct mb_footprint f;
 
 	ck_assert_int_eq(parse(smaps, NULL, 2, &f), 0);
@@ -108,7 +119,9 @@ START_TEST(test_cut_off)
 			"%x-%x rw-p 00000000 00:01 1 /memfd:mirrorball-commons-1:%u (deleted)\n"
 			"Rss: 4 kB\nPss: 1 kB\nShared_Dirty: 4 kB\n",
 			i * 8192, i * 8192 + 4096, i % 2);
-	fputs(MAPPING("7f0000000000-7f0000400000", "rw-s", "/memfd:mirrorball-ram (deleted)", 200, 100, 200, 0), out);
+	fputs(MAPPING("7f0000000000-7f0000400000", "rw-s", "/memfd:mirrorball-ram (deleted)", 200,
+		      100, 200, 0),
+		out);
 	fclose(out);
 	snprintf(rollup, sizeof(rollup), "%sRss: 1 kB\nPss:   4100 kB\nPss_Anon: 9 kB\n", head);
 	ck_assert_int_eq(parse(smaps, rollup, 1, &f), 0);
@@ -135,10 +148,12 @@ START_TEST(test_odd)
 	static const char *const nothing[] = {"\n", "Rss: 4 kB\nPss: 4 kB\n", "no smaps at all",
 		"7f00-7f10\n", "7f10-7f00 rw-p 0 00:01 1 /memfd:mirrorball-ram\nPss: 4 kB\n",
 		"7f00-7f10 rw-pp 0 00:01 1 x\nPss: 4 kB\n", "abba: 12 kB\n"};
-	static const char cut_short[] = "Pss: 100 kB\n"
-					"1000-2000 rw-s 0 00:01 1   /memfd:mirrorball-ram\nRss:\nPss: x kB\nPss: 4";
-	static const char no_commons_tag[] = "1000-3000 rw-p 0 00:01 1 /memfd:mirrorball-commons (deleted)\nPss: 4 kB\n"
-					     "3000-4000 rw-p 0 00:01 1 /memfd:mirrorball-commons\nPss: 4 kB";
+	static const char cut_short[] =
+		"Pss: 100 kB\n"
+		"1000-2000 rw-s 0 00:01 1   /memfd:mirrorball-ram\nRss:\nPss: x kB\nPss: 4";
+	static const char no_commons_tag[] =
+		"1000-3000 rw-p 0 00:01 1 /memfd:mirrorball-commons (deleted)\nPss: 4 kB\n"
+		"3000-4000 rw-p 0 00:01 1 /memfd:mirrorball-commons\nPss: 4 kB";
 	struct mb_footprint f;
 
 	for (unsigned i = 0; i < sizeof(nothing) / sizeof(nothing[0]); i++)
@@ -164,7 +179,9 @@ START_TEST(test_many_origins)
 	FILE *out = open_memstream(&smaps, &len);
 
 	for (unsigned i = 0; i < 100; i++)
-		fprintf(out, "%x-%x rw-p 0 00:01 1 /memfd:mirrorball-commons-%u%0200u (deleted)\nPss: 4 kB\n",
+		fprintf(out,
+			"%x-%x rw-p 0 00:01 1 /memfd:mirrorball-commons-%u%0200u (deleted)\nPss: 4 "
+			"kB\n",
 			(i + 1) * 4096, (i + 2) * 4096, i, 7);
 	fclose(out);
 	ck_assert_int_eq(parse(smaps, NULL, 1, &f), 0);
@@ -215,10 +232,11 @@ static uint64_t number(const json_t *answer, const char *key)
 
 START_TEST(test_process)
 {
-	json_t *commons = json_loads("{\"held_bytes\": 3145728, \"bases\": ["
-				     "{\"path\": \"/old.img\", \"device\": 65025, \"inode\": 26, \"sharers\": 0},"
-				     "{\"path\": \"/x/root.img\", \"device\": 65025, \"inode\": 26, \"sharers\": 8},"
-				     "{\"path\": \"/y.img\", \"device\": 65025, \"inode\": 27, \"sharers\": 9}]}",
+	json_t *commons = json_loads(
+		"{\"held_bytes\": 3145728, \"bases\": ["
+		"{\"path\": \"/old.img\", \"device\": 65025, \"inode\": 26, \"sharers\": 0},"
+		"{\"path\": \"/x/root.img\", \"device\": 65025, \"inode\": 26, \"sharers\": 8},"
+		"{\"path\": \"/y.img\", \"device\": 65025, \"inode\": 27, \"sharers\": 9}]}",
 		0, NULL);
 	char *ram = map_file("mirrorball-ram", MAP_SHARED), text[128];
 	char *shared = map_file("mirrorball-commons-fe01:1a", MAP_PRIVATE);
@@ -233,7 +251,8 @@ START_TEST(test_process)
 	ck_assert_uint_eq(number(answer, "copies_bytes"), 0);
 	ck_assert_uint_gt(number(answer, "monitor_bytes"), 0);
 	ck_assert_uint_eq(number(answer, "saved_bytes"), PAGE);
-	origin = json_array_get(json_object_get(json_object_get(answer, "footprint"), "origins"), 0);
+	origin =
+		json_array_get(json_object_get(json_object_get(answer, "footprint"), "origins"), 0);
 	ck_assert_str_eq(json_string_value(json_object_get(origin, "path")), "/x/root.img");
 	ck_assert_uint_eq(cli_footprint_number(origin, "others"), 7);
 	cli_footprint_format_others(origin, text, sizeof(text));
@@ -246,15 +265,18 @@ START_TEST(test_process)
 	ck_assert_uint_eq(cli_footprint_number(host, "shared_bytes"), 6 * MIB);
 	ck_assert_uint_eq(cli_footprint_number(host, "commons_bytes"), 6 * MIB - 2 * PAGE);
 	ck_assert_uint_eq(cli_footprint_number(host, "saved_bytes"), 2 * PAGE);
-	ck_assert_uint_eq(cli_footprint_number(host, "taken_bytes"), 2 * number(answer, "proportional_bytes"));
+	ck_assert_uint_eq(cli_footprint_number(host, "taken_bytes"),
+		2 * number(answer, "proportional_bytes"));
 	json_decref(host);
 	json_decref(both);
 
 	/* A daemon that began later knows nothing of it. */
 	json_decref(commons);
 	ck_assert_int_eq(cli_footprint_add(answer, NULL), 0);
-	origin = json_array_get(json_object_get(json_object_get(answer, "footprint"), "origins"), 0);
-	ck_assert(json_is_null(json_object_get(origin, "path")) && json_is_null(json_object_get(origin, "others")));
+	origin =
+		json_array_get(json_object_get(json_object_get(answer, "footprint"), "origins"), 0);
+	ck_assert(json_is_null(json_object_get(origin, "path")) &&
+		  json_is_null(json_object_get(origin, "others")));
 	cli_footprint_format_others(origin, text, sizeof(text));
 	ck_assert_str_eq(text, "others, nobody tells how many, of inode 26");
 	json_decref(answer);
