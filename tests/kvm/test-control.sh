@@ -113,12 +113,20 @@ expect 0 '^footprint +[0-9.]+M$' "$MIRRORBALL" stat web1
 check grep -qE '^  private +[0-9.]+M$' <<<"$out"
 n_checks=$((n_checks + 1))
 python3 - "$MIRRORBALL" "$web1" >keys <<'END' || bad "footprint: see above"
-import json, subprocess, sys
+import contextlib, json, mmap, re, subprocess, sys
 def pss(pid):
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
 def asked(*words):
     return json.loads(subprocess.run([sys.argv[1], "stat", *words, "--json"], check=True, capture_output=True).stdout)
+# stat has parts of the program and its libraries mapped, and so its share in them, while it looks: at most what we have here.
+def pss_beside_another(pid):
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as file, contextlib.ExitStack() as stack:
+        for path in set(re.findall(r"/(?:usr|lib|" + sys.argv[1][1:] + r").*", file.read())):
+            with open(path, "rb") as mapped:
+                m = stack.enter_context(mmap.mmap(mapped.fileno(), 0, prot=mmap.PROT_READ))
+            sum(m[::4096])
+        return pss(pid)
 pid = int(sys.argv[2])
 for _ in range(50):
     before = pss(pid)
@@ -129,7 +137,8 @@ for _ in range(50):
         break
 else:
     sys.exit(f"{pid} does not rest: {before} and {after}")
-assert min(before, after) * .99 <= f["proportional_bytes"] <= max(before, after) * 1.01, (before, f, after)
+least = pss_beside_another(pid)
+assert least * .99 <= f["proportional_bytes"] <= max(before, after) * 1.01, (before, least, f, after)
 assert f["proportional_bytes"] == sum(f[k + "_bytes"] for k in ("private", "copies", "monitor", "shared_proportional")), f
 backed = answer["free_page_reporting"]["backed_bytes"]
 assert abs(f["private_bytes"] - backed) <= backed / 100, answer
