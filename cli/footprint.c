@@ -34,7 +34,7 @@ json_t *cli_footprint_commons(void)
 /* ---- as JSON ---- */
 
 struct tag {
-	uint64_t device, inode;
+	uint64_t pid, device, inode;
 	bool is_base; /* or it is a word */
 };
 
@@ -43,7 +43,8 @@ static struct tag read_tag(const char *text)
 	struct tag tag = {0};
 	char end;
 
-	tag.is_base = sscanf(text, "%" SCNx64 ":%" SCNx64 "%c", &tag.device, &tag.inode, &end) == 2;
+	tag.is_base = sscanf(text, "%" SCNu64 ":%" SCNx64 ":%" SCNx64 "%c", &tag.pid, &tag.device,
+			      &tag.inode, &end) == 3;
 	return tag;
 }
 
@@ -55,9 +56,10 @@ static struct tag read_tag(const char *text)
 static const json_t *find_base(const json_t *commons, const struct tag *tag)
 {
 	const json_t *bases = json_object_get(commons, "bases"), *best = NULL;
+	bool knows = tag->is_base && cli_footprint_number(commons, "pid") == tag->pid;
 	uint64_t most = 0;
 
-	for (size_t i = 0; i < json_array_size(bases) && tag->is_base; i++) {
+	for (size_t i = 0; i < json_array_size(bases) && knows; i++) {
 		const json_t *base = json_array_get(bases, i);
 		uint64_t sharers = cli_footprint_number(base, "sharers");
 

@@ -25,8 +25,9 @@ static int create_file(const struct mb_commons_identity *identity)
 	char name[64];
 	int fd, rc;
 
-	/* So that a mapping tells of which base it is. */
-	snprintf(name, sizeof(name), NAME "-%" PRIx64 ":%" PRIx64, identity->dev, identity->ino);
+	/* So that a mapping tells of which base it is, and whether this daemon knows of it. */
+	snprintf(name, sizeof(name), NAME "-%d:%" PRIx64 ":%" PRIx64, (int)getpid(), identity->dev,
+		identity->ino);
 	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
 
 	/* Before Linux 6.3. */

@@ -233,13 +233,13 @@ static uint64_t number(const json_t *answer, const char *key)
 START_TEST(test_process)
 {
 	json_t *commons = json_loads(
-		"{\"held_bytes\": 3145728, \"bases\": ["
+		"{\"pid\": 42, \"held_bytes\": 3145728, \"bases\": ["
 		"{\"path\": \"/old.img\", \"device\": 65025, \"inode\": 26, \"sharers\": 0},"
 		"{\"path\": \"/x/root.img\", \"device\": 65025, \"inode\": 26, \"sharers\": 8},"
 		"{\"path\": \"/y.img\", \"device\": 65025, \"inode\": 27, \"sharers\": 9}]}",
 		0, NULL);
 	char *ram = map_file("mirrorball-ram", MAP_SHARED), text[128];
-	char *shared = map_file("mirrorball-commons-fe01:1a", MAP_PRIVATE);
+	char *shared = map_file("mirrorball-commons-42:fe01:1a", MAP_PRIVATE);
 	json_t *answer = answer_of(getpid()), *both, *host, *origin;
 
 	ck_assert_ptr_nonnull(commons);
@@ -270,7 +270,12 @@ START_TEST(test_process)
 	json_decref(host);
 	json_decref(both);
 
-	/* A daemon that began later knows nothing of it. */
+	/* A daemon that began later knows nothing of it, and has another number. */
+	json_object_set_new(commons, "pid", json_integer(43));
+	ck_assert_int_eq(cli_footprint_add(answer, commons), 0);
+	origin = json_array_get(
+		json_object_get(json_object_get(answer, "footprint"), "origins"), 0);
+	ck_assert(json_is_null(json_object_get(origin, "others")));
 	json_decref(commons);
 	ck_assert_int_eq(cli_footprint_add(answer, NULL), 0);
 	origin =

@@ -180,7 +180,7 @@ static void is_told(uint64_t merged_bytes, unsigned n_views)
 	char tag[64];
 
 	ck_assert_int_eq(fstat(f.base_fd, &st), 0);
-	snprintf(tag, sizeof(tag), "%lx:%lx", st.st_dev, st.st_ino);
+	snprintf(tag, sizeof(tag), "%d:%lx:%lx", getpid(), st.st_dev, st.st_ino);
 	ck_assert_msg(!mb_footprint_read(getpid(), n_views, &all, &err), "%s", err.text);
 	ck_assert_uint_eq(all.n_origins, 1);
 	ck_assert_str_eq(all.origin[0].tag, tag);

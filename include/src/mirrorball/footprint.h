@@ -19,7 +19,8 @@
 
 /* Pages of the commons that have one origin. */
 struct mb_footprint_origin {
-	/* "DEVICE:INODE" of a base image, in hexadecimal digits; or another word; "": not known. */
+	/* "PID:DEVICE:INODE": the daemon's, and of a base image, in hexadecimal digits; or another
+	 * word; "": not known. */
 	char tag[MB_FOOTPRINT_TAG_LEN];
 	uint64_t shared_bytes; /* of guest memory that is merged with it, touched or not, once */
 	uint64_t pss_bytes;    /* of all that is mapped of it */
