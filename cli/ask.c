@@ -27,8 +27,7 @@ static int parse(const struct cli_command *command, const struct cli_option_user
 }
 
 int cli_ask_main(const struct cli_command *command, const struct cli_option_user *user,
-	const struct cli_json_asked *asked, int argc, char **argv,
-	void (*show)(void *ctx, json_t *answer))
+	const struct cli_json_asked *asked, int argc, char **argv, const struct cli_ask_ops *ops)
 {
 	struct cli_client *client = NULL;
 	json_t *answer = NULL;
@@ -43,8 +42,10 @@ int cli_ask_main(const struct cli_command *command, const struct cli_option_user
 	rc = cli_client_open(who, &client, &err);
 	if (!rc)
 		rc = cli_client_ask(client, command->name, &answer, &err);
+	if (!rc && ops->add && ops->add(answer))
+		rc = mb_error_set(&err, ENOMEM, "%s", strerror(ENOMEM));
 	if (!rc && !asked->json)
-		show(user->ctx, answer);
+		ops->show(user->ctx, answer);
 	else if (!rc && cli_print_json(answer))
 		rc = mb_error_set(&err, ENOMEM, "--json: %s", strerror(ENOMEM));
 	if (rc)

@@ -381,6 +381,7 @@ static int numa_main(const struct cli_command *command, int argc, char **argv)
 {
 	struct asked asked = {0};
 	struct cli_option_user user = {.set = set_option, .ctx = &asked};
+	static const struct cli_ask_ops ops = {.show = show};
 
-	return cli_ask_main(command, &user, &asked.common, argc, argv, show);
+	return cli_ask_main(command, &user, &asked.common, argc, argv, &ops);
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ask.h"
+#include "footprint.h"
 #include "parse.h"
+#include "stat_all.h"
 #include "units.h"
 #include <string.h>
 
@@ -9,9 +11,10 @@ static int stat_main(const struct cli_command *command, int argc, char **argv);
 const struct cli_command cli_stat = {
 	.name = "stat",
 	.summary = "Tell everything about a running machine",
-	.usage = "[OPTIONS] NAME|PID",
+	.usage = "[OPTIONS] [NAME|PID]",
 	.about = "Tells what a running machine of this user is, what it has done and what it takes "
-		 "of the host. 'mirrorball ps' lists names and PIDs.",
+		 "of the host; without a name, what all of them take of the host's memory, and what "
+		 "sharing saves. 'mirrorball ps' lists names and PIDs.",
 	.options = cli_json_options,
 	.epilogue = "Exit status: 0 told, 1 there is no such machine or it did not answer, 2 wrong "
 		    "command line.\nMore: man mirrorball-stat.",
@@ -43,7 +46,7 @@ static bool is_known(const char *key)
 	for (unsigned i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (!strcmp(key, known[i].key))
 			return true;
-	return !strcmp(key, "ok");
+	return !strcmp(key, "ok") || !strcmp(key, "footprint");
 }
 
 /* How the unit at the end of a key is shown; the units are those of the code (mem_bytes, age_ms).
@@ -171,14 +174,34 @@ static void show(void *ctx, json_t *answer)
 		if (value)
 			show_member(known[i].key, known[i].label, value, 0);
 	}
+	cli_footprint_show(json_object_get(answer, "footprint"), LABEL_COLUMN);
 	json_object_foreach(answer, key, value) if (!is_known(key))
 		show_member(key, NULL, value, 0);
+}
+
+/* The commons are asked only if the machine has to do with them. */
+static int add_footprint(json_t *answer)
+{
+	bool shares = json_object_get(json_object_get(answer, "sharing"), "shared_bytes");
+	json_t *commons = shares ? cli_footprint_commons() : NULL;
+	int rc = cli_footprint_add(answer, commons);
+
+	json_decref(commons);
+	return rc;
 }
 
 static int stat_main(const struct cli_command *command, int argc, char **argv)
 {
 	struct cli_json_asked asked = {0};
 	struct cli_option_user user = {.set = cli_json_option, .ctx = &asked};
+	static const struct cli_ask_ops ops = {.add = add_footprint, .show = show};
+	struct mb_error err;
+	int first;
 
-	return cli_ask_main(command, &user, &asked, argc, argv, show);
+	if (!cli_options_walk(cli_json_options, argc, argv, &user, &first, &err) && first == argc &&
+		!asked.help && !asked.version)
+		return cli_stat_all(command, &asked);
+	/* What is wrong with it, and who is meant, is seen there. */
+	asked = (struct cli_json_asked){0};
+	return cli_ask_main(command, &user, &asked, argc, argv, &ops);
 }

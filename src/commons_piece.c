@@ -2,6 +2,7 @@
 #include "commons_server_impl.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,7 @@
 
 /* Pieces: their files, who has them, and which go first. */
 
-#define NAME "mirrorball-commons" /* seen in /proc/PID/maps, of machines as well */
+#define NAME "mirrorball-commons" /* seen in /proc/PID/maps, of machines as well (footprint.c) */
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8u
@@ -19,13 +20,19 @@
 
 /* ---- the file ---- */
 
-static int create_file(void)
+static int create_file(const struct mb_commons_identity *identity)
 {
-	int fd = memfd_create(NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL), rc;
+	char name[64];
+	int fd, rc;
+
+	/* So that a mapping tells of which base it is, and whether this daemon knows of it. */
+	snprintf(name, sizeof(name), NAME "-%d:%" PRIx64 ":%" PRIx64, (int)getpid(), identity->dev,
+		identity->ino);
+	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
 
 	/* Before Linux 6.3. */
 	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create(NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return -errno;
 	/* Of another user's: who opens it again gets no more than he has. */
@@ -137,7 +144,7 @@ static int try_create(struct base *base, uint64_t index, unsigned node, struct p
 	piece->index = index;
 	piece->node = node;
 	LIST_INIT(&piece->refs);
-	piece->fd = create_file();
+	piece->fd = create_file(&base->identity);
 	rc = piece->fd < 0 ? piece->fd : map_and_seal(piece, server->topology.node[node].id);
 	if (rc) {
 		free_piece(piece);

@@ -233,7 +233,7 @@ static uint64_t saved_by(const struct piece *piece)
 static json_t *tell_base(const struct base *base, int *rc)
 {
 	json_t *object = json_object();
-	uint64_t held = 0, pages = 0, saved = 0, refs = 0;
+	uint64_t held = 0, pages = 0, saved = 0, refs = 0, sharers = 0;
 	const struct piece *piece;
 
 	TAILQ_FOREACH(piece, &base->pieces, of_base)
@@ -242,6 +242,8 @@ static json_t *tell_base(const struct base *base, int *rc)
 		pages += piece->n_present;
 		saved += saved_by(piece);
 		refs += piece->n_refs;
+		/* Each client has one of a piece. */
+		sharers = piece->n_refs > sharers ? piece->n_refs : sharers;
 	}
 	mb_json_put(object, "path", base->path ? json_string(base->path) : json_null(), rc);
 	mb_json_put_number(object, "device", base->identity.dev, rc);
@@ -250,6 +252,7 @@ static json_t *tell_base(const struct base *base, int *rc)
 	mb_json_put(object, "stale", json_boolean(base->stale), rc);
 	mb_json_put_number(object, "clients", base->n_clients, rc);
 	mb_json_put_number(object, "references", refs, rc);
+	mb_json_put_number(object, "sharers", sharers, rc);
 	mb_json_put_number(object, "pieces", base->n_pieces, rc);
 	mb_json_put_number(object, "pages", pages, rc);
 	mb_json_put_number(object, "held_bytes", held, rc);

@@ -20,9 +20,10 @@ import overlay
 import session
 import sharing
 import start
+import unshare
 
 BENCHMARKS = {"start": start, "boot": boot, "memory": memory, "blk": blk, "overlay": overlay,
-              "sharing": sharing, "net": net}
+              "sharing": sharing, "unshare": unshare, "net": net}
 MAX_LOST = 3    # machines in a row that did not boot
 
 
@@ -116,7 +117,8 @@ def main():
     config["scratch"] = config["scratch"] or "/scratch"
     os.makedirs(config["scratch"], exist_ok=True)
     setup = Setup(config)
-    setup.qemu_cpu = start.usable_qemu_cpu(setup)
+    if set(config["names"]) != {"unshare"}:
+        setup.qemu_cpu = start.usable_qemu_cpu(setup)
     result = {"place": config["place"], "quick": setup.quick, "host": host(setup),
               "versions": {name: version(path) for name, path in setup.programs.items()},
               "qemu_cpu": setup.qemu_cpu, "seconds": {}}

@@ -4,6 +4,7 @@
 import statistics
 
 import machines
+import unshare
 
 OURS = machines.MIRRORBALL
 # More is better; of all others, less.
@@ -18,6 +19,7 @@ TITLES = {
     "blk": "Disk: virtio-blk, O_DIRECT and io_uring on the same file",
     "overlay": "Disk with an overlay (qcow2) of a base that is in the page cache",
     "sharing": "Sharing: PSS of all monitors and the daemon, and the page cache of the image they have in common",
+    "unshare": "Unsharing: the first write to a page that other machines have, too",
     "net": "Network: virtio-net on a tap, TCP (iperf3)",
 }
 
@@ -195,9 +197,23 @@ def judge_sharing(summary, lab):
     return found
 
 
+def judge_unshare(summary, lab):
+    """There is no goal: what it is beside a fault that needs no other thread."""
+    return [verdict(f"(no goal) {case}: {metric} against the kernel's copy-on-write", f"{ratio:.1f}×", None)
+            for metric in ("p50", "p99") for case in summary.cases("unshare", metric)
+            for ratio in [summary.ratio("unshare", case, metric)] if ratio]
+
+
+def pictures(place, bench):
+    """What is drawn of it, below its table."""
+    found = {", ".join(word for word in (d["machine"], d["case"]) if word): d["below_us"]
+             for d in place["details"] if d["bench"] == bench and "below_us" in d}
+    return [f"```\n{unshare.histogram(found)}\n```"] if found else []
+
+
 JUDGES = {"start": judge_start, "boot": judge_boot, "memory": judge_memory,
           "blk": judge_io("blk", "exits/request", "requests/s"),
-          "overlay": judge_overlay, "sharing": judge_sharing,
+          "overlay": judge_overlay, "sharing": judge_sharing, "unshare": judge_unshare,
           "net": judge_io("net", "exits/MB", "throughput")}
 
 
@@ -231,6 +247,7 @@ def text(results):
         summary = Summary(place)
         for bench in summary.order:
             parts.append(f"### {TITLES[bench]}\n\n{bench_table(summary, bench)}")
+            parts += pictures(place, bench)
             judged = JUDGES[bench](summary, place["host"]["lab"])
             parts.append("\n".join(
                 f"- {v['goal']}: {v['found']}: **{v['verdict']}**" +

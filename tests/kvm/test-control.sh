@@ -54,6 +54,8 @@ expect 0 '^mirrorball: no machine is running$' "$MIRRORBALL" ps
 check test "$(grep -c '' <<<"$out")" = 1
 expect 0 '^\[\]$' "$MIRRORBALL" ps --json
 check test "$(grep -c '' <<<"$out")" = 1
+expect 0 '^mirrorball: no machine is running$' "$MIRRORBALL" stat
+expect 0 '"machines": \[\],$' "$MIRRORBALL" stat --json
 check test ! -e "$sockets"
 expect 1 "^mirrorball: stat: no machine 'web1' is running; 'mirrorball ps' shows" "$MIRRORBALL" stat web1
 
@@ -75,7 +77,6 @@ check grep -qE "^PID +$web1$" <<<"$out"
 check grep -qE '^exits +[0-9]+$' <<<"$out"
 expect 0 '^name +db.2$' "$MIRRORBALL" stat "$db"
 expect 1 "did you mean 'web1'" "$MIRRORBALL" stat web2
-expect 2 'no machine is named' "$MIRRORBALL" stat
 expect 2 "'b' is too much" "$MIRRORBALL" stat a b
 expect 2 "unexpected word 'web1'" "$MIRRORBALL" ps web1
 
@@ -89,7 +90,7 @@ import json, sys
 stat, ps = (json.load(open(path)) for path in sys.argv[1:3])
 assert [m["name"] for m in ps] == ["db.2", "linux", "web1"], ps
 same = [m for m in ps if m["pid"] == int(sys.argv[3])][0]
-assert list(same) == list(stat), (same, stat)
+assert list(same) + ["footprint"] == list(stat), (same, stat)
 for key in "name", "pid", "guest", "memory_bytes":
     assert same[key] == stat[key]
 want = {"ok": True, "name": "web1", "pid": int(sys.argv[3]), "state": "running", "guest": "splash radix", "cpus": 1,
@@ -103,8 +104,57 @@ while read -r key; do
 	check grep -qE "\*$key\*" "$here/../../man/mirrorball-stat.1.scd"
 done <keys
 
+# What they take of the host: Linux' own sum, within 1 %, which it has before and after at the latest; and the keys are
+# those of the page.
+expect 0 '^NAME +PID +FOOTPRINT +PRIVATE +OF-SHARED +COPIES +MONITOR +SHARED +WITH$' "$MIRRORBALL" stat
+check grep -qE "^web1 +$web1 +[0-9.]+M +[0-9.]+M +0 +0 +[0-9.]+[KM] +0 +-$" <<<"$out"
+check grep -qE '^3 machines take [0-9.]+M, of it 0 in common; sharing saves 0$' <<<"$out"
+expect 0 '^footprint +[0-9.]+M$' "$MIRRORBALL" stat web1
+check grep -qE '^  private +[0-9.]+M$' <<<"$out"
+n_checks=$((n_checks + 1))
+python3 - "$MIRRORBALL" "$web1" >keys <<'END' || bad "footprint: see above"
+import contextlib, json, mmap, re, subprocess, sys
+def pss(pid):
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+def asked(*words):
+    return json.loads(subprocess.run([sys.argv[1], "stat", *words, "--json"], check=True, capture_output=True).stdout)
+# stat has parts of the program and its libraries mapped, and so its share in them, while it looks: at most what we have here.
+def pss_beside_another(pid):
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as file, contextlib.ExitStack() as stack:
+        for path in set(re.findall(r"/(?:usr|lib|" + sys.argv[1][1:] + r").*", file.read())):
+            with open(path, "rb") as mapped:
+                m = stack.enter_context(mmap.mmap(mapped.fileno(), 0, prot=mmap.PROT_READ))
+            sum(m[::4096])
+        return pss(pid)
+pid = int(sys.argv[2])
+for _ in range(50):
+    before = pss(pid)
+    answer = asked(str(pid))
+    after = pss(pid)
+    f = answer["footprint"]
+    if abs(after - before) < before / 200:
+        break
+else:
+    sys.exit(f"{pid} does not rest: {before} and {after}")
+least = pss_beside_another(pid)
+assert least * .99 <= f["proportional_bytes"] <= max(before, after) * 1.01, (before, least, f, after)
+assert f["proportional_bytes"] == sum(f[k + "_bytes"] for k in ("private", "copies", "monitor", "shared_proportional")), f
+backed = answer["free_page_reporting"]["backed_bytes"]
+assert abs(f["private_bytes"] - backed) <= backed / 100, answer
+everything = asked()
+assert [list(m) for m in everything["machines"]] == [list(answer)] * 3, everything
+host = everything["host"]
+assert host["machines"] == 3 and host["saved_bytes"] == 0, host
+assert host["taken_bytes"] == sum(m["footprint"]["proportional_bytes"] for m in everything["machines"]), everything
+print("\n".join([*f, "machines", *host]))
+END
+while read -r key; do
+	check grep -qE "[_*]${key}[_*]" "$here/../../man/mirrorball-stat.1.scd"
+done <keys
+
 # Nobody takes what they print.
-for words in ps 'ps --json' 'stat web1' 'stat web1 --json'; do
+for words in ps 'ps --json' 'stat web1' 'stat web1 --json' stat 'stat --json'; do
 	# shellcheck disable=SC2016,SC2086 # for the inner shell; words
 	expect 1 '^mirrorball: standard output: No space left on device; not everything was written$' \
 		bash -c '"$@" >/dev/full' _ "$MIRRORBALL" $words

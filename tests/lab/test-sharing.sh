@@ -10,6 +10,37 @@ base=/lab/guest/root0.img
 # sharing NAME KEY: of its answer
 sharing() { mirrorball stat "$1" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["sharing"][sys.argv[1]])' "$2"; }
 
+# footprint NAME: that what stat says adds up to what Linux does (PSS), within 1 %, while the guest waits; and with whom it shares.
+footprint() {
+	python3 - "$1" "$base" <<-'END'
+		import json, os, subprocess, sys
+		def asked(*words):
+		    return json.loads(subprocess.run(["mirrorball", *words, "--json"], check=True, capture_output=True).stdout)
+		def pss(pid):
+		    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+		        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+		running = asked("ps")
+		pid = next(m["pid"] for m in running if m["name"] == sys.argv[1])
+		for _ in range(20):
+		    before = pss(pid)
+		    said = asked("stat", str(pid))
+		    after = pss(pid)
+		    if abs(before - after) < before / 200:
+		        break
+		f = said["footprint"]
+		print(f"{sys.argv[1]}: PSS {before} and {after}, {json.dumps(f)}")
+		assert min(before, after) * .99 <= f["proportional_bytes"] <= max(before, after) * 1.01, (before, after)
+		assert f["proportional_bytes"] == sum(f[k + "_bytes"] for k in ("private", "copies", "monitor", "shared_proportional"))
+		shared = said["sharing"]["shared_bytes"]
+		assert abs(f["shared_bytes"] - shared) <= shared / 100, shared
+		# The next daemon does not know what was mapped before; here the second guest has it killed.
+		if sys.argv[1] == "two":
+		    (origin,) = f["origins"]
+		    assert origin["path"] == os.path.realpath(sys.argv[2]), origin
+		    assert origin["others"] in (len(running) - 1, len(asked("ps")) - 1), running
+	END
+}
+
 # What a guest reads: the sum of it, and each line's first letters are what it wrote there.
 reads=$(
 	cat <<'END'
@@ -26,6 +57,8 @@ look() { # NAME: once its script waits
 	until shared=$(sharing "$1" shared_bytes) && [ "$shared" -gt 20000000 ] || ((++n > 20)); do sleep 1; done
 	mirrorball stat "$1" | sed -n '/^sharing/,/^[a-r]/p'
 	expect "$1: shares" 1 $((shared > 20000000))
+	footprint "$1" || bad "$1: footprint"
+	mirrorball stat
 	[ "$1" = one ] || pkill -KILL -x mirrorballd
 	printf '\n' >&"$keys"
 }

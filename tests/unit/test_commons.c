@@ -11,6 +11,20 @@
 
 /* ---- contents ---- */
 
+/* Of the only base: how many have the piece that most have. */
+static uint64_t most_sharers(void)
+{
+	json_t *all = NULL, *base;
+	uint64_t sharers;
+
+	mb_loop_call(f.server->loop, get_stat, &all);
+	base = json_array_get(json_object_get(all, "bases"), 0);
+	ck_assert(json_is_integer(json_object_get(base, "sharers")));
+	sharers = (uint64_t)json_integer_value(json_object_get(base, "sharers"));
+	json_decref(all);
+	return sharers;
+}
+
 START_TEST(test_contents)
 {
 	static char buffer[BASE_SIZE + PAGE], tail[PAGE];
@@ -62,10 +76,12 @@ START_TEST(test_contents)
 	ck_assert_uint_eq(stat_of("read_pages"), 2 * N_PAGES + 6);
 	ck_assert_uint_eq(stat_of("saved_bytes"), 6 * PAGE);
 	ck_assert_uint_eq(stat_of("references"), 4);
+	ck_assert_uint_eq(most_sharers(), 2);
 	/* What it asks for without reading. */
 	ck_assert_int_eq(mb_commons_have(base, node_id(), 0, PAGE, NULL), 0);
 	mb_commons_destroy(other);
 	ck_assert(becomes("references", 3));
+	ck_assert_uint_eq(most_sharers(), 1);
 }
 END_TEST
 

@@ -3,27 +3,13 @@
  * Machines that have read the same: what they have in memory of it, with a real daemon (in a thread),
  * real views and a base on a real file system.
  */
-#include "run.h"
+#include "commons_fixture.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <mirrorball/clock.h>
-#include <mirrorball/commons.h>
-#include <mirrorball/commons_server.h>
+#include <mirrorball/footprint.h>
 #include <mirrorball/ram_file.h>
 #include <mirrorball/replica.h>
 #include <mirrorball/share.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-#define PAGE	   MB_HEAT_PAGE_BYTES
 #define RAM_BYTES  (8ull << 20)
 #define BASE_BYTES (20ull << 20)
 #define BASE_PAGES (BASE_BYTES / PAGE)
@@ -31,69 +17,21 @@
 #define MACHINES   3u
 #define SETTLE_NS  20000000ull
 
-/* ---- the daemon ---- */
-
-static char dir[] = "/var/tmp/mb-share-XXXXXX", path[64];
-static struct mb_commons_server *server;
-static pthread_t server_thread;
-
-static void *server_main(void *arg)
+/* Its base has BASE_BYTES; in a directory that nobody but us needs. */
+static void make_large_base(void)
 {
-	mb_commons_server_run(server);
-	return NULL;
-}
-
-static void start_server(void)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	struct mb_commons_server_config config = {.max_bytes = 1 << 30};
-	struct mb_error err;
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-	snprintf(path, sizeof(path), "%s/commons.sock", dir);
-	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-	unlink(path);
-	ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-	ck_assert_int_eq(listen(fd, 16), 0);
-	config.listen_fd = fd;
-	ck_assert_int_eq(mb_commons_server_create(&config, &server, &err), 0);
-	ck_assert_int_eq(pthread_create(&server_thread, NULL, server_main, NULL), 0);
-}
-
-static void stop_server(void)
-{
-	mb_commons_server_stop(server);
-	pthread_join(server_thread, NULL);
-	ck_assert(mb_commons_server_destroy(server));
-	unlink(path);
-}
-
-/* ---- the base ---- */
-
-static int base_fd;
-
-static uint64_t word(uint64_t at)
-{
-	return (at + 1) * 0x9e3779b97f4a7c15ull;
-}
-
-static void make_base(void)
-{
-	static uint64_t page[PAGE / 8];
-	char name[80];
-
-	ck_assert_ptr_nonnull(mkdtemp(dir));
-	snprintf(name, sizeof(name), "%s/base", dir);
-	base_fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	ck_assert_int_ge(base_fd, 0);
-	for (uint64_t at = 0; at < BASE_BYTES; at += PAGE) {
-		for (uint64_t i = 0; i < PAGE; i += 8)
-			page[i / 8] = word(at + i);
-		ck_assert_int_eq(pwrite(base_fd, page, PAGE, (off_t)at), (ssize_t)PAGE);
-	}
-	fsync(base_fd);
+	setup_dir();
+	f.config.max_bytes = 1 << 30;
+	write_base(f.base_fd, 1, BASE_BYTES);
+	fsync(f.base_fd);
 	/* Its times are those of before now for sure. */
 	usleep(50000);
+}
+
+/* Of the base's page. */
+static uint64_t word(uint64_t page, uint64_t at)
+{
+	return word_of(1, page, (unsigned)(at / 8));
 }
 
 /* ---- machines ---- */
@@ -123,7 +61,7 @@ static bool make_machine(struct machine *m, unsigned n_views)
 		.ram_bytes = RAM_BYTES,
 		.n_views = n_views,
 		.nodes = nodes,
-		.socket = path,
+		.socket = f.path,
 		.settle_ns = SETTLE_NS};
 	struct mb_error err;
 
@@ -147,7 +85,7 @@ static bool make_machine(struct machine *m, unsigned n_views)
 	config.replicas = m->replicas;
 	config.own_base = m->own.base;
 	ck_assert_int_eq(mb_share_create(&config, &m->share, &err), 0);
-	ck_assert_int_eq(mb_share_add_base(m->share, base_fd, &m->base, &err), 0);
+	ck_assert_int_eq(mb_share_add_base(m->share, f.base_fd, &m->base, &err), 0);
 	ck_assert_int_eq(mb_share_start(m->share, &err), 0);
 	return true;
 }
@@ -188,7 +126,7 @@ static bool read_base(struct machine *m, uint64_t ram_page, uint64_t base_page, 
 	ck_assert_int_eq(mb_replicas_hold(m->replicas, ram_page * PAGE, n * PAGE), 0);
 	common = mb_share_read(m->share, m->base, base_page * PAGE, iov.iov_base, n * PAGE);
 	if (!common)
-		ck_assert_int_eq(pread(base_fd, iov.iov_base, n * PAGE, (off_t)(base_page * PAGE)),
+		ck_assert_int_eq(pread(f.base_fd, iov.iov_base, n * PAGE, (off_t)(base_page * PAGE)),
 			(ssize_t)(n * PAGE));
 	mb_share_saw(m->share, m->base, base_page * PAGE, &iov, 1, n * PAGE);
 	mb_replicas_release(m->replicas, ram_page * PAGE, n * PAGE);
@@ -210,7 +148,7 @@ static unsigned n_wrong(const struct machine *m)
 		for (uint64_t i = 0; i < RAM_BYTES / 8; i++) {
 			uint64_t page = i * 8 / PAGE, at = i * 8 % PAGE;
 			uint64_t want =
-				m->page[page] ? word((m->page[page] - 1) * PAGE + at) : 0;
+				m->page[page] ? word(m->page[page] - 1, at) : 0;
 
 			if (!at && m->wrote[page])
 				want = m->wrote[page];
@@ -233,13 +171,30 @@ static void write_word(struct machine *m, unsigned view, uint64_t page, uint64_t
 	m->wrote[page] = value;
 }
 
+/* What Linux tells of this process, which is machines of so many views. */
+static void is_told(uint64_t merged_bytes, unsigned n_views)
+{
+	struct mb_footprint all;
+	struct mb_error err;
+	struct stat st;
+	char tag[64];
+
+	ck_assert_int_eq(fstat(f.base_fd, &st), 0);
+	snprintf(tag, sizeof(tag), "%d:%lx:%lx", getpid(), st.st_dev, st.st_ino);
+	ck_assert_msg(!mb_footprint_read(getpid(), n_views, &all, &err), "%s", err.text);
+	ck_assert_uint_eq(all.n_origins, 1);
+	ck_assert_str_eq(all.origin[0].tag, tag);
+	ck_assert_uint_eq(all.shared_bytes, merged_bytes);
+	ck_assert_uint_gt(all.shared_pss_bytes, 0);
+	ck_assert_uint_gt(all.private_bytes, 0);
+}
+
 /* ---- what it is for ---- */
 
 START_TEST(test_shares)
 {
 	const unsigned n_views = 1 + (unsigned)_i, n = 600;
 
-	make_base();
 	start_server();
 	for (unsigned k = 0; k < 2; k++)
 		if (!make_machine(&machines[k], n_views))
@@ -261,6 +216,7 @@ START_TEST(test_shares)
 	ck_assert_uint_eq(n_wrong(&machines[1]), 0);
 	ck_assert_uint_eq(ask(&machines[0]).merged_bytes, (n - 1) * PAGE);
 	ck_assert_uint_eq(home_bytes(&machines[0]), RAM_BYTES - (n - 1) * PAGE);
+	is_told((n - 1 + 2 * n) * PAGE, n_views);
 	/* A machine that begins now reads it from memory without having read it. */
 	ck_assert(make_machine(&machines[2], n_views));
 	for (unsigned i = 0; i < 1000 && !read_base(&machines[2], 1, 2000, 300); i++)
@@ -277,8 +233,6 @@ START_TEST(test_daemon_comes_and_goes)
 {
 	struct machine *m = &machines[0];
 
-	make_base();
-	snprintf(path, sizeof(path), "%s/commons.sock", dir);
 	if (!make_machine(m, 2))
 		return;
 	read_base(m, 0, 0, 64);
@@ -341,7 +295,7 @@ static void act(struct machine *m)
 		break;
 	default: {
 		uint64_t want = m->wrote[page] ? m->wrote[page]
-				: m->page[page] ? word((m->page[page] - 1) * PAGE)
+				: m->page[page] ? word(m->page[page] - 1, 0)
 						: 0;
 
 		ck_assert_uint_eq(*(uint64_t *)(m->view[(r >> 32) % m->n_views].base + page * PAGE),
@@ -361,7 +315,6 @@ START_TEST(test_at_random)
 	rng = (given ? strtoull(given, NULL, 0) : mb_now_ns()) | 1;
 	printf("MB_TEST_SEED=%lu\n", rng);
 	fflush(stdout);
-	make_base();
 	start_server();
 	for (unsigned k = 0; k < MACHINES; k++)
 		if (!make_machine(&machines[k], 1 + k % 2))
@@ -404,24 +357,13 @@ START_TEST(test_at_random)
 }
 END_TEST
 
-static void remove_base(void)
-{
-	char name[80];
-
-	close(base_fd);
-	snprintf(name, sizeof(name), "%s/base", dir);
-	unlink(name);
-	unlink(path);
-	rmdir(dir);
-}
-
 int main(void)
 {
 	Suite *suite = suite_create("share");
 	TCase *all = tcase_create("all");
 
 	tcase_set_timeout(all, 60);
-	tcase_add_checked_fixture(all, NULL, remove_base);
+	tcase_add_checked_fixture(all, make_large_base, teardown_dir);
 	tcase_add_loop_test(all, test_shares, 0, 2);
 	tcase_add_test(all, test_daemon_comes_and_goes);
 	tcase_add_test(all, test_at_random);
