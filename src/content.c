@@ -14,6 +14,7 @@
 #define SLICE_PAGES 16384u /* 64 MiB, between two looks */
 #define SETTLE_NS   2000000000ull
 #define PASS_NS	    30000000000ull
+#define EARLY	    6u /* passes, which come so many times as fast */
 #define DEBT_NS	    2000000ull	/* of CPU time, and then it rests: few long rests, not many short ones */
 #define CREDIT_NS   50000000ull /* of CPU time at most that a rest earns */
 #define PPM	    1000000ull
@@ -195,6 +196,7 @@ static void punch_block(struct mb_content *c, uint64_t first, const struct block
 
 /* ---- the second look ---- */
 
+/* The rest is offered when what was read is still at hand. */
 static void look_at_chunk(struct mb_content *c, struct block_look *look, uint64_t first, uint64_t page,
 	uint64_t end)
 {
@@ -216,6 +218,7 @@ static void look_at_chunk(struct mb_content *c, struct block_look *look, uint64_
 			same |= 1ull << i;
 		}
 	}
+	mb_content_group_take(c, &chunk, same);
 }
 
 static void look_again(struct mb_content *c, uint64_t first, uint64_t end)
@@ -248,56 +251,65 @@ static void *content_main(void *arg)
 		for (uint64_t first = 0; first < n_pages && mb_content_pay(c); first += SLICE_PAGES) {
 			uint64_t end = n_pages - first < SLICE_PAGES ? n_pages : first + SLICE_PAGES;
 
+			__atomic_store_n(
+				&c->ready, mb_content_group_begin(c, !first), __ATOMIC_RELAXED);
+			mb_content_group_recount(c, first, end);
 			if (!look_first(c, first, end))
 				continue;
 			rest_until(c, mb_now_ns() + c->config.settle_ns);
 			look_again(c, first, end);
 		}
 		mb_content_count(&c->stats.passes, 1);
-		rest_until(c, begin_ns + c->config.pass_ns);
+		/* Of what has just begun there is most to find. */
+		rest_until(c, begin_ns + (c->stats.passes < EARLY ? c->config.pass_ns / EARLY
+								   : c->config.pass_ns));
 	}
 	return NULL;
 }
 
 /* ---- its life ---- */
 
-static int start(struct mb_content *c)
+static int start(struct mb_content *c, struct mb_error *err)
 {
 	int rc = mb_content_key_make(&c->key);
 
 	if (rc)
-		return rc;
+		return mb_error_set(err, -rc, "sharing by content: %s", strerror(-rc));
 	c->seen = malloc(SLICE_PAGES * sizeof(*c->seen));
 	c->data = aligned_alloc(PAGE, CHUNK_PAGES * PAGE);
 	c->back_off = calloc(c->config.ram_bytes / MB_HEAT_BLOCK_BYTES, sizeof(*c->back_off));
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!c->seen || !c->data || !c->back_off || c->wake_fd < 0)
-		return -ENOMEM;
+		return mb_error_set(err, ENOMEM, "sharing by content: out of memory");
+	if (c->config.group)
+		rc = mb_content_group_create(c, err);
+	if (rc)
+		return rc;
 	rc = mb_thread_start(&c->thread, STACK_BYTES, NULL, content_main, c);
 	c->runs = !rc;
-	return rc;
+	return rc ? mb_error_set(err, -rc, "sharing by content: %s", strerror(-rc)) : 0;
 }
 
 int mb_content_create(
 	const struct mb_content_config *config, struct mb_content **out, struct mb_error *err)
 {
 	struct mb_content *c = calloc(1, sizeof(*c));
-	int rc = c ? 0 : -ENOMEM;
+	int rc;
 
-	if (c) {
-		c->config = *config;
-		c->wake_fd = -1;
-		if (!c->config.budget_ppm)
-			c->config.budget_ppm = MB_CONTENT_BUDGET_PPM;
-		if (!c->config.settle_ns)
-			c->config.settle_ns = SETTLE_NS;
-		if (!c->config.pass_ns)
-			c->config.pass_ns = PASS_NS;
-		rc = start(c);
-	}
+	if (!c)
+		return mb_error_set(err, ENOMEM, "sharing by content: out of memory");
+	c->config = *config;
+	c->wake_fd = -1;
+	if (!c->config.budget_ppm)
+		c->config.budget_ppm = MB_CONTENT_BUDGET_PPM;
+	if (!c->config.settle_ns)
+		c->config.settle_ns = SETTLE_NS;
+	if (!c->config.pass_ns)
+		c->config.pass_ns = PASS_NS;
+	rc = start(c, err);
 	if (rc) {
 		mb_content_destroy(c);
-		return mb_error_set(err, -rc, "sharing by content: %s", strerror(-rc));
+		return rc;
 	}
 	*out = c;
 	return 0;
@@ -314,6 +326,7 @@ void mb_content_destroy(struct mb_content *c)
 		pthread_join(c->thread, NULL);
 	if (c->wake_fd >= 0)
 		close(c->wake_fd);
+	mb_content_group_destroy(c->group);
 	free(c->seen);
 	free(c->data);
 	free(c->back_off);
@@ -325,7 +338,7 @@ void mb_content_stats(struct mb_content *c, struct mb_content_stats *stats)
 	const struct mb_content_stats *s = &c->stats;
 
 	*stats = (struct mb_content_stats){
-		.state = c->config.group ? "zeroes and a trust group" : "zeroes",
+		.state = c->config.group ? mb_content_group_state(c) : "zeroes",
 		.passes = __atomic_load_n(&s->passes, __ATOMIC_RELAXED),
 		.scanned_pages = __atomic_load_n(&s->scanned_pages, __ATOMIC_RELAXED),
 		.zero_bytes = __atomic_load_n(&s->zero_bytes, __ATOMIC_RELAXED),

@@ -34,6 +34,8 @@ struct mb_content {
 	uint64_t clock_ns, used_ns; /* the budget's: since when, and what the thread had used by then */
 	struct group *group;	    /* NULL: none */
 
+	bool ready; /* atomic: the group is there */
+
 	struct mb_content_stats stats; /* each atomic */
 };
 
@@ -41,5 +43,17 @@ bool mb_content_is_over(const struct mb_content *c);
 /* Rests where more than the budget was used. False: it is over. */
 bool mb_content_pay(struct mb_content *c);
 void mb_content_count(uint64_t *what, uint64_t n);
+
+/* ---- content_group.c; only the thread, but state ---- */
+int mb_content_group_create(struct mb_content *c, struct mb_error *err);
+void mb_content_group_destroy(struct group *group); /* takes NULL */
+const char *mb_content_group_state(const struct mb_content *c); /* any thread */
+/* Before a slice: whether there is somebody to offer to; patient: who may have been started just now. The key may
+ * be another one then. */
+bool mb_content_group_begin(struct mb_content *c, bool patient);
+/* These pages of the chunk are what they were at the first look. */
+void mb_content_group_take(struct mb_content *c, const struct chunk *chunk, uint64_t same);
+/* What of this is merged no more is not counted any more. */
+void mb_content_group_recount(struct mb_content *c, uint64_t first, uint64_t end);
 
 #endif

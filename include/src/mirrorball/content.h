@@ -37,7 +37,7 @@ struct mb_content_config {
 	const char *socket;
 	bool start;
 	uint64_t settle_ns;   /* between the two looks at a page, at least; 0: 2 s */
-	uint64_t pass_ns;     /* from the beginning of a pass to that of the next, at least; 0: 30 s */
+	uint64_t pass_ns;     /* from the beginning of a pass to that of the next, at least, but for the first ones; 0: 30 s */
 	uint64_t patience_ns; /* with a daemon that does not answer; 0: 5 s */
 };
 
