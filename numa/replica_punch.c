@@ -13,10 +13,10 @@
  *   protect home in every view, look whether it is zero, punch, open
  *
  * From protect on whoever wants to write waits: vCPUs for the reader of the userfaultfd, devices in
- * mb_replicas_hold. To punch takes the page out of every view, and its protection with it, so that a
- * vCPU may come back before the views are open: shmem has every fault in the range wait until the hole
- * is complete (mm/shmem.c, shmem_falloc), and then it finds a new page, the only one, as every view
- * does. A device that reads a page by its address would go on to read the old one: it pins.
+ * mb_replicas_hold. To punch takes the page out of every view, and its protection with it, so that
+ * a vCPU may come back before the views are open: shmem has every fault in the range wait until the
+ * hole is complete (mm/shmem.c, shmem_falloc), and then it finds a new page, the only one, as every
+ * view does. A device that reads a page by its address would go on to read the old one: it pins.
  */
 
 struct punch {
@@ -116,8 +116,8 @@ static void punch_runs(
 		bool wait = mb_replica_waits(r, p), hole = false;
 		uint64_t same = mb_replica_alike(r, first + i, n - i, &hole);
 
-		for (run = 1; run < same && p[run].map == p->map &&
-			      mb_replica_waits(r, &p[run]) == wait;)
+		for (run = 1;
+			run < same && p[run].map == p->map && mb_replica_waits(r, &p[run]) == wait;)
 			run++;
 		if (p->map)
 			done->away_bytes += run * PAGE;
@@ -139,7 +139,8 @@ static int punch_part(struct mb_replicas *r, struct block *b, uint64_t first, ui
 	/* Whoever holds or pins looks at these after he has counted himself: as for a merge. */
 	__atomic_store_n(&b->active, true, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&b->merging, true, __ATOMIC_SEQ_CST);
-	if ((__atomic_load_n(&b->holds, __ATOMIC_SEQ_CST) && MB_REPLICA_WRONG != WRONG_PUNCH_HELD) ||
+	if ((__atomic_load_n(&b->holds, __ATOMIC_SEQ_CST) &&
+		    MB_REPLICA_WRONG != WRONG_PUNCH_HELD) ||
 		__atomic_load_n(&b->pins, __ATOMIC_SEQ_CST))
 		done->held_bytes += n * PAGE;
 	else if (mb_replica_waits(r, &b->whole))
@@ -151,8 +152,7 @@ static int punch_part(struct mb_replicas *r, struct block *b, uint64_t first, ui
 	return 0;
 }
 
-int mb_replicas_punch(
-	struct mb_replicas *r, uint64_t offset, uint64_t len, struct mb_punched *done)
+int mb_replicas_punch(struct mb_replicas *r, uint64_t offset, uint64_t len, struct mb_punched *done)
 {
 	struct punch punch = {.done = done};
 

@@ -15,8 +15,9 @@
  *   given               a page in a piece, on the node where it was given; others get a copy of it
  *                       when somebody there wants it
  *
- * The pieces of a group are those of a base that is no file: references, room and the order of eviction
- * are theirs. A place is never used twice; when its piece is gone from all nodes, so is what is known of it.
+ * The pieces of a group are those of a base that is no file: references, room and the order of
+ * eviction are theirs. A place is never used twice; when its piece is gone from all nodes, so is
+ * what is known of it.
  */
 
 #define BUCKET_BITS   15u
@@ -161,11 +162,12 @@ static struct base *find_group(const struct client *client, const char *name)
 static int create_group(struct client *client, const char *name, struct base **out)
 {
 	struct mb_commons_server *server = client->server;
-	struct base *base = server->n_bases < MB_COMMONS_MAX_BASES ? calloc(1, sizeof(*base)) : NULL;
+	struct base *base =
+		server->n_bases < MB_COMMONS_MAX_BASES ? calloc(1, sizeof(*base)) : NULL;
 	struct group *group = base ? calloc(1, sizeof(*group)) : NULL;
-	int rc = group ? mb_content_key_make(&group->key)
-	     : server->n_bases == MB_COMMONS_MAX_BASES ? -ENOSPC
-						       : -ENOMEM;
+	int rc = group					   ? mb_content_key_make(&group->key)
+		 : server->n_bases == MB_COMMONS_MAX_BASES ? -ENOSPC
+							   : -ENOMEM;
 
 	if (!rc)
 		rc = mb_content_key_make(&group->secret);
@@ -347,8 +349,8 @@ static int show_page(const struct note *note, unsigned node, struct piece **out)
 	if (!donor)
 		return rc;
 	mb_commons_piece_pin(donor);
-	rc = put_page(base, node, note->place,
-		donor->map + (size_t)at * MB_COMMONS_PAGE_BYTES, out);
+	rc = put_page(
+		base, node, note->place, donor->map + (size_t)at * MB_COMMONS_PAGE_BYTES, out);
 	mb_commons_piece_unpin(donor);
 	return rc;
 }

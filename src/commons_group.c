@@ -54,8 +54,8 @@ static int ask(struct mb_commons_base *group, struct mb_commons_packet *packet, 
 	return 0;
 }
 
-int mb_commons_offer(struct mb_commons_base *group, const struct mb_content_hash *hash, unsigned n,
-	void *ctx)
+int mb_commons_offer(
+	struct mb_commons_base *group, const struct mb_content_hash *hash, unsigned n, void *ctx)
 {
 	struct mb_commons_packet packet;
 
@@ -75,8 +75,8 @@ static void put_hash(
 	packet->asked.len = hash->word[1];
 }
 
-int mb_commons_fetch(struct mb_commons_base *group, unsigned node,
-	const struct mb_content_hash *hash, void *ctx)
+int mb_commons_fetch(
+	struct mb_commons_base *group, unsigned node, const struct mb_content_hash *hash, void *ctx)
 {
 	struct mb_commons_packet packet;
 

@@ -14,15 +14,17 @@
 #define SLICE_PAGES 16384u /* 64 MiB, between two looks */
 #define SETTLE_NS   2000000000ull
 #define PASS_NS	    30000000000ull
-#define EARLY	    6u /* passes, which come so many times as fast */
-#define DEBT_NS	    2000000ull	/* of CPU time, and then it rests: few long rests, not many short ones */
+#define EARLY	    6u	       /* passes, which come so many times as fast */
+#define DEBT_NS	    2000000ull /* of CPU time, and then it rests: few long rests, not many short ones \
+				*/
 #define CREDIT_NS   50000000ull /* of CPU time at most that a rest earns */
 #define PPM	    1000000ull
 #define STACK_BYTES (256u << 10)
-/* Of a block that is all there, and so may be a huge page, so much has to be zero to take it apart. */
-#define MIN_ZERO    (BLOCK_PAGES / 8)
-#define MAX_LEVEL   6u
-#define ZERO	    1u /* in `seen` */
+/* Of a block that is all there, and so may be a huge page, so much has to be zero to take it apart.
+ */
+#define MIN_ZERO  (BLOCK_PAGES / 8)
+#define MAX_LEVEL 6u
+#define ZERO	  1u /* in `seen` */
 
 /* Of what is touched again and again though it stays zero, to punch it is for nothing. */
 struct back_off {
@@ -84,8 +86,8 @@ static uint64_t next_data(const struct mb_content *c, uint64_t page, uint64_t en
 }
 
 /*
- * Which pages are in memory: to read a hole is for nothing, and what is swapped out is to stay there. From
- * the file itself: no page enters a page table.
+ * Which pages are in memory: to read a hole is for nothing, and what is swapped out is to stay
+ * there. From the file itself: no page enters a page table.
  */
 static void read_chunk(struct mb_content *c, struct chunk *chunk, uint64_t page, uint64_t end)
 {
@@ -98,9 +100,8 @@ static void read_chunk(struct mb_content *c, struct chunk *chunk, uint64_t page,
 	for (unsigned i = 0, run; i < n; i += run) {
 		for (run = 1; i + run < n && (there[i + run] & 1) == (there[i] & 1);)
 			run++;
-		if (!(there[i] & 1) ||
-			pread(c->config.ram_fd, c->data + i * PAGE, run * PAGE,
-				(off_t)((page + i) * PAGE)) != (ssize_t)(run * PAGE))
+		if (!(there[i] & 1) || pread(c->config.ram_fd, c->data + i * PAGE, run * PAGE,
+					       (off_t)((page + i) * PAGE)) != (ssize_t)(run * PAGE))
 			continue;
 		chunk->present |= (run < 64 ? (1ull << run) - 1 : ~0ull) << i;
 		mb_content_count(&c->stats.scanned_pages, run);
@@ -188,7 +189,8 @@ static void punch_block(struct mb_content *c, uint64_t first, const struct block
 		for (run = 1; i + run < BLOCK_PAGES && look->zero[i + run] == look->zero[i];)
 			run++;
 		if (look->zero[i])
-			mb_replicas_punch(c->config.replicas, (first + i) * PAGE, run * PAGE, &done);
+			mb_replicas_punch(
+				c->config.replicas, (first + i) * PAGE, run * PAGE, &done);
 	}
 	b->punched = (uint16_t)(done.punched_bytes / PAGE);
 	mb_content_count(&c->stats.zero_bytes, done.punched_bytes);
@@ -197,8 +199,8 @@ static void punch_block(struct mb_content *c, uint64_t first, const struct block
 /* ---- the second look ---- */
 
 /* The rest is offered when what was read is still at hand. */
-static void look_at_chunk(struct mb_content *c, struct block_look *look, uint64_t first, uint64_t page,
-	uint64_t end)
+static void look_at_chunk(
+	struct mb_content *c, struct block_look *look, uint64_t first, uint64_t page, uint64_t end)
 {
 	struct chunk chunk;
 	uint64_t same = 0;
@@ -229,7 +231,8 @@ static void look_again(struct mb_content *c, uint64_t first, uint64_t end)
 
 		for (uint64_t i = block; i < block + BLOCK_PAGES && !any; i++)
 			any = c->seen[i - first] != 0;
-		for (uint64_t page = block; any && page < block + BLOCK_PAGES; page += CHUNK_PAGES) {
+		for (uint64_t page = block; any && page < block + BLOCK_PAGES;
+			page += CHUNK_PAGES) {
 			if (!mb_content_pay(c))
 				return;
 			look_at_chunk(c, &look, first, page, block + BLOCK_PAGES);
@@ -248,8 +251,10 @@ static void *content_main(void *arg)
 	while (!mb_content_is_over(c)) {
 		const uint64_t begin_ns = mb_now_ns();
 
-		for (uint64_t first = 0; first < n_pages && mb_content_pay(c); first += SLICE_PAGES) {
-			uint64_t end = n_pages - first < SLICE_PAGES ? n_pages : first + SLICE_PAGES;
+		for (uint64_t first = 0; first < n_pages && mb_content_pay(c);
+			first += SLICE_PAGES) {
+			uint64_t end =
+				n_pages - first < SLICE_PAGES ? n_pages : first + SLICE_PAGES;
 
 			__atomic_store_n(
 				&c->ready, mb_content_group_begin(c, !first), __ATOMIC_RELAXED);
@@ -262,7 +267,7 @@ static void *content_main(void *arg)
 		mb_content_count(&c->stats.passes, 1);
 		/* Of what has just begun there is most to find. */
 		rest_until(c, begin_ns + (c->stats.passes < EARLY ? c->config.pass_ns / EARLY
-								   : c->config.pass_ns));
+								  : c->config.pass_ns));
 	}
 	return NULL;
 }

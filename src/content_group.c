@@ -11,15 +11,15 @@
 #include <sys/resource.h>
 
 /*
- * Pages that did not change between two looks, and the commons of a group. 64 at a time are offered; those that
- * are wanted are given as they were read, those that are there are fetched, and what then has a place is
- * merged, which compares.
+ * Pages that did not change between two looks, and the commons of a group. 64 at a time are
+ * offered; those that are wanted are given as they were read, those that are there are fetched, and
+ * what then has a place is merged, which compares.
  */
 
 #define PIECE	    ((uint64_t)MB_COMMONS_PIECE)
 #define PATIENCE_NS 5000000000ull
 #define JOIN_NS	    1000000000ull /* a pass waits for a daemon that has just been started */
-#define MORE_PIECES 16u /* than guest memory would fill, that a machine keeps */
+#define MORE_PIECES 16u		  /* than guest memory would fill, that a machine keeps */
 #define MAX_PIECES  512u
 #define FILES_SHARE 4u /* of those that the process may have open: a piece is one on each node */
 
@@ -37,13 +37,14 @@ struct group {
 
 	/* Of the offer that is under way. */
 	struct mb_content_hash hash[CHUNK_PAGES];
-	uint64_t there, wanted;		 /* bits of the chunk's pages */
-	uint64_t place[CHUNK_PAGES];	 /* in the group */
+	uint64_t there, wanted;		/* bits of the chunk's pages */
+	uint64_t place[CHUNK_PAGES];	/* in the group */
 	uint64_t placed[MB_HEAT_VIEWS]; /* bits: known to be there on this view's node */
 
 	struct kept kept[MAX_PIECES];
 	unsigned n_kept, max_kept;
-	uint64_t *merged; /* a bit a page of guest memory: was merged here, when it was looked at last */
+	uint64_t *merged; /* a bit a page of guest memory: was merged here, when it was looked at
+			     last */
 };
 
 /* What an answer is of: a view and a page of the chunk, or all of the offer. */
@@ -155,8 +156,8 @@ bool mb_content_group_begin(struct mb_content *c, bool patient)
 	if (!g)
 		return false;
 	mb_commons_poll(g->commons);
-	while (patient && mb_commons_base_status(g->base) == -EINPROGRESS &&
-		mb_now_ns() < end_ns && !mb_content_is_over(c))
+	while (patient && mb_commons_base_status(g->base) == -EINPROGRESS && mb_now_ns() < end_ns &&
+		!mb_content_is_over(c))
 		wait_ms(g, 20);
 	/* Answers of before would be taken for those to come. */
 	if (mb_commons_base_status(g->base) || !await_answers(g, 0))
@@ -173,7 +174,8 @@ static void note_merged(struct group *g, uint64_t page, uint64_t n)
 	for (uint64_t i = page; i < page + n; i++) {
 		uint64_t *word = &g->merged[i / 64], bit = 1ull << i % 64;
 
-		if (*word & bit || !mb_replicas_is_merged(g->content->config.replicas, i * PAGE, PAGE))
+		if (*word & bit ||
+			!mb_replicas_is_merged(g->content->config.replicas, i * PAGE, PAGE))
 			continue;
 		*word |= bit;
 		mb_content_count(&g->content->stats.shared_bytes, PAGE);
@@ -303,8 +305,7 @@ void mb_content_group_recount(struct mb_content *c, uint64_t first, uint64_t end
 		for (uint64_t left = g->merged[word]; left; left &= left - 1) {
 			unsigned i = (unsigned)__builtin_ctzll(left);
 
-			if (mb_replicas_is_merged(
-				    c->config.replicas, (word * 64 + i) * PAGE, PAGE))
+			if (mb_replicas_is_merged(c->config.replicas, (word * 64 + i) * PAGE, PAGE))
 				continue;
 			g->merged[word] &= ~(1ull << i);
 			mb_content_count(&c->stats.shared_bytes, -PAGE);
@@ -313,8 +314,9 @@ void mb_content_group_recount(struct mb_content *c, uint64_t first, uint64_t end
 
 const char *mb_content_group_state(const struct mb_content *c)
 {
-	return __atomic_load_n(&c->ready, __ATOMIC_RELAXED) ? "zeroes and a trust group"
-							    : "zeroes, and no commons for the trust group";
+	return __atomic_load_n(&c->ready, __ATOMIC_RELAXED)
+		       ? "zeroes and a trust group"
+		       : "zeroes, and no commons for the trust group";
 }
 
 /* ---- its life ---- */

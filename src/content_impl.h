@@ -28,11 +28,13 @@ struct mb_content {
 
 	/* Only the thread. */
 	struct mb_content_key key;
-	uint64_t *seen; /* of each page of the slice: a hash of what it had; 0: nothing that is known */
+	uint64_t *seen; /* of each page of the slice: a hash of what it had; 0: nothing that is
+			   known */
 	char *data;	/* of a chunk */
 	struct back_off *back_off; /* of each block */
-	uint64_t clock_ns, used_ns; /* the budget's: since when, and what the thread had used by then */
-	struct group *group;	    /* NULL: none */
+	uint64_t clock_ns,
+		used_ns;     /* the budget's: since when, and what the thread had used by then */
+	struct group *group; /* NULL: none */
 
 	bool ready; /* atomic: the group is there */
 
@@ -46,10 +48,10 @@ void mb_content_count(uint64_t *what, uint64_t n);
 
 /* ---- content_group.c; only the thread, but state ---- */
 int mb_content_group_create(struct mb_content *c, struct mb_error *err);
-void mb_content_group_destroy(struct group *group); /* takes NULL */
+void mb_content_group_destroy(struct group *group);		/* takes NULL */
 const char *mb_content_group_state(const struct mb_content *c); /* any thread */
-/* Before a slice: whether there is somebody to offer to; patient: who may have been started just now. The key may
- * be another one then. */
+/* Before a slice: whether there is somebody to offer to; patient: who may have been started just
+ * now. The key may be another one then. */
 bool mb_content_group_begin(struct mb_content *c, bool patient);
 /* These pages of the chunk are what they were at the first look. */
 void mb_content_group_take(struct mb_content *c, const struct chunk *chunk, uint64_t same);

@@ -52,8 +52,7 @@ static void offer(
 
 	for (unsigned i = 0; i < n; i++)
 		hash[i] = hash_of(group, first + i);
-	ck_assert_int_eq(
-		wait_done(commons, before, mb_commons_offer(group, hash, n, NULL)), 0);
+	ck_assert_int_eq(wait_done(commons, before, mb_commons_offer(group, hash, n, NULL)), 0);
 }
 
 static int give(struct mb_commons *commons, struct mb_commons_base *group, uint64_t page)
@@ -63,8 +62,7 @@ static int give(struct mb_commons *commons, struct mb_commons_base *group, uint6
 	uint64_t data[PAGE / 8];
 
 	make_page(9, page, data);
-	return wait_done(
-		commons, before, mb_commons_give(group, node_id(), &hash, data, NULL));
+	return wait_done(commons, before, mb_commons_give(group, node_id(), &hash, data, NULL));
 }
 
 static int fetch_on(
@@ -246,8 +244,7 @@ START_TEST(test_notes)
 		unsigned before = f.n_done;
 
 		hash[0] = (struct mb_content_hash){{i ? n - 1 : 0, 1}};
-		ck_assert_int_eq(
-			wait_done(b, before, mb_commons_offer(in_b, hash, 1, NULL)), 0);
+		ck_assert_int_eq(wait_done(b, before, mb_commons_offer(in_b, hash, 1, NULL)), 0);
 		ck_assert_uint_eq(f.done.wanted, i);
 	}
 	mb_commons_destroy(a);
@@ -321,8 +318,8 @@ START_TEST(test_new_daemon)
 		poll_once(b, 10);
 	}
 	start_server();
-	for (unsigned i = 0; i < 2000 && (mb_commons_base_status(in_a) || mb_commons_base_status(in_b));
-		i++) {
+	for (unsigned i = 0;
+		i < 2000 && (mb_commons_base_status(in_a) || mb_commons_base_status(in_b)); i++) {
 		poll_once(a, 10);
 		poll_once(b, 10);
 	}
@@ -348,8 +345,7 @@ static struct mb_commons_packet raw_packet(unsigned type)
 	return packet;
 }
 
-static void raw_ask(
-	int fd, const struct mb_commons_packet *packet, struct mb_commons_reply *reply)
+static void raw_ask(int fd, const struct mb_commons_packet *packet, struct mb_commons_reply *reply)
 {
 	int given;
 
@@ -489,8 +485,7 @@ START_TEST(test_bad_packets)
 		{"a blank", "a b", MB_COMMONS_JOIN, 0, 0, 0, false},
 		{"cut", "web", MB_COMMONS_JOIN, 0, 0, -1, false},
 		{"long", "web", MB_COMMONS_JOIN, 0, 0, 1, false},
-		{"no end",
-			"0123456789012345678901234567890123456789012345678901234567890123",
+		{"no end", "0123456789012345678901234567890123456789012345678901234567890123",
 			MB_COMMONS_JOIN, 0, 0, 0, false},
 		{"a length", "web", MB_COMMONS_JOIN, 0, 8, 0, false},
 		{"a group for a name", "web", MB_COMMONS_JOIN, 1, 0, 0, false},
@@ -530,7 +525,8 @@ START_TEST(test_bad_packets)
 		packet.asked.flags = cases[i].other_field;
 		memcpy(packet.name, cases[i].name, strlen(cases[i].name));
 		raw_send(fd, &packet,
-			(size_t)((int)mb_commons_packet_bytes(&packet.asked) + cases[i].more), NULL, 0);
+			(size_t)((int)mb_commons_packet_bytes(&packet.asked) + cases[i].more), NULL,
+			0);
 		ck_assert_msg(hung_up(fd), "goes on after: %u %s", cases[i].type, cases[i].what);
 		close(fd);
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Guest memory that is looked through: what is found, what that costs, and that a guest that writes all the
- * time notices nothing.
+ * Guest memory that is looked through: what is found, what that costs, and that a guest that writes
+ * all the time notices nothing.
  */
 #include "run.h"
 
@@ -212,8 +212,8 @@ START_TEST(test_backs_off)
 END_TEST
 
 /*
- * The thread's own CPU time: what was asked for, and what the first rest may lag behind. However busy the host
- * is, it is never more.
+ * The thread's own CPU time: what was asked for, and what the first rest may lag behind. However
+ * busy the host is, it is never more.
  */
 START_TEST(test_budget)
 {
@@ -265,7 +265,8 @@ static void *vcpu_main(void *arg)
 			c->seed ^= c->seed << 17;
 			r = c->seed;
 			page = r % N_PAGES;
-			at = (uint64_t *)(view[c->index % n_views].base + page * PAGE) + c->index * 8;
+			at = (uint64_t *)(view[c->index % n_views].base + page * PAGE) +
+			     c->index * 8;
 			if (*at != c->value[page])
 				__atomic_add_fetch(&n_wrong, 1, __ATOMIC_RELAXED);
 			*at = c->value[page] = r >> 40 & 7 ? 0 : r;

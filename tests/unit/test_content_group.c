@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Machines of a trust group that have the same pages, wherever these came from: a real daemon (in a thread) and
- * real views.
+ * Machines of a trust group that have the same pages, wherever these came from: a real daemon (in a
+ * thread) and real views.
  */
 #include "run.h"
 
@@ -100,8 +100,10 @@ static void nodes(void *ctx, unsigned node[MB_HEAT_VIEWS])
 
 static bool make_machine(struct machine *m, unsigned n_views, const char *group)
 {
-	struct mb_replicas_config replicas = {
-		.name = "content", .ram_bytes = RAM_BYTES, .n_views = n_views, .backoff_ns = 1000000};
+	struct mb_replicas_config replicas = {.name = "content",
+		.ram_bytes = RAM_BYTES,
+		.n_views = n_views,
+		.backoff_ns = 1000000};
 	struct mb_content_config config = {.ram_bytes = RAM_BYTES,
 		.n_views = n_views,
 		.budget_ppm = 1000000,
@@ -198,8 +200,8 @@ static unsigned n_wrong(const struct machine *m)
 
 		for (uint64_t i = 0; i < RAM_BYTES / 8; i++) {
 			uint64_t page = i * 8 / PAGE, at = i * 8 % PAGE;
-			uint64_t want = !at && m->wrote[page] ? m->wrote[page]
-							      : word(m->what[page], at);
+			uint64_t want =
+				!at && m->wrote[page] ? m->wrote[page] : word(m->what[page], at);
 
 			wrong += words[i] != want;
 		}
@@ -379,8 +381,9 @@ START_TEST(test_at_random)
 		struct mb_content_stats s = ask(&machines[k]);
 
 		ck_assert_uint_eq(n_wrong(&machines[k]), 0);
-		printf("machine %u: %lu passes, %lu KiB of zeroes, %lu KiB shared, %lu KiB given\n", k,
-			s.passes, s.zero_bytes >> 10, s.were_shared_bytes >> 10, s.given_bytes >> 10);
+		printf("machine %u: %lu passes, %lu KiB of zeroes, %lu KiB shared, %lu KiB given\n",
+			k, s.passes, s.zero_bytes >> 10, s.were_shared_bytes >> 10,
+			s.given_bytes >> 10);
 		zeroes += s.zero_bytes;
 		shared += s.were_shared_bytes;
 		end_machine(&machines[k]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Pages of zeroes that are given back. tests/unit/test_replica_torture.c does it while they are written.
+ * Pages of zeroes that are given back. tests/unit/test_replica_torture.c does it while they are
+ * written.
  */
 #include "replica_case.h"
 
@@ -113,8 +114,8 @@ START_TEST(test_others_stay)
 END_TEST
 
 /*
- * The kernel has the pages, and reads them when it likes to: what the guest writes there meanwhile is
- * what it reads, for it is the same page still.
+ * The kernel has the pages, and reads them when it likes to: what the guest writes there meanwhile
+ * is what it reads, for it is the same page still.
  */
 START_TEST(test_pinned)
 {

@@ -6,9 +6,9 @@
 #include <stdint.h>
 
 /*
- * What tells pages of memory apart: SipHash-2-4 with 128 bits of result (Aumasson and Bernstein, "SipHash:
- * a fast short-input PRF", 2012). Who does not know the key cannot make two pages that have one hash,
- * and what is equal by it is compared anyway before it is mapped.
+ * What tells pages of memory apart: SipHash-2-4 with 128 bits of result (Aumasson and Bernstein,
+ * "SipHash: a fast short-input PRF", 2012). Who does not know the key cannot make two pages that
+ * have one hash, and what is equal by it is compared anyway before it is mapped.
  */
 #define MB_CONTENT_PAGE 4096u
 
