@@ -74,9 +74,11 @@ static int punch_pages(struct mb_replicas *r, struct block *b, uint64_t first, u
 static void punch_zero(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, struct mb_punched *done)
 {
+	/* Who waits for the block waits for one run of pages, and not for all of them. */
+	bool wanted = mb_replica_block_is_wanted(b) || __atomic_load_n(&b->pins, __ATOMIC_SEQ_CST);
 	int rc;
 
-	if (mb_replica_block_is_wanted(b) && MB_REPLICA_WRONG != WRONG_PUNCH_HELD) {
+	if (wanted && MB_REPLICA_WRONG != WRONG_PUNCH_HELD) {
 		done->held_bytes += n * PAGE;
 		return;
 	}
