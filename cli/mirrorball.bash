@@ -71,14 +71,14 @@ _mirrorball_one_machine() {
 
 _mirrorball_run() {
 	local options="--kernel --initrd --append --no-reboot --cpus --memory --memory-overcommit
-		--views --track --migrate --replicas --share --placement --name --disk --net --console --free-page-reporting --dry-run --json --quiet --help --version"
+		--views --track --migrate --replicas --share --trust-group --content-budget --placement --name --disk --net --console --free-page-reporting --dry-run --json --quiet --help --version"
 	local i word
 
 	# After "splash" comes one of its programs, and then words that only it knows.
 	for ((i = 2; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --migrate | --replicas | --share | --placement | --name | --disk | --net | --console | --free-page-reporting)
+		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --migrate | --replicas | --share | --trust-group | --content-budget | --placement | --name | --disk | --net | --console | --free-page-reporting)
 			((++i)) ;;
 		splash)
 			if ((i + 1 == COMP_CWORD)); then
@@ -102,7 +102,8 @@ _mirrorball_run() {
 	--placement) _mirrorball_words "auto nodes= spread none" "$cur" ;;
 	--cpus) _mirrorball_words "1 2 4 8" "$cur" ;;
 	--memory) _mirrorball_words "512M 1G 2G 4G 8G 16G" "$cur" ;;
-	--append | --name) COMPREPLY=() ;;
+	--content-budget) _mirrorball_words "off 1 2 5" "$cur" ;;
+	--append | --name | --trust-group) COMPREPLY=() ;;
 	--disk)
 		if [[ $cur == *,overlay=* ]]; then
 			mapfile -t COMPREPLY < <(compgen -P "${cur%=*}=" -f -- "${cur##*=}")

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/blk.h>
+#include <mirrorball/content.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/splash.h>
 #include <sched.h>
@@ -36,6 +37,8 @@ enum {
 	OPT_MIGRATE,
 	OPT_REPLICAS,
 	OPT_SHARE,
+	OPT_TRUST_GROUP,
+	OPT_CONTENT_BUDGET,
 	OPT_PLACEMENT,
 	OPT_NAME,
 	HEAD_DEVICES,
@@ -88,6 +91,16 @@ const struct cli_option cli_run_options[] = {
 	[OPT_SHARE] = {"share", "on|off",
 		"what the guest has read of a disk's base (cow, overlay) is in memory once for all "
 		"machines of this user (default: on)"},
+	[OPT_TRUST_GROUP] = {"trust-group", "NAME",
+		"pages that are equal are in memory once for all machines of this user in this "
+		"group, "
+		"wherever they came from: they can tell by time what the others have (default: "
+		"none)"},
+	[OPT_CONTENT_BUDGET] = {"content-budget", "PERCENT|off",
+		"of one CPU, for looking through memory for pages of zeroes, which go back to the "
+		"host, and for what a trust group shares (default: 2 with a trust group or a base "
+		"of a "
+		"disk, and otherwise off)"},
 	[OPT_PLACEMENT] = {"placement", "auto|nodes=LIST|spread|none",
 		"NUMA nodes of the host for vCPUs and memory. auto: the fewest that hold them, by "
 		"free memory and load, and others when they are overloaded; nodes: these, as "
@@ -285,6 +298,31 @@ static int set_share(struct mb_machine_config *config, const char *value, struct
 		       : mb_error_set(err, EINVAL, "'%s': on or off", value);
 }
 
+static int set_trust_group(struct mb_machine_config *config, const char *value, struct mb_error *err)
+{
+	config->trust_group = value;
+	if (strlen(value) > MB_CONTENT_GROUP_MAX)
+		return mb_error_set(err, EINVAL, "'%.20s...': a group's name has at most %u characters",
+			value, MB_CONTENT_GROUP_MAX);
+	return cli_parse_name(value, err);
+}
+
+static int set_content_budget(
+	struct mb_machine_config *config, const char *value, struct mb_error *err)
+{
+	double percent;
+	char *end;
+
+	config->content_ppm = MB_CONTENT_OFF;
+	if (!strcmp(value, "off"))
+		return 0;
+	percent = strtod(value, &end);
+	if (end == value || *end || !(percent >= 0.01 && percent <= 100))
+		return mb_error_set(err, EINVAL, "'%.20s': off, or 0.01 to 100 percent", value);
+	config->content_ppm = (uint32_t)(percent * 10000 + 0.5);
+	return 0;
+}
+
 static int set_placement(struct mb_machine_config *config, const char *value, struct mb_error *err)
 {
 	int rc;
@@ -345,6 +383,10 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		return set_replicas(run, value, err);
 	case OPT_SHARE:
 		return set_share(config, value, err);
+	case OPT_TRUST_GROUP:
+		return set_trust_group(config, value, err);
+	case OPT_CONTENT_BUDGET:
+		return set_content_budget(config, value, err);
 	case OPT_PLACEMENT:
 		return set_placement(config, value, err);
 	case OPT_NAME:

@@ -5,6 +5,7 @@
 #include <jansson.h>
 #include <linux/fs.h>
 #include <mirrorball/blk.h>
+#include <mirrorball/content.h>
 #include <mirrorball/json.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -215,6 +216,8 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 	show_copied(c);
 	if (has_base(c))
 		show_row("shared", c->no_share ? "never" : "what it reads of the disks' bases");
+	if (c->trust_group && !c->no_share)
+		show_row("group", c->trust_group);
 	for (unsigned i = 0; i < c->n_disks; i++) {
 		const struct mb_disk_config *d = &c->disk[i];
 		unsigned n_queues = run->disk[i].n_queues;
@@ -343,6 +346,13 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 						     : json_integer((json_int_t)c->replica_bytes),
 		&rc);
 	mb_json_put(root, "share", json_boolean(!c->no_share), &rc);
+	mb_json_put(root, "trust_group", c->trust_group ? json_string(c->trust_group) : json_null(),
+		&rc);
+	mb_json_put(root, "content_ppm",
+		c->content_ppm == MB_CONTENT_OFF ? json_string("off")
+		: c->content_ppm		 ? json_integer(c->content_ppm)
+						 : json_string("auto"),
+		&rc);
 	mb_json_put(root, "disks", disks, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);

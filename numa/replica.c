@@ -489,7 +489,7 @@ struct job {
 	struct mb_replicated *done;
 };
 
-static bool has_mappings(struct mb_replicas *r)
+bool mb_replica_has_mappings(struct mb_replicas *r)
 {
 	mb_replica_store_mappings(r);
 	return mb_replica_n_mappings(r) + 2 * (r->config.n_views + 1) <= r->config.max_mappings &&
@@ -498,7 +498,7 @@ static bool has_mappings(struct mb_replicas *r)
 
 bool mb_replica_may_merge(struct mb_replicas *r)
 {
-	return has_mappings(r) &&
+	return mb_replica_has_mappings(r) &&
 	       mb_replica_n_mappings(r) < r->config.max_mappings / 8 * MERGED_EIGHTHS;
 }
 
@@ -508,7 +508,7 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	const uint64_t max_bytes = __atomic_load_n(&r->config.max_bytes, __ATOMIC_RELAXED);
 	uint64_t bytes = n * PAGE * (unsigned)__builtin_popcount(views);
 
-	if (!has_mappings(r))
+	if (!mb_replica_has_mappings(r))
 		return false;
 	/* What is protected only has room if one view's copies would have. */
 	if (!views)

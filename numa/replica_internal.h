@@ -19,6 +19,8 @@ enum {
 	WRONG_HOLD,	      /* does not collapse */
 	WRONG_MERGE_FIRST,    /* compares before home is protected, and not after */
 	WRONG_UNFILLED,	      /* home is writable without what it was merged with */
+	WRONG_PUNCH_FIRST,    /* looks for zeroes before home is protected, and not after */
+	WRONG_PUNCH_HELD,     /* punches what is held */
 };
 
 /* What a view maps; zero is how it begins. Merged: a page of another file. */
@@ -202,6 +204,8 @@ int mb_replica_each_block(struct mb_replicas *r, uint64_t offset, uint64_t len,
 bool mb_replica_waits(const struct mb_replicas *r, const struct page *page);
 /* Whether somebody waits for the block, or holds it. */
 bool mb_replica_block_is_wanted(const struct block *b);
+/* Whether there are mappings for what needs some for a moment; puts some into store. */
+bool mb_replica_has_mappings(struct mb_replicas *r);
 /* Whether there are mappings to merge some more: fewer than for copies, so that these have some, and single
  * pages may collapse. */
 bool mb_replica_may_merge(struct mb_replicas *r);

@@ -24,7 +24,29 @@
 static int send_one(struct mb_commons *commons, const struct mb_commons_request *msg,
 	const struct mb_commons_base *base)
 {
-	return mb_commons_packet_send(commons->socket_fd, msg, sizeof(*msg), base ? base->fd : -1);
+	struct mb_commons_packet join;
+
+	if (!base || !base->group)
+		return mb_commons_packet_send(
+			commons->socket_fd, msg, sizeof(*msg), base ? base->fd : -1);
+	join.asked = *msg;
+	memset(join.name, 0, sizeof(join.name));
+	memcpy(join.name, base->group, strlen(base->group));
+	return mb_commons_packet_send(
+		commons->socket_fd, &join, mb_commons_packet_bytes(&join.asked), -1);
+}
+
+int mb_commons_send_packet(struct mb_commons *commons, const struct mb_commons_packet *packet)
+{
+	int rc;
+
+	if (commons->socket_fd < 0)
+		return -ENOTCONN;
+	if (!STAILQ_EMPTY(&commons->unsent))
+		return -EAGAIN;
+	rc = mb_commons_packet_send(
+		commons->socket_fd, packet, mb_commons_packet_bytes(&packet->asked), -1);
+	return rc == -EAGAIN ? rc : 0; /* else the connection is over, which poll will see */
 }
 
 static void set_writing(struct mb_commons *commons, bool on)

@@ -139,7 +139,7 @@ static struct base *find(
 
 	for (base = TAILQ_FIRST(&server->bases); base; base = next) {
 		next = TAILQ_NEXT(base, all);
-		if (base->stale || base->identity.is_device != identity->is_device ||
+		if (base->stale || base->group || base->identity.is_device != identity->is_device ||
 			base->identity.dev != identity->dev || base->identity.ino != identity->ino)
 			continue;
 		if (!memcmp(&base->identity, identity, sizeof(*identity)))
@@ -196,6 +196,7 @@ void mb_commons_base_check(struct base *base)
 		return;
 	TAILQ_REMOVE(&server->bases, base, all);
 	server->n_bases--;
+	mb_commons_group_free(server, base->group);
 	mb_commons_close_on(base->lane, base->fd);
 	mb_commons_lane_put(base->lane);
 	free(base->path);

@@ -164,13 +164,15 @@ static int close_base(struct client *client, const struct mb_commons_request *as
 		if (ref->piece->base == base)
 			mb_commons_ref_drop(ref);
 	}
+	if (!again)
+		mb_commons_group_leave(client, base);
 	mb_commons_base_put(base);
 	return 0;
 }
 
 /* ---- wants ---- */
 
-static int node_index(const struct mb_commons_server *server, unsigned id)
+int mb_commons_node_index(const struct mb_commons_server *server, unsigned id)
 {
 	for (unsigned i = 0; i < server->topology.n_nodes; i++)
 		if (server->topology.node[i].id == id && server->topology.node[i].has_memory)
@@ -244,8 +246,7 @@ static struct piece *find_donor(const struct piece *piece)
 	return best;
 }
 
-/* Room for so many more bytes, if need be instead of what nobody uses. */
-static int make_room(struct mb_commons_server *server, unsigned node, uint64_t bytes)
+int mb_commons_make_room(struct mb_commons_server *server, unsigned node, uint64_t bytes)
 {
 	uint64_t taken;
 
@@ -267,7 +268,7 @@ static void fill(struct client *client, const struct mb_commons_request *asked, 
 	struct base *base = piece->base;
 	struct mb_commons_server *server = base->server;
 	uint64_t bytes = (uint64_t)(n - n_there) * MB_COMMONS_PAGE_BYTES;
-	int rc = make_room(server, piece->node, bytes);
+	int rc = mb_commons_make_room(server, piece->node, bytes);
 	struct job *job = rc ? NULL : mb_commons_job_create(base->lane, client);
 
 	if (!job) {
@@ -299,7 +300,7 @@ static int want(struct client *client, const struct mb_commons_request *asked)
 	uint64_t end = mb_align_up(base->identity.bytes, MB_COMMONS_PAGE_BYTES);
 	unsigned first = (unsigned)(asked->offset % MB_COMMONS_PIECE_BYTES / MB_COMMONS_PAGE_BYTES);
 	unsigned n, n_there;
-	int node = node_index(server, asked->node), rc = 0;
+	int node = mb_commons_node_index(server, asked->node), rc = 0;
 	struct piece *piece = NULL;
 
 	if (!mb_range_inside(asked->offset, asked->len, 0, end) ||
@@ -335,7 +336,7 @@ static int want(struct client *client, const struct mb_commons_request *asked)
 static int release(struct client *client, const struct mb_commons_request *asked)
 {
 	struct base *base = client->slot[asked->base];
-	int node = node_index(client->server, asked->node);
+	int node = mb_commons_node_index(client->server, asked->node);
 	struct piece *piece =
 		node < 0 ? NULL
 			 : mb_commons_piece_find(
@@ -377,14 +378,17 @@ static void tell(struct client *client, const struct mb_commons_request *asked)
 static int check(
 	const struct client *client, const struct mb_commons_request *asked, size_t len, int fd)
 {
+	bool of_group = asked->type >= MB_COMMONS_OFFER;
 	bool has_base = asked->type == MB_COMMONS_CLOSE || asked->type == MB_COMMONS_WANT ||
-			asked->type == MB_COMMONS_RELEASE;
-	bool has_place = asked->type == MB_COMMONS_WANT || asked->type == MB_COMMONS_RELEASE;
+			asked->type == MB_COMMONS_RELEASE || of_group;
+	bool has_place = asked->type == MB_COMMONS_WANT || asked->type == MB_COMMONS_RELEASE ||
+			 asked->type == MB_COMMONS_FETCH || asked->type == MB_COMMONS_GIVE;
+	bool has_len = asked->type == MB_COMMONS_WANT || of_group;
 
-	if (len != sizeof(*asked) || asked->magic != MB_COMMONS_MAGIC ||
+	if (len < sizeof(*asked) || len != mb_commons_packet_bytes(asked) || asked->magic != MB_COMMONS_MAGIC ||
 		asked->version != MB_COMMONS_VERSION || asked->zero)
 		return -EINVAL;
-	if (asked->type < MB_COMMONS_HELLO || asked->type > MB_COMMONS_STAT ||
+	if (asked->type < MB_COMMONS_HELLO || asked->type > MB_COMMONS_GIVE ||
 		(asked->type == MB_COMMONS_HELLO) == client->greeted)
 		return -EINVAL;
 	if ((fd >= 0) != (asked->type == MB_COMMONS_OPEN))
@@ -394,13 +398,20 @@ static int check(
 		return -EINVAL;
 	if (!has_place && (asked->node || asked->offset))
 		return -EINVAL;
-	if (asked->type != MB_COMMONS_WANT && (asked->len || asked->flags))
+	/* What is of a file is not of a group, and the other way round. */
+	if (has_base && (asked->type == MB_COMMONS_WANT || of_group) &&
+		!client->slot[asked->base]->group == of_group)
+		return -EINVAL;
+	if (asked->type == MB_COMMONS_OFFER && (!asked->len || asked->len > MB_COMMONS_OFFERS))
+		return -EINVAL;
+	if ((!has_len && asked->len) || (asked->type != MB_COMMONS_WANT && asked->flags))
 		return -EINVAL;
 	return asked->flags & ~(uint32_t)(MB_COMMONS_NEED_FD | MB_COMMONS_ONLY_HAVE) ? -EINVAL : 0;
 }
 
-static int answer(struct client *client, const struct mb_commons_request *asked, int fd)
+static int answer(struct client *client, const struct mb_commons_packet *packet, int fd)
 {
+	const struct mb_commons_request *asked = &packet->asked;
 	struct mb_commons_reply more = {.value = MB_COMMONS_PIECE_BYTES};
 
 	if (asked->type == MB_COMMONS_CLOSE)
@@ -417,6 +428,14 @@ static int answer(struct client *client, const struct mb_commons_request *asked,
 		return open_base(client, asked, fd);
 	case MB_COMMONS_WANT:
 		return want(client, asked);
+	case MB_COMMONS_JOIN:
+		return mb_commons_group_join(client, packet);
+	case MB_COMMONS_OFFER:
+		return mb_commons_group_offer(client, packet);
+	case MB_COMMONS_FETCH:
+		return mb_commons_group_fetch(client, asked);
+	case MB_COMMONS_GIVE:
+		return mb_commons_group_give(client, packet);
 	default:
 		tell(client, asked);
 		return 0;
@@ -439,24 +458,24 @@ static int refuse_fd(struct client *client, const struct mb_commons_request *ask
 /* 1: took one; 0: there is none; -errno: the end. */
 static int take_request(struct client *client)
 {
-	struct mb_commons_request asked;
+	struct mb_commons_packet packet;
 	ssize_t n;
 	int fd, rc;
 
-	memset(&asked, 0, sizeof(asked));
-	n = mb_commons_packet_receive(client->watch.fd, &asked, sizeof(asked), &fd);
+	memset(&packet.asked, 0, sizeof(packet.asked));
+	n = mb_commons_packet_receive(client->watch.fd, &packet, sizeof(packet), &fd);
 	if (n < 0 && n != -EBADMSG && n != -EMFILE)
 		return n == -EAGAIN ? 0 : (int)n;
 	if (n == -EMFILE)
-		return refuse_fd(client, &asked);
+		return refuse_fd(client, &packet.asked);
 	rc = n < 0 ? -EINVAL : 0;
 	/* The end, and an empty packet, look alike, and are treated alike. */
 	if (!n && fd < 0)
 		return -EPIPE;
 	if (!rc)
-		rc = check(client, &asked, (size_t)n, fd);
+		rc = check(client, &packet.asked, (size_t)n, fd);
 	if (!rc)
-		rc = answer(client, &asked, fd);
+		rc = answer(client, &packet, fd);
 	else
 		mb_commons_close_on(client->lane, fd);
 	if (rc == -EINVAL)
@@ -519,6 +538,7 @@ void mb_commons_client_welcome(struct mb_commons_server *server, int fd)
 	client->uid = uid;
 	LIST_INIT(&client->refs);
 	LIST_INIT(&client->jobs);
+	TAILQ_INIT(&client->notes);
 	STAILQ_INIT(&client->replies);
 	client->lane = mb_commons_lane_create(server);
 	client->watch =
@@ -552,6 +572,7 @@ void mb_commons_client_drop(struct client *client)
 	}
 	while (MB_COMMONS_WRONG != WRONG_KEEP_REFS && (ref = LIST_FIRST(&client->refs)))
 		mb_commons_ref_drop(ref);
+	mb_commons_group_leave(client, NULL);
 	for (unsigned i = 0; i < MB_COMMONS_CLIENT_BASES; i++)
 		if (client->slot[i])
 			mb_commons_base_put(client->slot[i]);

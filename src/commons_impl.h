@@ -26,6 +26,8 @@ struct held {
 
 struct mb_commons_base {
 	struct mb_commons *commons;
+	char *group; /* its name; NULL: a file */
+	struct mb_content_key key;
 	int fd;
 	int status; /* as mb_commons_base_status */
 	bool number_is_known;
@@ -38,6 +40,7 @@ struct mb_commons_base {
 struct want {
 	bool used;
 	uint64_t tag;
+	enum mb_commons_type type;
 	struct mb_commons_done done;
 };
 
@@ -45,7 +48,7 @@ struct want {
 struct unsent {
 	STAILQ_ENTRY(unsent) next;
 	struct mb_commons_request msg;
-	struct mb_commons_base *base; /* OPEN: whose descriptor goes along */
+	struct mb_commons_base *base; /* OPEN: whose descriptor goes along; JOIN: whose name */
 };
 
 struct mb_commons {
@@ -70,6 +73,8 @@ struct mb_commons {
 /* Sends it, or later. -ENOTCONN, -ENOMEM. */
 int mb_commons_send(struct mb_commons *commons, const struct mb_commons_request *msg,
 	struct mb_commons_base *base);
+/* The same at once or not at all, with what follows it. -EAGAIN. */
+int mb_commons_send_packet(struct mb_commons *commons, const struct mb_commons_packet *packet);
 uint64_t mb_commons_new_tag(struct mb_commons *commons);
 
 /* ---- commons_pieces.c ---- */
@@ -79,5 +84,23 @@ void mb_commons_forget(struct mb_commons *commons);
 /* A reply, with the descriptor that came along or -1, taken over. -errno: not what a daemon of ours
  * says. */
 int mb_commons_take(struct mb_commons *commons, const struct mb_commons_reply *msg, int fd);
+struct mb_commons_request mb_commons_request_of(enum mb_commons_type type);
+/* A new base, announced if there is a daemon; fd is taken over, also on failure, and may be -1. */
+int mb_commons_add_base(
+	struct mb_commons *commons, int fd, const char *group, struct mb_commons_base **out);
+/* One that is not used; NULL: there are too many, or something waits to be sent. */
+struct want *mb_commons_new_want(struct mb_commons *commons);
+struct want *mb_commons_find_want(struct mb_commons *commons, uint64_t tag);
+/* With the want's offset and node: a piece came along (fd, taken over, or -1), or should be here. *status:
+ * what the daemon said, or that it is not. -EBADMSG: not what a daemon of ours says. */
+int mb_commons_take_file(
+	struct mb_commons_base *base, const struct mb_commons_done *done, int fd, int *status);
+void mb_commons_finish(struct mb_commons *commons, struct want *want, int status);
+void mb_commons_set_status(struct mb_commons_base *base, int status);
+void mb_commons_send_close(struct mb_commons *commons, uint32_t number);
+
+/* ---- commons_group.c ---- */
+int mb_commons_take_content(struct mb_commons *commons, const struct mb_commons_reply *msg, int fd);
+int mb_commons_take_join(struct mb_commons *commons, const struct mb_commons_reply *msg);
 
 #endif

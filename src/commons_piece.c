@@ -184,6 +184,7 @@ void mb_commons_piece_drop(struct piece *piece)
 	while (*at != piece)
 		at = &(*at)->next_hash;
 	*at = piece->next_hash;
+	mb_commons_group_dropped(piece);
 	TAILQ_REMOVE(&base->pieces, piece, of_base);
 	TAILQ_REMOVE(&server->unused, piece, unused);
 	base->n_pieces--;

@@ -11,7 +11,7 @@
 
 /* A monitor's bases and the pieces that it has of them. */
 
-static struct mb_commons_request request(enum mb_commons_type type)
+struct mb_commons_request mb_commons_request_of(enum mb_commons_type type)
 {
 	return (struct mb_commons_request){
 		.magic = MB_COMMONS_MAGIC, .version = MB_COMMONS_VERSION, .type = type};
@@ -112,7 +112,7 @@ static int take_piece(struct mb_commons_base *base, unsigned node, uint64_t inde
 
 static void send_release(struct mb_commons_base *base, unsigned node, uint64_t index)
 {
-	struct mb_commons_request msg = request(MB_COMMONS_RELEASE);
+	struct mb_commons_request msg = mb_commons_request_of(MB_COMMONS_RELEASE);
 
 	if (!base->number_is_known)
 		return;
@@ -212,7 +212,7 @@ bool mb_commons_read(
 
 /* ---- bases ---- */
 
-static void set_status(struct mb_commons_base *base, int status)
+void mb_commons_set_status(struct mb_commons_base *base, int status)
 {
 	/* mb_commons_read looks at it. */
 	pthread_rwlock_wrlock(&base->commons->lock);
@@ -222,7 +222,8 @@ static void set_status(struct mb_commons_base *base, int status)
 
 void mb_commons_announce(struct mb_commons_base *base)
 {
-	struct mb_commons_request msg = request(MB_COMMONS_OPEN);
+	struct mb_commons_request msg =
+		mb_commons_request_of(base->group ? MB_COMMONS_JOIN : MB_COMMONS_OPEN);
 
 	if (base->status == -ESTALE)
 		return;
@@ -231,32 +232,40 @@ void mb_commons_announce(struct mb_commons_base *base)
 		base->open_tag = 0; /* with the next connection */
 }
 
-int mb_commons_open_base(struct mb_commons *commons, int fd, struct mb_commons_base **out)
+int mb_commons_add_base(
+	struct mb_commons *commons, int fd, const char *group, struct mb_commons_base **out)
 {
-	struct mb_commons_base *base;
+	struct mb_commons_base *base = NULL;
 	unsigned i = 0;
 
 	while (i < MB_COMMONS_MAX_OPEN && commons->base[i])
 		i++;
-	if (i == MB_COMMONS_MAX_OPEN)
-		return -EMFILE;
-	base = calloc(1, sizeof(*base));
-	if (!base)
-		return -ENOMEM;
+	if (i < MB_COMMONS_MAX_OPEN)
+		base = calloc(1, sizeof(*base));
+	if (base && group && !(base->group = strdup(group))) {
+		free(base);
+		base = NULL;
+	}
+	if (!base) {
+		if (fd >= 0)
+			close(fd);
+		return i == MB_COMMONS_MAX_OPEN ? -EMFILE : -ENOMEM;
+	}
 	base->commons = commons;
 	base->status = -EINPROGRESS;
-	base->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	if (base->fd < 0) {
-		int rc = -errno;
-
-		free(base);
-		return rc;
-	}
+	base->fd = fd;
 	commons->base[i] = base;
 	if (commons->status == MB_COMMONS_READY)
 		mb_commons_announce(base);
 	*out = base;
 	return 0;
+}
+
+int mb_commons_open_base(struct mb_commons *commons, int fd, struct mb_commons_base **out)
+{
+	int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	return own < 0 ? -errno : mb_commons_add_base(commons, own, NULL, out);
 }
 
 static void free_pieces(struct mb_commons_base *base)
@@ -273,9 +282,9 @@ static void free_pieces(struct mb_commons_base *base)
 	}
 }
 
-static void send_close(struct mb_commons *commons, uint32_t number)
+void mb_commons_send_close(struct mb_commons *commons, uint32_t number)
 {
-	struct mb_commons_request msg = request(MB_COMMONS_CLOSE);
+	struct mb_commons_request msg = mb_commons_request_of(MB_COMMONS_CLOSE);
 
 	msg.base = number;
 	mb_commons_send(commons, &msg, NULL);
@@ -304,9 +313,11 @@ void mb_commons_close_base(struct mb_commons_base *base)
 			commons->base[i] = NULL;
 	/* An OPEN that is under way is closed when its answer finds nobody. */
 	if (commons->status == MB_COMMONS_READY && base->number_is_known)
-		send_close(commons, base->number);
+		mb_commons_send_close(commons, base->number);
 	free_pieces(base);
-	close(base->fd);
+	if (base->fd >= 0)
+		close(base->fd);
+	free(base->group);
 	free(base);
 }
 
@@ -317,26 +328,37 @@ int mb_commons_base_status(const struct mb_commons_base *base)
 
 /* ---- wants ---- */
 
+struct want *mb_commons_new_want(struct mb_commons *commons)
+{
+	struct want *want = commons->want;
+
+	while (want < commons->want + MB_COMMONS_CLIENT_PENDING && want->used)
+		want++;
+	return want == commons->want + MB_COMMONS_CLIENT_PENDING || !STAILQ_EMPTY(&commons->unsent)
+		       ? NULL
+		       : want;
+}
+
 static int ask(struct mb_commons_base *base, unsigned node, uint64_t offset, uint64_t len,
 	unsigned flags, void *ctx)
 {
 	struct mb_commons *commons = base->commons;
-	struct mb_commons_request msg = request(MB_COMMONS_WANT);
-	struct want *want = commons->want;
+	struct mb_commons_request msg = mb_commons_request_of(MB_COMMONS_WANT);
 	struct held *held = find(base, node, offset);
+	struct want *want;
 	int rc;
 
 	if (commons->status != MB_COMMONS_READY)
 		return -ENOTCONN;
 	if (base->status)
 		return base->status;
-	if (!mb_range_inside(offset, len, 0, mb_align_up(base->bytes, MB_COMMONS_PAGE_BYTES)) ||
+	if (base->group ||
+		!mb_range_inside(offset, len, 0, mb_align_up(base->bytes, MB_COMMONS_PAGE_BYTES)) ||
 		(offset | len) % MB_COMMONS_PAGE_BYTES ||
 		len > MB_COMMONS_PIECE_BYTES - offset % MB_COMMONS_PIECE_BYTES)
 		return -EINVAL;
-	while (want < commons->want + MB_COMMONS_CLIENT_PENDING && want->used)
-		want++;
-	if (want == commons->want + MB_COMMONS_CLIENT_PENDING || !STAILQ_EMPTY(&commons->unsent))
+	want = mb_commons_new_want(commons);
+	if (!want)
 		return -EAGAIN;
 	msg.tag = mb_commons_new_tag(commons);
 	msg.base = base->number;
@@ -349,6 +371,7 @@ static int ask(struct mb_commons_base *base, unsigned node, uint64_t offset, uin
 		return rc;
 	*want = (struct want){.used = true,
 		.tag = msg.tag,
+		.type = MB_COMMONS_WANT,
 		.done = {.base = base, .node = node, .offset = offset, .len = len, .ctx = ctx}};
 	return 0;
 }
@@ -365,7 +388,7 @@ int mb_commons_have(
 	return ask(base, node, offset, len, MB_COMMONS_ONLY_HAVE, ctx);
 }
 
-static void finish(struct mb_commons *commons, struct want *want, int status)
+void mb_commons_finish(struct mb_commons *commons, struct want *want, int status)
 {
 	struct mb_commons_done done = want->done;
 
@@ -394,7 +417,7 @@ void mb_commons_forget(struct mb_commons *commons)
 	/* A callback may close bases, which ends their wants. */
 	for (unsigned i = 0; i < MB_COMMONS_CLIENT_PENDING; i++)
 		if (commons->want[i].used)
-			finish(commons, &commons->want[i], -EPIPE);
+			mb_commons_finish(commons, &commons->want[i], -EPIPE);
 }
 
 /* ---- replies ---- */
@@ -411,19 +434,19 @@ static int take_open(struct mb_commons *commons, const struct mb_commons_reply *
 		return -EBADMSG;
 	if (!base || !msg->tag) {
 		if (!msg->status)
-			send_close(commons, msg->base);
+			mb_commons_send_close(commons, msg->base);
 		return 0;
 	}
 	base->open_tag = 0;
 	if (msg->status) {
-		set_status(base, msg->status < 0 ? msg->status : -EBADMSG);
+		mb_commons_set_status(base, msg->status < 0 ? msg->status : -EBADMSG);
 		return 0;
 	}
 	base->number = msg->base;
 	base->number_is_known = true;
 	/* What we hold is of the first daemon that knew it: it must be the same for this one. */
 	if (base->bytes && (base->bytes != msg->value || base->hash != msg->offset)) {
-		set_status(base, -ESTALE);
+		mb_commons_set_status(base, -ESTALE);
 		return 0;
 	}
 	pthread_rwlock_wrlock(&commons->lock);
@@ -434,48 +457,66 @@ static int take_open(struct mb_commons *commons, const struct mb_commons_reply *
 	return 0;
 }
 
-static int take_want(struct mb_commons *commons, const struct mb_commons_reply *msg, int fd)
+struct want *mb_commons_find_want(struct mb_commons *commons, uint64_t tag)
 {
-	struct mb_commons_base *base;
-	struct want *want = NULL;
-	struct held *held;
-	int status = msg->status, rc = 0;
+	for (unsigned i = 0; i < MB_COMMONS_CLIENT_PENDING; i++)
+		if (commons->want[i].used && commons->want[i].tag == tag)
+			return &commons->want[i];
+	return NULL;
+}
 
-	for (unsigned i = 0; i < MB_COMMONS_CLIENT_PENDING && !want; i++)
-		if (commons->want[i].used && commons->want[i].tag == msg->tag)
-			want = &commons->want[i];
-	if (!want) { /* its base was closed */
-		if (fd >= 0)
-			close(fd);
-		return 0;
-	}
-	base = want->done.base;
-	if (fd >= 0)
-		rc = take_piece(
-			base, want->done.node, want->done.offset / MB_COMMONS_PIECE_BYTES, fd);
+int mb_commons_take_file(
+	struct mb_commons_base *base, const struct mb_commons_done *done, int fd, int *status)
+{
+	const uint64_t index = done->offset / MB_COMMONS_PIECE_BYTES;
+	int rc = fd >= 0 ? take_piece(base, done->node, index, fd) : 0;
+	struct held *held;
+
 	if (rc == -EBADMSG)
 		return rc;
-	status = rc ? rc : status;
-	held = find(base, want->done.node, want->done.offset);
+	*status = rc ? rc : *status;
+	held = find(base, done->node, done->offset);
 	/* Released while this was under way, or no memory for it: the daemon thinks that we have
 	 * it. */
-	if ((!status && !(held && held->live)) || rc) {
-		send_release(base, want->done.node, want->done.offset / MB_COMMONS_PIECE_BYTES);
-		status = status ? status : -EAGAIN;
+	if ((!*status && !(held && held->live)) || rc) {
+		send_release(base, done->node, index);
+		*status = *status ? *status : -EAGAIN;
 	}
+	return 0;
+}
+
+static int take_want(struct mb_commons *commons, const struct mb_commons_reply *msg, int fd)
+{
+	struct want *want = mb_commons_find_want(commons, msg->tag);
+	struct mb_commons_base *base;
+	int status = msg->status, rc;
+
+	if (!want || want->type != MB_COMMONS_WANT) { /* its base was closed */
+		if (fd >= 0)
+			close(fd);
+		return want ? -EBADMSG : 0;
+	}
+	base = want->done.base;
+	rc = mb_commons_take_file(base, &want->done, fd, &status);
+	if (rc)
+		return rc;
 	if (status == -ESTALE)
-		set_status(base, -ESTALE);
-	finish(commons, want, status > 0 ? -EBADMSG : status);
+		mb_commons_set_status(base, -ESTALE);
+	mb_commons_finish(commons, want, status > 0 ? -EBADMSG : status);
 	return 0;
 }
 
 int mb_commons_take(struct mb_commons *commons, const struct mb_commons_reply *msg, int fd)
 {
-	if (msg->type == MB_COMMONS_WANT && commons->status == MB_COMMONS_READY)
+	bool ready = commons->status == MB_COMMONS_READY;
+
+	if (ready && msg->type == MB_COMMONS_WANT)
 		return take_want(commons, msg, fd);
+	if (ready && msg->type >= MB_COMMONS_OFFER && msg->type <= MB_COMMONS_GIVE)
+		return mb_commons_take_content(commons, msg, fd);
 	if (fd >= 0)
 		close(fd);
-	return msg->type == MB_COMMONS_OPEN && commons->status == MB_COMMONS_READY
-		       ? take_open(commons, msg)
-		       : -EBADMSG;
+	if (ready && msg->type == MB_COMMONS_JOIN)
+		return mb_commons_take_join(commons, msg);
+	return ready && msg->type == MB_COMMONS_OPEN ? take_open(commons, msg) : -EBADMSG;
 }

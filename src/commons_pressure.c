@@ -13,6 +13,7 @@
 #define STALLED	      10.0 /* percent of the last 10 s in which somebody waited for memory */
 #define STALLED_SHARE 8u   /* of what is held goes each second then */
 #define UNUSED_NS     60000000000ull
+#define NOTE_NS	      3600000000000ull
 
 static uint64_t read_meminfo(const char *root, const char *key)
 {
@@ -93,6 +94,8 @@ void mb_commons_relieve(struct mb_commons_server *server)
 	 * room. */
 	if (now_ns > UNUSED_NS)
 		mb_commons_bases_expire(server, now_ns - UNUSED_NS);
+	if (now_ns > NOTE_NS)
+		mb_commons_groups_expire(server, now_ns - NOTE_NS);
 	TAILQ_FOREACH(base, &server->bases, all)
 	TAILQ_FOREACH(piece, &base->pieces, of_base) mb_commons_piece_measure(piece);
 	if (server->held_bytes > server->config.max_bytes)

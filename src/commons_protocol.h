@@ -2,12 +2,14 @@
 #ifndef COMMONS_PROTOCOL_H
 #define COMMONS_PROTOCOL_H
 
+#include <mirrorball/content_hash.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /*
  * What monitors and mirrorballd say to each other over a Unix socket of packets. Both are on one
  * host: numbers are in its byte order. A request is one packet of one size, and so is a reply, so
- * that there is one length to check. A field that a type has no use for is zero.
+ * that there is one length to check; of JOIN, OFFER and GIVE the type (and the number of hashes) says what follows it. A field that a type has no use for is zero.
  *
  *   monitor                               mirrorballd
  *   HELLO                          ->     HELLO: limits
@@ -16,6 +18,10 @@
  *   RELEASE base, node, offset     ->
  *   CLOSE base                     ->
  *   STAT                           ->     STAT + descriptor of a memfd with JSON
+ *   JOIN a group's name            ->     JOIN: a number as of OPEN, and the key of its hashes
+ *   OFFER group, up to 64 hashes   ->     OFFER: which are there, and of which the page is wanted
+ *   FETCH group, node, hash        ->     FETCH: status, place [+ descriptor of the piece]
+ *   GIVE group, node, hash, page   ->     GIVE: the same
  *
  * A request that no honest client sends (a wrong size, an unknown type, a descriptor too many, a
  * range that is not aligned) ends the connection. What an honest one may meet (no memory, a base
@@ -29,6 +35,12 @@
  *
  * mirrorballd alone can write there: it mapped the file before it put F_SEAL_FUTURE_WRITE on it. So
  * which pages are there is no matter of messages: clients look.
+ *
+ * A group (content.h) is a base that is no file: what its pieces have is what its members gave. Of a hash that
+ * one of them offers nothing but that is known, until another one offers the same; that one is asked for the
+ * page, which has one place from then on, on whatever node. mirrorballd makes the hash of it again: what is
+ * there is what the hash says, and nobody needs to believe it, for a client compares. A member of one user is
+ * never in a group with one of another.
  */
 #define MB_COMMONS_MAGIC       0x636d626du /* "mbmc" */
 #define MB_COMMONS_VERSION     1u
@@ -48,6 +60,11 @@
 /* Requests that a client has an answer to come for. What it sends beyond that is not read until
  * one is answered, and read by the client. */
 #define MB_COMMONS_CLIENT_PENDING 64u
+/* Hashes of which no page is there: more make a client's oldest be forgotten, as an hour does. */
+#define MB_COMMONS_MAX_NOTES	(1u << 19)
+#define MB_COMMONS_CLIENT_NOTES (1u << 16)
+#define MB_COMMONS_NAME_BYTES	64u
+#define MB_COMMONS_OFFERS	64u /* in one request */
 #define MB_COMMONS_MAX_BASE_BYTES (1ull << 60)
 
 /* The end of each piece's file. Bits are set after what they stand for is there (release; readers:
@@ -65,6 +82,10 @@ enum mb_commons_type {
 	MB_COMMONS_WANT,
 	MB_COMMONS_RELEASE,
 	MB_COMMONS_STAT,
+	MB_COMMONS_JOIN,
+	MB_COMMONS_OFFER,
+	MB_COMMONS_FETCH,
+	MB_COMMONS_GIVE,
 };
 
 enum {
@@ -79,7 +100,8 @@ struct mb_commons_request {
 	uint64_t tag;	      /* comes back with the reply */
 	uint32_t base;	      /* number of the client's open bases */
 	uint32_t node;	      /* the kernel's number */
-	uint64_t offset, len; /* bytes of the base */
+	/* Bytes of the base. OFFER: len is how many hashes. FETCH, GIVE: both are the hash. */
+	uint64_t offset, len;
 	uint32_t flags;
 	uint32_t zero;
 };
@@ -90,9 +112,37 @@ struct mb_commons_reply {
 	uint64_t tag;
 	int32_t status; /* 0 or -errno */
 	uint32_t base, node, flags;
-	uint64_t offset; /* WANT: of the piece; OPEN: a hash of the base's identity */
-	uint64_t value;	 /* OPEN: bytes of the base; WANT: pages of the range that are there; STAT:
-			    of the text */
+	/* WANT: of the piece; OPEN: a hash of the base's identity; JOIN: half of the key; OFFER: bits of those
+	 * whose page is wanted; FETCH, GIVE: of the page. */
+	uint64_t offset;
+	/* OPEN: bytes of the base; WANT: pages of the range that are there; STAT: of the text; JOIN: the other
+	 * half; OFFER: bits of those that are there. */
+	uint64_t value;
 };
+
+/* A request with what follows it. */
+struct mb_commons_packet {
+	struct mb_commons_request asked;
+	union {
+		char name[MB_COMMONS_NAME_BYTES]; /* JOIN: zeroes after it, at least one */
+		struct mb_content_hash hash[MB_COMMONS_OFFERS];
+		char page[MB_COMMONS_PAGE_BYTES];
+	};
+};
+_Static_assert(offsetof(struct mb_commons_packet, page) == sizeof(struct mb_commons_request), "no gap");
+
+/* How long it is to be. */
+static inline size_t mb_commons_packet_bytes(const struct mb_commons_request *asked)
+{
+	size_t n = sizeof(*asked);
+
+	if (asked->type == MB_COMMONS_JOIN)
+		n += MB_COMMONS_NAME_BYTES;
+	else if (asked->type == MB_COMMONS_OFFER && asked->len <= MB_COMMONS_OFFERS)
+		n += asked->len * sizeof(struct mb_content_hash);
+	else if (asked->type == MB_COMMONS_GIVE)
+		n += MB_COMMONS_PAGE_BYTES;
+	return n;
+}
 
 #endif

@@ -246,6 +246,8 @@ static json_t *tell_base(const struct base *base, int *rc)
 		sharers = piece->n_refs > sharers ? piece->n_refs : sharers;
 	}
 	mb_json_put(object, "path", base->path ? json_string(base->path) : json_null(), rc);
+	mb_json_put(object, "group",
+		base->group ? json_string(mb_commons_group_name(base->group)) : json_null(), rc);
 	mb_json_put_number(object, "device", base->identity.dev, rc);
 	mb_json_put_number(object, "inode", base->identity.ino, rc);
 	mb_json_put_number(object, "base_bytes", base->identity.bytes, rc);
@@ -310,6 +312,9 @@ json_t *mb_commons_server_stat(const struct mb_commons_server *server, bool deta
 	mb_json_put_number(all, "hit_pages", server->hit_pages, &rc);
 	mb_json_put_number(all, "read_pages", server->read_pages, &rc);
 	mb_json_put_number(all, "copied_pages", server->copied_pages, &rc);
+	mb_json_put_number(all, "groups", server->n_groups, &rc);
+	mb_json_put_number(all, "noted_hashes", server->n_notes, &rc);
+	mb_json_put_number(all, "content_pages", server->content_pages, &rc);
 	mb_json_put_number(all, "evicted_bytes", server->evicted_bytes, &rc);
 	mb_json_put_number(all, "refused", server->n_refused, &rc);
 	mb_json_put_number(all, "bad_requests", server->n_bad, &rc);

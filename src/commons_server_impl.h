@@ -23,6 +23,8 @@ enum {
 	WRONG_UNCHECKED, /* a base is not looked at after it was read */
 	WRONG_KEEP_REFS, /* what a client had stays when it is gone */
 	WRONG_WRITABLE,	 /* descriptors are given away as they are here */
+	WRONG_UNHASHED,	 /* a page that is given is believed to have the hash */
+	WRONG_ONE_GROUP, /* of all users */
 };
 
 /*
@@ -48,9 +50,11 @@ struct mb_commons_identity {
 };
 
 struct lane;
+struct group; /* commons_content.c */
 
 struct base {
 	TAILQ_ENTRY(base) all;
+	struct group *group; /* NULL: a file. Else there is no file: fd is -1, and lane NULL */
 	struct mb_commons_server *server;
 	struct mb_commons_identity identity;
 	int fd;	    /* our own opening: no lock, flag or offset of a client's is in it */
@@ -101,6 +105,8 @@ struct client {
 	struct base *slot[MB_COMMONS_CLIENT_BASES];
 	LIST_HEAD(, ref) refs;
 	LIST_HEAD(, job) jobs;
+	TAILQ_HEAD(notes, note) notes; /* the oldest first */
+	unsigned n_notes;
 	STAILQ_HEAD(, reply) replies;
 	struct lane *lane;
 };
@@ -156,6 +162,8 @@ struct mb_commons_server {
 	unsigned n_pieces;
 	uint64_t held_bytes, promised_bytes;
 	uint64_t unwatched_bytes; /* promised since memory was looked at */
+	unsigned n_notes, n_groups;
+	uint64_t content_pages; /* of all groups, on all nodes */
 	uint64_t n_refs, hit_pages, read_pages, copied_pages, evicted_bytes, n_bad, n_refused;
 
 	struct mb_ratelimit complaints;
@@ -215,6 +223,21 @@ bool mb_commons_has(const struct mb_commons_state *state, unsigned page);
 /* A new opening of its file, for reading. -errno. */
 int mb_commons_piece_open(const struct piece *piece);
 
+/* ---- commons_content.c: groups. Requests were checked. 0 or -errno: as take_request ---- */
+int mb_commons_group_join(struct client *client, const struct mb_commons_packet *packet);
+int mb_commons_group_offer(struct client *client, const struct mb_commons_packet *packet);
+int mb_commons_group_fetch(struct client *client, const struct mb_commons_request *asked);
+int mb_commons_group_give(struct client *client, const struct mb_commons_packet *packet);
+/* What the client has offered there is forgotten; NULL: wherever. */
+void mb_commons_group_leave(struct client *client, const struct base *base);
+/* That is about to be gone. */
+void mb_commons_group_dropped(const struct piece *piece);
+/* Frees what belongs to the base: it has no pieces and no clients. Takes NULL. */
+void mb_commons_group_free(struct mb_commons_server *server, struct group *group);
+const char *mb_commons_group_name(const struct group *group);
+/* Offers from before that time are forgotten. */
+void mb_commons_groups_expire(struct mb_commons_server *server, uint64_t before_ns);
+
 /* ---- commons_fill.c ---- */
 void mb_commons_fill_run(struct job *job);
 
@@ -232,6 +255,10 @@ void mb_commons_set_timer(struct mb_commons_server *server);
 /* ---- commons_client.c ---- */
 void mb_commons_client_welcome(struct mb_commons_server *server, int fd);
 void mb_commons_client_drop(struct client *client);
+/* Of a node by the kernel's number; -1: none with memory. */
+int mb_commons_node_index(const struct mb_commons_server *server, unsigned id);
+/* Room for so many more bytes, if need be instead of what nobody uses. -ENOMEM, -ENOSPC. */
+int mb_commons_make_room(struct mb_commons_server *server, unsigned node, uint64_t bytes);
 /* Caller holds nothing of client afterwards: it may be gone. */
 void mb_commons_reply(struct client *client, const struct mb_commons_request *asked, int status,
 	const struct mb_commons_reply *more, struct piece *piece, int fd);

@@ -427,6 +427,7 @@ static const struct {
 	{"looking for the commons", mb_machine_start_share},
 	{"loading its guest", mb_machine_load_guest},
 	{"starting its tracker", mb_machine_add_tracker},
+	{"starting to share by content", mb_machine_start_content},
 	{"starting its migration", mb_machine_add_manager},
 	{"watching its nodes", mb_machine_add_rebalance},
 	/* Last: a machine that others can see is one that runs. */
@@ -529,6 +530,7 @@ void mb_machine_destroy(struct mb_machine *machine)
 	mb_control_destroy(machine->control);
 	/* Before the page tables that they work on. */
 	mb_machine_remove_manager(machine);
+	mb_machine_stop_content(machine);
 	mb_machine_stop_share(machine);
 	mb_machine_give_up_replicas(machine);
 	mb_machine_remove_tracker(machine);

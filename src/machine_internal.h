@@ -23,6 +23,7 @@
 #include <mirrorball/rebalance.h>
 #include <mirrorball/registry.h>
 #include <mirrorball/rng.h>
+#include <mirrorball/content.h>
 #include <mirrorball/share.h>
 #include <mirrorball/serial.h>
 #include <mirrorball/terminal.h>
@@ -102,6 +103,7 @@ struct mb_machine {
 	struct mb_tracker *tracker; /* NULL: switched off */
 	struct mb_replicas *replicas; /* NULL: no page has copies, or is merged */
 	struct mb_share *share;	      /* NULL: no page is merged with other machines' */
+	struct mb_content *content;   /* NULL: its memory is not looked through */
 	struct mb_machine_base *bases; /* of disks, that other machines may have, too */
 	const char *why_no_copies;    /* where that was left to the machine; for people */
 	uint64_t copies_on[MB_MAX_GROUPS]; /* nodes of each view, bits of the topology's index; atomic */
@@ -267,6 +269,8 @@ json_t *mb_machine_replicas_json(struct mb_machine *machine, int *rc);
  * may be, before replicas are made; then before devices, which tell what they read; it begins when they
  * are there. Stopped before vCPUs and devices go, removed after them.
  */
+/* Whether a disk of it has a base. */
+bool mb_machine_has_base(const struct mb_machine *machine);
 bool mb_machine_shares(const struct mb_machine *machine);
 int mb_machine_add_share(struct mb_machine *machine, struct mb_error *err);
 int mb_machine_start_share(struct mb_machine *machine, struct mb_error *err);
@@ -279,6 +283,12 @@ int mb_machine_share_base(struct mb_machine *machine, unsigned disk, struct mb_e
 /* The node where each view's copies of what is common are best: the kernel's numbers. */
 void mb_machine_share_nodes(struct mb_machine *machine, unsigned node[MB_MAX_GROUPS]);
 json_t *mb_machine_share_json(struct mb_machine *machine, int *rc);
+
+/* src/machine_content.c: by content. When its guest is loaded; stopped before vCPUs and devices go. */
+bool mb_machine_shares_content(const struct mb_machine *machine);
+int mb_machine_start_content(struct mb_machine *machine, struct mb_error *err);
+void mb_machine_stop_content(struct mb_machine *machine);
+json_t *mb_machine_content_json(struct mb_machine *machine, int *rc);
 
 /* src/machine_numa.c */
 json_t *mb_machine_migration_json(struct mb_machine *machine); /* NULL: out of memory */

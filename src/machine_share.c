@@ -18,14 +18,23 @@ static bool has_base(const struct mb_disk_config *disk)
 	return disk->cow || disk->overlay;
 }
 
-bool mb_machine_shares(const struct mb_machine *machine)
+bool mb_machine_has_base(const struct mb_machine *machine)
 {
-	const struct mb_machine_config *config = &machine->config;
 	bool has = false;
 
-	for (unsigned i = 0; i < config->n_disks; i++)
-		has |= has_base(&config->disk[i]);
-	return has && !config->no_share && !config->dry;
+	for (unsigned i = 0; i < machine->config.n_disks; i++)
+		has |= has_base(&machine->config.disk[i]);
+	return has;
+}
+
+static bool shares_bases(const struct mb_machine *machine)
+{
+	return mb_machine_has_base(machine) && !machine->config.no_share && !machine->config.dry;
+}
+
+bool mb_machine_shares(const struct mb_machine *machine)
+{
+	return shares_bases(machine) || mb_machine_shares_content(machine);
 }
 
 static void say(const struct mb_machine *machine, const struct mb_error *why)
@@ -52,7 +61,7 @@ int mb_machine_add_share(struct mb_machine *machine, struct mb_error *err)
 	};
 	struct mb_error why;
 
-	if (!mb_machine_shares(machine) || !machine->replicas)
+	if (!shares_bases(machine) || !machine->replicas)
 		return 0;
 	machine->bases = calloc(machine->config.n_disks, sizeof(*machine->bases));
 	if (!machine->bases)
@@ -133,9 +142,10 @@ json_t *mb_machine_share_json(struct mb_machine *machine, int *rc)
 	json_t *o = json_object();
 	struct mb_share_stats s;
 
+	mb_json_put(o, "content", mb_machine_content_json(machine, rc), rc);
 	if (!machine->share) {
 		mb_json_put(o, "state",
-			json_string(mb_machine_shares(machine) ? "not possible on this host"
+			json_string(shares_bases(machine) ? "not possible on this host"
 				    : machine->config.no_share ? "off"
 							       : "off without a disk that has a base"),
 			rc);

@@ -32,7 +32,7 @@ want = {
     "format": 1, "name": "x",
     "guest": {"kind": "kernel", "kernel": "hello.elf", "initrd": None, "append": 'quiet "a b"'},
     "vcpus": 3, "memory_bytes": 64 << 20, "memory_overcommit": False, "views": "auto",
-    "track": "auto", "migrate": "auto", "replica_bytes": "auto", "share": True, "placement": "auto",
+    "track": "auto", "migrate": "auto", "replica_bytes": "auto", "share": True, "trust_group": None, "content_ppm": "auto", "placement": "auto",
     "disks": [
         {"path": "web1.img", "size_bytes": 3 << 20, "readonly": False, **plain, "direct": False, "serial": "S1", "queues": 3},
         {"path": "a,b.img", "size_bytes": 3 << 20, "readonly": True, **plain, "direct": True, "serial": None, "queues": 2},

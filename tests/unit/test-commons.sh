@@ -59,7 +59,7 @@ for status in 0 1 2; do grep -qE "\*$status\*" "$page" || bad "the page lacks st
 pids+=($!)
 answers "$sock"
 has "\"pid\":$!" stat.json
-for key in $(json_keys stat.json) path device inode base_bytes stale; do
+for key in $(json_keys stat.json) path group device inode base_bytes stale; do
 	grep -qE "[_*]${key}[_*]" "$page" || bad "mirrorballd(8) lacks the key $key"
 done
 expect 1 "there is a daemon already" "$MIRRORBALLD" --socket "$sock"

@@ -244,7 +244,7 @@ START_TEST(test_bad_packets)
 		{"version", offsetof(struct mb_commons_request, version), 2, 2, MB_COMMONS_STAT, 0,
 			0},
 		{"type 0", 0, 0, 0, 0, 0, 0},
-		{"type 7", 0, 0, 0, 7, 0, 0},
+		{"type 11", 0, 0, 0, 11, 0, 0},
 		{"second hello", 0, 0, 0, MB_COMMONS_HELLO, 0, 0},
 		{"zero", offsetof(struct mb_commons_request, zero), 4, 1, MB_COMMONS_STAT, 0, 0},
 		{"stat with a base", offsetof(struct mb_commons_request, base), 4, 1,
@@ -467,11 +467,15 @@ static unsigned open_descriptors(void)
 	return n;
 }
 
+#define N_CONTENT 60u
+
 struct fuzzer {
 	unsigned seed;
 	int fds[6], fd; /* of many kinds; the connection */
 	bool opened;
-	uint64_t n_sent, n_answered, n_hung_up;
+	uint32_t group; /* that was joined last, and its key */
+	struct mb_content_key key;
+	uint64_t n_sent, n_answered, n_hung_up, n_placed;
 };
 
 static unsigned pick(struct fuzzer *z, unsigned n)
@@ -488,12 +492,52 @@ static uint64_t odd_number(struct fuzzer *z)
 			  : (uint64_t)rand_r(&z->seed) << pick(z, 33);
 }
 
+/*
+ * Of groups: a few names, and pages of which there are so few that each is offered by several connections
+ * and given. The key is asked for by the last JOIN, the answers of which are read by and by.
+ */
+static void make_more(struct fuzzer *z, struct mb_commons_packet *packet)
+{
+	struct mb_commons_request *msg = &packet->asked;
+	uint64_t page[PAGE / 8];
+	struct mb_content_hash hash;
+
+	memset(packet->page, 0, sizeof(packet->page));
+	make_page(5, pick(z, N_CONTENT), page);
+	hash = mb_content_hash(&z->key, page);
+	switch (msg->type) {
+	case MB_COMMONS_JOIN:
+		snprintf(packet->name, sizeof(packet->name), "group%u", pick(z, 2));
+		break;
+	case MB_COMMONS_OFFER:
+		msg->base = pick(z, 8) ? z->group : pick(z, 3);
+		msg->len = 1 + pick(z, MB_COMMONS_OFFERS);
+		for (unsigned i = 0; i < msg->len; i++) {
+			make_page(5, pick(z, N_CONTENT), page);
+			packet->hash[i] = mb_content_hash(&z->key, page);
+		}
+		break;
+	case MB_COMMONS_FETCH:
+	case MB_COMMONS_GIVE:
+		msg->base = pick(z, 8) ? z->group : pick(z, 3);
+		msg->node = pick(z, 10) ? node_id() : pick(z, 100);
+		msg->offset = hash.word[0];
+		msg->len = hash.word[1];
+		if (msg->type == MB_COMMONS_GIVE)
+			memcpy(packet->page, page, PAGE);
+		break;
+	default:
+		break;
+	}
+}
+
 /* Mostly one that makes sense, so that the garbage comes where something is going on. */
 static void make_packet(
-	struct fuzzer *z, struct mb_commons_request *msg, size_t *len, unsigned *n_fds)
+	struct fuzzer *z, struct mb_commons_packet *packet, size_t *len, unsigned *n_fds)
 {
-	*msg = raw_request(1 + pick(z, 6));
-	*len = sizeof(*msg);
+	struct mb_commons_request *msg = &packet->asked;
+
+	*msg = raw_request(1 + pick(z, MB_COMMONS_GIVE));
 	msg->tag = rand_r(&z->seed);
 	*n_fds = 0;
 	if (!z->opened || msg->type == MB_COMMONS_HELLO)
@@ -514,11 +558,13 @@ static void make_packet(
 		msg->flags = pick(z, 4);
 	}
 	z->opened |= msg->type == MB_COMMONS_OPEN;
+	make_more(z, packet);
+	*len = mb_commons_packet_bytes(msg);
 	if (pick(z, 12))
 		return;
 	switch (pick(z, 5)) {
 	case 0:
-		*len = pick(z, sizeof(*msg) + 1);
+		*len = pick(z, (unsigned)*len + 1);
 		break;
 	case 1:
 		((uint8_t *)msg)[pick(z, sizeof(*msg))] ^= 1u << pick(z, 8);
@@ -536,7 +582,8 @@ static void make_packet(
 
 static void send_garbage(struct fuzzer *z)
 {
-	struct mb_commons_request msg;
+	struct mb_commons_packet packet;
+	struct mb_commons_request *msg = &packet.asked;
 	struct mb_commons_reply reply;
 	int fds[8], given, rc;
 	unsigned n_fds;
@@ -547,14 +594,14 @@ static void send_garbage(struct fuzzer *z)
 		z->opened = false;
 		if (z->fd < 0)
 			return;
-		msg = raw_request(MB_COMMONS_HELLO);
-		raw_send(z->fd, &msg, pick(z, 20) ? sizeof(msg) : pick(z, sizeof(msg)), NULL, 0);
+		*msg = raw_request(MB_COMMONS_HELLO);
+		raw_send(z->fd, msg, pick(z, 20) ? sizeof(*msg) : pick(z, sizeof(*msg)), NULL, 0);
 		fcntl(z->fd, F_SETFL, O_NONBLOCK);
 	}
-	make_packet(z, &msg, &len, &n_fds);
+	make_packet(z, &packet, &len, &n_fds);
 	for (unsigned i = 0; i < 8; i++)
 		fds[i] = z->fds[pick(z, 3) ? 0 : pick(z, 6)];
-	rc = raw_send(z->fd, &msg, len, fds, n_fds);
+	rc = raw_send(z->fd, &packet, len, fds, n_fds);
 	z->n_sent += !rc;
 	for (unsigned i = 0; pick(z, 6) && i < 8; i++) {
 		char room[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
@@ -570,6 +617,12 @@ static void send_garbage(struct fuzzer *z)
 			break;
 		}
 		z->n_answered++;
+		if (reply.type == MB_COMMONS_JOIN && !reply.status) {
+			z->group = reply.base;
+			z->key = (struct mb_content_key){{reply.offset, reply.value}};
+		}
+		z->n_placed += (reply.type == MB_COMMONS_FETCH || reply.type == MB_COMMONS_GIVE) &&
+			       !reply.status;
 		if (CMSG_FIRSTHDR(&m)) {
 			memcpy(&given, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
 			close(given);
@@ -580,6 +633,29 @@ static void send_garbage(struct fuzzer *z)
 		close(z->fd);
 		z->fd = -1;
 	}
+}
+
+/* An honest member, so that there is somebody to give pages to. */
+static void join_and_offer(const char *name)
+{
+	struct mb_content_hash hash[N_CONTENT];
+	struct mb_commons_base *group;
+	struct mb_content_key key;
+	uint64_t page[PAGE / 8];
+	unsigned n_before = f.n_done;
+
+	ck_assert_int_eq(mb_commons_join(f.commons, name, &group), 0);
+	while (mb_commons_base_status(group) == -EINPROGRESS)
+		poll_once(f.commons, 50);
+	key = mb_commons_key(group);
+	for (unsigned i = 0; i < N_CONTENT; i++) {
+		make_page(5, i, page);
+		hash[i] = mb_content_hash(&key, page);
+	}
+	ck_assert_int_eq(mb_commons_offer(group, hash, N_CONTENT, NULL), 0);
+	while (f.n_done == n_before)
+		poll_once(f.commons, 50);
+	ck_assert_int_eq(f.done.status, 0);
 }
 
 START_TEST(test_fuzz)
@@ -601,6 +677,8 @@ START_TEST(test_fuzz)
 	ck_assert_int_eq(ftruncate(z.fds[5], 3 * PAGE), 0);
 	begin();
 	must_work("nothing");
+	join_and_offer("group0");
+	join_and_offer("group1");
 	usleep(100000);
 	n_before = open_descriptors();
 	while (mb_now_ns() < end_ns) {
@@ -610,7 +688,8 @@ START_TEST(test_fuzz)
 	}
 	if (z.fd >= 0)
 		close(z.fd);
-	printf("%lu sent, %lu answered, %lu hung up\n", z.n_sent, z.n_answered, z.n_hung_up);
+	printf("%lu sent, %lu answered, of these %lu with a place; %lu hung up\n", z.n_sent,
+		z.n_answered, z.n_placed, z.n_hung_up);
 	ck_assert(becomes("clients", 1));
 	ck_assert(becomes("references", 1));
 	for (unsigned i = 0; i < 2 * N_PAGES; i += 31)
@@ -618,9 +697,12 @@ START_TEST(test_fuzz)
 			  is_page(mb_commons_lookup(f.base, node_id(), i * PAGE, PAGE), 1, i));
 	/* Pieces and bases that nobody has are kept: a descriptor each. */
 	ck_assert_uint_gt(z.n_answered, 100);
-	for (unsigned i = 0; i < 100 && open_descriptors() > n_before + 6; i++)
+	/* The honest one's, but those that are there now. */
+	ck_assert(becomes("noted_hashes", 2 * N_CONTENT - stat_of("content_pages")));
+	ck_assert_uint_gt(z.n_placed, 0);
+	for (unsigned i = 0; i < 100 && open_descriptors() > n_before + 8; i++)
 		usleep(20000);
-	ck_assert_uint_le(open_descriptors(), n_before + 6);
+	ck_assert_uint_le(open_descriptors(), n_before + 8);
 }
 END_TEST
 

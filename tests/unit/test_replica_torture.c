@@ -32,14 +32,19 @@
 #define WORDS	   509u
 #define WINDOW_NS  20000000ull
 #define BOARD_PAGE 7u	 /* of each so many pages one is a board */
+#define FLIP_PAGE  3u /* and this one of them is zero most of the time */
 #define HOT_FIRST  1000u /* so many pages are for all, in two blocks */
 #define N_HOT	   32u
 #define SECONDS	   (MB_REPLICA_WRONG ? 30u : 3u)
 /* Where an order of copies is wrong there are only these, so that it is found soon. */
-#define MERGES	   (!MB_REPLICA_WRONG || MB_REPLICA_WRONG > WRONG_HOLD)
+#define MERGES                                                                                     \
+	(!MB_REPLICA_WRONG ||                                                                      \
+		(MB_REPLICA_WRONG > WRONG_HOLD && MB_REPLICA_WRONG < WRONG_PUNCH_FIRST))
+#define PUNCHES (!MB_REPLICA_WRONG || MB_REPLICA_WRONG >= WRONG_PUNCH_FIRST)
 
 /* A sequence lock, a stamp, and words that are a function of them. Or, of a board: a word that each
- * writer alone writes, always one more; the last ones are written by all, with locked additions. */
+ * writer alone writes, always one more; the last ones are written by all, with locked additions. A page
+ * that flips is a board whose words are zero again after a moment. */
 struct shared {
 	uint64_t seq, version, writer;
 	uint64_t word[WORDS];
@@ -54,7 +59,7 @@ static bool stop;		       /* atomic */
 static uint64_t n_wrong, n_adds;       /* atomic */
 static uint64_t published[N_PAGES];    /* atomic: versions */
 static uint64_t copied, zaps, devices; /* atomic */
-static uint64_t merged;		       /* bytes */
+static uint64_t merged, punched;       /* bytes */
 
 struct vcpu {
 	pthread_t thread;
@@ -156,6 +161,31 @@ static void use_board(struct vcpu *c, struct shared *s, uint64_t page, uint64_t 
 	__atomic_add_fetch(&n_adds, 1, __ATOMIC_RELAXED);
 }
 
+/* What one adds he takes away again, mostly at once: so it is zero, and written all the time. */
+static void use_flip(struct vcpu *c, struct shared *s, uint64_t page, uint64_t r)
+{
+	const bool is_device = c->index == n_vcpus; /* which comes again late: one of two times */
+
+	volatile uint64_t *mine = &s->word[c->index];
+
+	if (*mine != c->mine[page])
+		wrong("a word that flips is not what was written", page);
+	if (r & 3)
+		return;
+	if (!c->mine[page]) {
+		*mine = c->mine[page] = r | 1;
+		__atomic_add_fetch(&s->word[WORDS - 1], 1, __ATOMIC_RELAXED);
+		__atomic_add_fetch(&n_adds, 1, __ATOMIC_RELAXED);
+		if (*mine != c->mine[page])
+			wrong("a word that flips was lost at once", page);
+		if (is_device || !(r & 0x70))
+			return;
+	}
+	*mine = c->mine[page] = 0;
+	__atomic_sub_fetch(&s->word[WORDS - 1], 1, __ATOMIC_RELAXED);
+	__atomic_sub_fetch(&n_adds, 1, __ATOMIC_RELAXED);
+}
+
 /* Most writes go to an eighth of the memory that moves on. */
 static uint64_t pick_written(uint64_t r)
 {
@@ -176,6 +206,8 @@ static void act(struct vcpu *c, char *base)
 	s = (struct shared *)(base + page * PAGE);
 	if (page % BOARD_PAGE == 0)
 		use_board(c, s, page, dice < 64 ? 0 : r >> 40);
+	else if (page % BOARD_PAGE == FLIP_PAGE)
+		use_flip(c, s, page, dice < 64 ? r >> 40 & ~3ull : r >> 40);
 	else if (dice < 64)
 		write_page(c, s, page);
 	else
@@ -205,15 +237,21 @@ static void *device_main(void *arg)
 	while (!is_over()) {
 		uint64_t r = rnd(&c->seed), page = pick_written(r), n = 1 + (r >> 50) % 8;
 
+		if (MB_REPLICA_WRONG == WRONG_PUNCH_HELD)
+			page = HOT_FIRST + r % N_HOT;
 		if (page + n > N_PAGES)
 			n = N_PAGES - page;
 		if (mb_replicas_hold(replicas, page * PAGE, n * PAGE))
 			wrong("cannot be held", page);
+		if (MB_REPLICA_WRONG == WRONG_PUNCH_HELD)
+			usleep(300);
 		for (uint64_t i = page; i < page + n; i++) {
 			struct shared *s = (struct shared *)(own.base + i * PAGE);
 
 			if (i % BOARD_PAGE == 0)
 				use_board(c, s, i, 0);
+			else if (i % BOARD_PAGE == FLIP_PAGE)
+				use_flip(c, s, i, r >> 40 & ~3ull);
 			else
 				write_page(c, s, i);
 		}
@@ -305,6 +343,25 @@ static void *merger_main(void *arg)
 	merged = d.merged_bytes;
 	printf("merged %lu MiB, held or written meanwhile %lu MiB, others %lu MiB, failed %lu\n",
 		d.merged_bytes >> 20, d.held_bytes >> 20, d.differs_bytes >> 20, d.failed_bytes);
+	return NULL;
+}
+
+/* Of pages that flip most are zero, and some are written just then. */
+static void *puncher_main(void *arg)
+{
+	uint64_t seed = (uintptr_t)arg;
+	struct mb_punched d = {0};
+
+	while (!is_over()) {
+		uint64_t r = rnd(&seed), offset, len = pick_range(r, &offset);
+
+		if (mb_replicas_punch(replicas, offset, len, &d))
+			wrong("cannot be punched", offset / PAGE);
+		usleep((useconds_t)(r >> 30) % 300);
+	}
+	punched = d.punched_bytes;
+	printf("punched %lu MiB, held or written meanwhile %lu MiB, others %lu MiB, failed %lu\n",
+		d.punched_bytes >> 20, d.held_bytes >> 20, d.differs_bytes >> 20, d.failed_bytes);
 	return NULL;
 }
 
@@ -415,7 +472,7 @@ static void check_all(void)
 		for (uint64_t p = 0; p < N_PAGES; p++) {
 			struct shared *s = (struct shared *)(view[v].base + p * PAGE);
 
-			if (p % BOARD_PAGE == 0) {
+			if (p % BOARD_PAGE == 0 || p % BOARD_PAGE == FLIP_PAGE) {
 				adds += s->word[WORDS - 1];
 				for (unsigned i = 0; i <= n_vcpus; i++)
 					if (s->word[vcpus[i].index] != vcpus[i].mine[p])
@@ -433,7 +490,7 @@ static void check_all(void)
 
 START_TEST(test_all_at_once)
 {
-	pthread_t replicator, merger, tracker;
+	pthread_t replicator, merger, puncher, tracker;
 	const char *given = getenv("MB_TORTURE_SEED");
 	uint64_t seed = given ? strtoull(given, NULL, 0) : mb_now_ns() | 1, other = seed;
 
@@ -451,6 +508,8 @@ START_TEST(test_all_at_once)
 	pthread_create(&replicator, NULL, replicator_main, (void *)(uintptr_t)rnd(&other));
 	if (MERGES)
 		pthread_create(&merger, NULL, merger_main, (void *)(uintptr_t)rnd(&other));
+	if (PUNCHES)
+		pthread_create(&puncher, NULL, puncher_main, (void *)(uintptr_t)rnd(&other));
 	pthread_create(&tracker, NULL, tracker_main, (void *)(uintptr_t)rnd(&other));
 	for (unsigned i = 0; i < 10 * seconds() && !(MB_REPLICA_WRONG && n_wrong); i++)
 		usleep(100000);
@@ -460,6 +519,8 @@ START_TEST(test_all_at_once)
 	pthread_join(replicator, NULL);
 	if (MERGES)
 		pthread_join(merger, NULL);
+	if (PUNCHES)
+		pthread_join(puncher, NULL);
 	pthread_join(tracker, NULL);
 	check_all();
 	mb_replicas_collapse(replicas, 0, BYTES);
@@ -467,6 +528,7 @@ START_TEST(test_all_at_once)
 	show();
 	ck_assert_uint_gt(copied + (n_views == 1), 0);
 	ck_assert_uint_gt(merged + !MERGES, 0);
+	ck_assert_uint_gt(punched + !PUNCHES, 0);
 	if (MB_REPLICA_WRONG)
 		ck_assert_uint_gt(n_wrong, 0);
 	else

@@ -140,6 +140,25 @@ int mb_replicas_merge(struct mb_replicas *replicas, uint64_t offset, uint64_t le
 /* Whether any page there is merged, all in 2 MiB; as of about now. Takes NULL. */
 bool mb_replicas_is_merged(const struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
+/* What became of each byte; they add up to the length. */
+struct mb_punched {
+	uint64_t punched_bytes;
+	uint64_t hole_bytes;	/* had no memory before */
+	uint64_t away_bytes;	/* have copies, are protected or merged: stay as they are */
+	uint64_t waiting_bytes; /* written not long ago: back off */
+	uint64_t held_bytes;	/* held, pinned, or somebody writes there */
+	uint64_t differs_bytes; /* are not zero */
+	uint64_t failed_bytes;	/* a system call failed, or there are too many mappings; home has them */
+};
+
+/*
+ * Pages of zeroes in [offset, offset + len), multiples of 4 KiB, give their memory back to the host,
+ * until somebody touches them. Writers of them wait meanwhile, some 0.5 ms for 2 MiB; so it is for
+ * what nobody has written for a while. Adds to *done. -EINVAL: no such range, or no own_base.
+ */
+int mb_replicas_punch(
+	struct mb_replicas *replicas, uint64_t offset, uint64_t len, struct mb_punched *done);
+
 /* No page of it has a copy then, nor is merged. -EINVAL; -ENOMEM when that failed for 10 s. Takes NULL. */
 int mb_replicas_collapse(struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 

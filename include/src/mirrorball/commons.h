@@ -2,6 +2,7 @@
 #ifndef MIRRORBALL_COMMONS_H
 #define MIRRORBALL_COMMONS_H
 
+#include <mirrorball/content_hash.h>
 #include <mirrorball/error.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -42,7 +43,8 @@ enum mb_commons_status {
 struct mb_commons_done {
 	struct mb_commons_base *base;
 	unsigned node;
-	uint64_t offset, len; /* as wanted */
+	uint64_t offset, len; /* as wanted; of fetch and give: where the page is, and its length */
+	uint64_t there, wanted; /* of offer: bit i is the i-th hash */
 	/*
 	 * 0: the range's pages are all there. -errno: none, or only some, are; look.
 	 * -EPIPE: the daemon went away; want again when it is READY. -ESTALE: the base changed (so
@@ -155,6 +157,31 @@ bool mb_commons_read(
  * honest.
  */
 void mb_commons_release(struct mb_commons_base *base, unsigned node, uint64_t offset);
+
+/*
+ * A trust group (content.h), which is used as a base whose pages are those that its members gave:
+ * MB_COMMONS_OFFER_MAX hashes at a time are offered. Of those that are `there` the page can be
+ * fetched; of those that are `wanted` another member has the page, too, and it is to be given. Either
+ * way it is known in the end where it is, and mb_commons_lookup and mb_commons_piece take that place.
+ * Its status, close and release are those of a base; it cannot be wanted.
+ */
+#define MB_COMMONS_OFFER_MAX 64u
+/* name: printable characters but blanks, at most MB_CONTENT_GROUP_MAX. -EINVAL, -EMFILE, -ENOMEM. */
+int mb_commons_join(
+	struct mb_commons *commons, const char *name, struct mb_commons_base **out);
+/* Of its hashes, when its status is 0; another one after each new daemon. */
+struct mb_content_key mb_commons_key(const struct mb_commons_base *group);
+/*
+ * As mb_commons_want: config.done is called once if this is 0. -EAGAIN: later. Of fetch and give the
+ * status may be -ENOENT: nobody has it any more, or nobody but this machine.
+ */
+int mb_commons_offer(struct mb_commons_base *group, const struct mb_content_hash *hash, unsigned n,
+	void *ctx);
+int mb_commons_fetch(struct mb_commons_base *group, unsigned node,
+	const struct mb_content_hash *hash, void *ctx);
+/* page: what was hashed, and not guest memory, which may change: the daemon believes no other hash. */
+int mb_commons_give(struct mb_commons_base *group, unsigned node,
+	const struct mb_content_hash *hash, const void *page, void *ctx);
 
 /*
  * What the daemon tells of itself as JSON (mirrorballd(8)), for a command: waits, at most wait_ms.

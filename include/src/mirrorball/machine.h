@@ -70,6 +70,10 @@ struct mb_machine_config {
 	enum mb_place_kind placement;	    /* on which nodes of the host: numa/placement.h */
 	struct mb_node_ids placement_nodes; /* of MB_PLACE_NODES */
 	uint64_t replica_bytes; /* for copies of what several views read; 0: none are made; or MB_REPLICAS_AUTO */
+	/* Also by content (content.h): of one CPU; 0: MB_CONTENT_BUDGET_PPM, if a disk has a base or there is a
+	 * group; MB_CONTENT_OFF. */
+	uint32_t content_ppm;
+	const char *trust_group; /* NULL: only zeroes, which nobody else can see */
 	bool no_share; /* what it has of bases of disks is its own, and not in memory once with other machines' */
 
 	/* Either a kernel ... */
