@@ -16,6 +16,7 @@ struct mb_ram {
 	struct mb_dma dma; /* first: dma_ram() */
 	struct mb_vm *vm;
 	int fd;
+	bool private; /* of a file that stays as it is: own and the one view are one mapping */
 	uint64_t bytes;
 	uint64_t low_bytes;
 	/*
@@ -81,6 +82,8 @@ static int punch(struct mb_ram *ram, uint64_t offset, uint64_t len)
 {
 	int rc;
 
+	if (ram->private)
+		return mb_ram_file_map_zeroes(&ram->own, offset, len);
 	do {
 		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
 			(off_t)len);
@@ -141,7 +144,37 @@ static int set_slots(struct mb_ram *ram, unsigned view)
 	return rc;
 }
 
-int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err)
+/* fd: of a snapshot, or -1. */
+static int map_all(struct mb_ram *ram, int fd, struct mb_error *err)
+{
+	const unsigned long long mib = ram->bytes >> 20;
+	unsigned n = ram->n_views + !ram->private;
+	int rc;
+
+	if (ram->private) {
+		ram->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+		if (ram->fd < 0)
+			return mb_error_set(err, errno, "guest memory: %s", strerror(errno));
+		rc = mb_ram_file_map_private(ram->fd, ram->bytes, &ram->own);
+		ram->view[0] = (struct mb_ram_mapping){.base = ram->own.base};
+	} else {
+		ram->fd = mb_ram_file_open(ram->bytes);
+		if (ram->fd < 0)
+			return mb_error_set(err, -ram->fd, "guest memory of %llu MiB: %s", mib,
+				strerror(-ram->fd));
+		rc = mb_ram_file_map(ram->fd, ram->bytes, &ram->own);
+		for (unsigned k = 0; k < ram->n_views && !rc; k++)
+			rc = mb_ram_file_map(ram->fd, ram->bytes, &ram->view[k]);
+	}
+	return rc ? mb_error_set(err, -rc,
+			    "guest memory of %llu MiB: cannot be mapped %u times: %s; give the machine less, or"
+			    " raise the limit on address space (ulimit -v)",
+			    mib, n, strerror(-rc))
+		  : 0;
+}
+
+static int create(
+	struct mb_vm *vm, uint64_t bytes, int fd, struct mb_ram **out, struct mb_error *err)
 {
 	unsigned n_views = mb_vm_n_views(vm);
 	unsigned long long mib = bytes >> 20;
@@ -165,21 +198,10 @@ int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct 
 		rc = mb_error_set(err, ENOMEM, "guest memory: out of memory");
 		goto err;
 	}
-	ram->fd = mb_ram_file_open(bytes);
-	if (ram->fd < 0) {
-		rc = mb_error_set(err, -ram->fd, "guest memory of %llu MiB: %s", mib, strerror(-ram->fd));
+	ram->private = fd >= 0;
+	rc = map_all(ram, fd, err);
+	if (rc)
 		goto err;
-	}
-	rc = mb_ram_file_map(ram->fd, bytes, &ram->own);
-	for (unsigned k = 0; k < n_views && !rc; k++)
-		rc = mb_ram_file_map(ram->fd, bytes, &ram->view[k]);
-	if (rc) {
-		mb_error_set(err, -rc,
-			"guest memory of %llu MiB: cannot be mapped %u times: %s; give the machine less, or"
-			" raise the limit on address space (ulimit -v)",
-			mib, n_views + 1, strerror(-rc));
-		goto err;
-	}
 	/* Before the first touch; the file keeps it for all mappings. A kernel without NUMA says no. */
 	rc = mb_numa_first_touch(ram->own.base, bytes);
 	if (rc && rc != -ENOSYS) {
@@ -204,6 +226,24 @@ int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct 
 err:
 	mb_ram_destroy(ram);
 	return rc;
+}
+
+int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err)
+{
+	return create(vm, bytes, -1, out, err);
+}
+
+int mb_ram_create_private(
+	struct mb_vm *vm, uint64_t bytes, int fd, struct mb_ram **out, struct mb_error *err)
+{
+	if (mb_vm_n_views(vm) != 1)
+		return mb_error_set(err, EINVAL, "guest memory of a snapshot has one view");
+	return create(vm, bytes, fd, out, err);
+}
+
+bool mb_ram_is_private(const struct mb_ram *ram)
+{
+	return ram->private;
 }
 
 void mb_ram_destroy(struct mb_ram *ram)
@@ -263,6 +303,8 @@ uint64_t mb_ram_backed_bytes(const struct mb_ram *ram)
 {
 	struct stat st;
 
+	if (ram->private)
+		return mb_ram_file_private_bytes(&ram->own, ram->bytes);
 	return fstat(ram->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
 }
 
