@@ -191,8 +191,10 @@ static int start_again(
 			return mb_state_refuse(part, err, "has a queue that runs without its device");
 	if (status & VIRTIO_CONFIG_S_DRIVER_OK)
 		mb_virtio_write_status(vdev, status);
-	if (atomic_load(&vdev->status) & VIRTIO_CONFIG_S_NEEDS_RESET)
-		return mb_error_set(err, EINVAL, "%s: cannot go on as it was", vdev->name);
+	/* One that starts may find at once that its driver is broken, as it would have before. */
+	for (unsigned i = 0; i < vdev->config.n_queues; i++)
+		if (vdev->queue[i].resumes && !vdev->queue[i].started)
+			return mb_error_set(err, EINVAL, "%s: cannot go on as it was", vdev->name);
 	return 0;
 }
 
