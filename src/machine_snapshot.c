@@ -211,7 +211,10 @@ static int save(struct mb_machine *machine, const char *path, struct mb_error *e
 		rc = mb_error_set(err, EBUSY,
 			"a vCPU waits for somebody to read its console, or for a device; try again");
 	} else {
-		rc = pause_devices(machine, err);
+		/* What the guest has asked for is the main loop's already, and not in its vCPUs any more. */
+		rc = __atomic_load_n(&machine->asked, __ATOMIC_ACQUIRE) & ~(unsigned)MB_ASK_WINCH
+			     ? mb_error_set(err, EBUSY, "is about to reset or to end; try again")
+			     : pause_devices(machine, err);
 		if (!rc) {
 			rc = put_all(machine, maker, &out, err);
 			resume_devices(machine);
