@@ -12,11 +12,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define MAX_ZEROED 8192u /* blocks of 2 MiB */
+
 struct mb_ram {
 	struct mb_dma dma; /* first: dma_ram() */
 	struct mb_vm *vm;
 	int fd;
 	bool private; /* of a file that stays as it is: own and the one view are one mapping */
+	bool *zeroed; /* [2 MiB]: then, where it is not the file's any more */
+	uint64_t n_zeroed;
 	uint64_t bytes;
 	uint64_t low_bytes;
 	/*
@@ -77,13 +81,36 @@ static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dm
 		mb_replicas_unpin(ram->replicas, offset, len);
 }
 
+/*
+ * Memory of a snapshot: zeroes are mapped in its place. Each such place may be a mapping of its own, of which the
+ * process has 65530 by default, and a guest may free what it likes: only whole blocks, and not too many. -ENOTSUP: it
+ * stays as it is. The balloon's thread, or nobody else.
+ */
+static int punch_private(struct mb_ram *ram, uint64_t offset, uint64_t len)
+{
+	const uint64_t first = offset / MB_RAM_ALIGN, n = (len + MB_RAM_ALIGN - 1) / MB_RAM_ALIGN;
+	int rc;
+
+	if (n == 1 && ram->zeroed[first])
+		return madvise((char *)ram->own.base + offset, len, MADV_DONTNEED) ? -errno : 0;
+	if (offset % MB_RAM_ALIGN || len % MB_RAM_ALIGN ||
+		(len < ram->bytes && ram->n_zeroed >= MAX_ZEROED))
+		return -ENOTSUP;
+	rc = mb_ram_file_map_zeroes(&ram->own, offset, len);
+	for (uint64_t i = first; i < first + n && !rc; i++) {
+		ram->n_zeroed += !ram->zeroed[i];
+		ram->zeroed[i] = true;
+	}
+	return rc;
+}
+
 /* Out of the file, and so out of every mapping of it. Whoever has copies of it holds it. */
 static int punch(struct mb_ram *ram, uint64_t offset, uint64_t len)
 {
 	int rc;
 
 	if (ram->private)
-		return mb_ram_file_map_zeroes(&ram->own, offset, len);
+		return punch_private(ram, offset, len);
 	do {
 		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
 			(off_t)len);
@@ -152,6 +179,9 @@ static int map_all(struct mb_ram *ram, int fd, struct mb_error *err)
 	int rc;
 
 	if (ram->private) {
+		ram->zeroed = calloc(ram->bytes / MB_RAM_ALIGN, sizeof(*ram->zeroed));
+		if (!ram->zeroed)
+			return mb_error_set(err, ENOMEM, "guest memory: out of memory");
 		ram->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 		if (ram->fd < 0)
 			return mb_error_set(err, errno, "guest memory: %s", strerror(errno));
@@ -261,6 +291,7 @@ void mb_ram_destroy(struct mb_ram *ram)
 	if (ram->fd >= 0)
 		close(ram->fd);
 	free(ram->small);
+	free(ram->zeroed);
 	free(ram);
 }
 
