@@ -24,7 +24,8 @@ static const struct cli_option options[] = {
 	[OPT_NUMBER] = {"number", "N", "how many, 1 to 1000; also -n N (default: 1)"},
 	[OPT_NAME] = {"name", "NAME", "they are called NAME-1 and so on (default: as the machine)"},
 	[OPT_OUTPUT] = {"output", "DIR",
-		"what each prints on its console goes to DIR/NAME-1.log and so on (default: nowhere)"},
+		"what each prints on its console goes to DIR/NAME-1.log and so on (default: "
+		"nowhere)"},
 	[OPT_HELP] = {"help", NULL, "show this help"},
 	[OPT_VERSION] = {"version", NULL, "show the version"},
 	[N_OPTIONS] = {0},
@@ -34,13 +35,17 @@ const struct cli_command cli_clone = {
 	.name = "clone",
 	.summary = "Start copies of a running machine, or of a snapshot",
 	.usage = "[OPTIONS] NAME|PID|DIR",
-	.about = "Starts machines in the background that go on from where a running machine is, or a snapshot "
-		 "was made. They have the memory in common that none of them writes, and each has a name, "
+	.about = "Starts machines in the background that go on from where a running machine is, or "
+		 "a snapshot "
+		 "was made. They have the memory in common that none of them writes, and each has "
+		 "a name, "
 		 "MAC addresses and a generation ID of its own. Prints names and PIDs.",
 	.options = options,
-	.epilogue = "A directory is told from a name by a slash in it. 'mirrorball ps' shows them; SIGTERM presses "
-		    "a power button.\n\nExit status: 0 all run; 1 one could not be started, those that "
-		    "were go on; 2 wrong command line.\nMore: man mirrorball-clone.",
+	.epilogue =
+		"A directory is told from a name by a slash in it. 'mirrorball ps' shows them; "
+		"SIGTERM presses "
+		"a power button.\n\nExit status: 0 all run; 1 one could not be started, those that "
+		"were go on; 2 wrong command line.\nMore: man mirrorball-clone.",
 	.main = clone_main,
 };
 
@@ -191,7 +196,8 @@ static int clone_all(const char *dir, const struct asked *asked)
 		   : mb_error_set(&err, ENOMEM, "clone: out of memory");
 	name = rc ? "" : asked->name ? asked->name : mb_snapshot_config(snapshot)->name;
 	while (!rc && n < asked->number) {
-		snprintf(child[n].name, sizeof(child[n].name), "%.*s-%u", NAME_MAX - 32, name, n + 1);
+		snprintf(child[n].name, sizeof(child[n].name), "%.*s-%u", NAME_MAX - 32, name,
+			n + 1);
 		rc = start(&child[n], snapshot, dir, asked, &err);
 		n += !rc;
 	}
@@ -234,7 +240,8 @@ static int clone_running(const struct asked *asked)
 	struct mb_error err;
 	int rc;
 
-	snprintf(parent, sizeof(parent), "%s/mirrorball-clone-XXXXXX", tmp && *tmp == '/' ? tmp : "/var/tmp");
+	snprintf(parent, sizeof(parent), "%s/mirrorball-clone-XXXXXX",
+		tmp && *tmp == '/' ? tmp : "/var/tmp");
 	if (!mkdtemp(parent)) {
 		mb_log("clone: %s: %s; TMPDIR names another directory", parent, strerror(errno));
 		return CLI_FAILED;

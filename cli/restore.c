@@ -15,7 +15,8 @@ enum { OPT_NAME, OPT_CHECK, OPT_QUIET, OPT_HELP, OPT_VERSION, N_OPTIONS };
 
 static const struct cli_option options[] = {
 	[OPT_NAME] = {"name", "NAME", "in messages (default: as it was called)"},
-	[OPT_CHECK] = {"check", NULL, "read all of the snapshot first, and refuse it if its memory is damaged"},
+	[OPT_CHECK] = {"check", NULL,
+		"read all of the snapshot first, and refuse it if its memory is damaged"},
 	[OPT_QUIET] = {"quiet", NULL, "no hint about the escape key, no closing line"},
 	[OPT_HELP] = {"help", NULL, "show this help"},
 	[OPT_VERSION] = {"version", NULL, "show the version"},
@@ -26,8 +27,10 @@ const struct cli_command cli_restore = {
 	.name = "restore",
 	.summary = "Go on with a machine from a snapshot",
 	.usage = "[OPTIONS] DIR",
-	.about = "Runs the machine that 'mirrorball snapshot' has written to DIR, on this terminal, from where it was. "
-		 "Memory is read when it is used, and what the machine writes is its own: DIR stays as it is, "
+	.about = "Runs the machine that 'mirrorball snapshot' has written to DIR, on this "
+		 "terminal, from where it was. "
+		 "Memory is read when it is used, and what the machine writes is its own: DIR "
+		 "stays as it is, "
 		 "and must, as long as a machine from it runs.",
 	.options = options,
 	.epilogue = "Exit status: as of 'mirrorball run'.\nMore: man mirrorball-restore.",
@@ -156,7 +159,8 @@ static int restore_main(const struct cli_command *command, int argc, char **argv
 		argc -= first;
 		argv += first;
 		if (dir) {
-			rc = mb_error_set(&err, EINVAL, "'%s' is too much; restore takes one directory", argv[0]);
+			rc = mb_error_set(&err, EINVAL,
+				"'%s' is too much; restore takes one directory", argv[0]);
 			break;
 		}
 		dir = argv[0];

@@ -7,12 +7,14 @@
 #include <mirrorball/snapshot.h>
 
 /*
- * Runs what run->config, which comes from a snapshot, says to its end; what goes wrong is told. Exit status.
- * Messages of memory that cannot be read any more name dir, which must outlive the process.
+ * Runs what run->config, which comes from a snapshot, says to its end; what goes wrong is told.
+ * Exit status. Messages of memory that cannot be read any more name dir, which must outlive the
+ * process.
  */
 int cli_restore_run(struct cli_run *run, const char *dir);
 
-/* An absolute path without slashes at its end; to be freed. NULL: out of memory, or there is no directory to begin at. */
+/* An absolute path without slashes at its end; to be freed. NULL: out of memory, or there is no
+ * directory to begin at. */
 char *cli_absolute_path(const char *path);
 
 /* Asks a machine for a snapshot at path, absolute. */

@@ -14,10 +14,12 @@ const struct cli_command cli_snapshot = {
 	.name = "snapshot",
 	.summary = "Write a running machine down, to go on from later",
 	.usage = "[OPTIONS] NAME|PID DIR",
-	.about = "Writes all of a running machine to a new directory: memory, vCPUs, devices and what it has "
+	.about = "Writes all of a running machine to a new directory: memory, vCPUs, devices and "
+		 "what it has "
 		 "changed on cow disks. The machine stands still meanwhile, and goes on.",
 	.options = cli_json_options,
-	.epilogue = "Exit status: 0 written; 1 not, and there is no such directory then; 2 wrong command "
+	.epilogue = "Exit status: 0 written; 1 not, and there is no such directory then; 2 wrong "
+		    "command "
 		    "line.\nMore: man mirrorball-snapshot.",
 	.main = snapshot_main,
 };
@@ -47,8 +49,8 @@ int cli_snapshot_make(const char *who, const char *path, json_t **answer, struct
 }
 
 /* Options may stand anywhere. */
-static int parse(const struct cli_command *command, struct cli_json_asked *asked, int argc, char **argv,
-	const char *word[2], struct mb_error *err)
+static int parse(const struct cli_command *command, struct cli_json_asked *asked, int argc,
+	char **argv, const char *word[2], struct mb_error *err)
 {
 	struct cli_option_user user = {.set = cli_json_option, .ctx = asked};
 	unsigned n = 0;
@@ -64,11 +66,13 @@ static int parse(const struct cli_command *command, struct cli_json_asked *asked
 			break;
 		if (n == 2)
 			return mb_error_set(err, EINVAL,
-				"'%s' is too much; snapshot takes a machine and a directory", argv[0]);
+				"'%s' is too much; snapshot takes a machine and a directory",
+				argv[0]);
 		word[n++] = argv[0];
 	}
 	if (n < 2)
-		return mb_error_set(err, EINVAL, "%s is missing; snapshot takes a machine and a new directory",
+		return mb_error_set(err, EINVAL,
+			"%s is missing; snapshot takes a machine and a new directory",
 			n ? "the directory" : "the machine");
 	return 0;
 }

@@ -12,19 +12,21 @@ bool mb_blk_has_delta(const struct mb_blk *blk)
 }
 
 /*
- * The guest's memory knows what is on its disks. One that somebody writes after the snapshot is not the disk of that
- * moment any more.
+ * The guest's memory knows what is on its disks. One that somebody writes after the snapshot is not
+ * the disk of that moment any more.
  */
 int mb_blk_can_save(const struct mb_blk *blk, struct mb_error *err)
 {
 	if (blk->nbd)
 		return mb_error_set(err, ENOTSUP,
-			"%s: is on the network, where nobody knows whether it stays as it is; a snapshot "
+			"%s: is on the network, where nobody knows whether it stays as it is; a "
+			"snapshot "
 			"takes files and block devices, ro or cow",
 			blk->name);
 	if (!blk->readonly && (!blk->cow || !mb_cow_is_volatile(blk->cow)))
 		return mb_error_set(err, ENOTSUP,
-			"%s: is written, and would not stay as it is at the snapshot; a snapshot takes "
+			"%s: is written, and would not stay as it is at the snapshot; a snapshot "
+			"takes "
 			"disks that are ro or cow",
 			blk->name);
 	return 0;
@@ -71,7 +73,8 @@ int mb_blk_load(struct mb_blk *blk, int delta_fd, struct mb_state_in *in, struct
 		return rc;
 	n_sectors = mb_state_get_u64(&part);
 	mtime = (int64_t)mb_state_get_u64(&part);
-	if (mb_state_get_bool(&part) != blk->readonly || mb_state_get_bool(&part) != (blk->cow != NULL))
+	if (mb_state_get_bool(&part) != blk->readonly ||
+		mb_state_get_bool(&part) != (blk->cow != NULL))
 		return mb_state_refuse(&part, err, "is of a disk of another kind");
 	__atomic_store_n(&blk->wce, mb_state_get_bool(&part), __ATOMIC_RELAXED);
 	__atomic_store_n(&blk->sync_owed, mb_state_get_bool(&part), __ATOMIC_RELAXED);
@@ -81,7 +84,8 @@ int mb_blk_load(struct mb_blk *blk, int delta_fd, struct mb_state_in *in, struct
 		return rc;
 	if (n_sectors != blk->n_sectors || mtime != mtime_ns(blk))
 		return mb_error_set(err, ESTALE,
-			"%s: was changed since the snapshot was made, which does not fit it any more",
+			"%s: was changed since the snapshot was made, which does not fit it any "
+			"more",
 			blk->name);
 	rc = blk->cow ? mb_cow_load(blk->cow, delta_fd, in, err) : 0;
 	return rc ? rc : mb_virtio_load(blk->vdev, in, err);

@@ -9,8 +9,8 @@
 #include <unistd.h>
 
 /*
- * A volatile delta in a snapshot: its clusters, each where it is on the disk, in a file of their own, and which ones
- * they are. Nothing is in flight.
+ * A volatile delta in a snapshot: its clusters, each where it is on the disk, in a file of their
+ * own, and which ones they are. Nothing is in flight.
  */
 #define STATE_VERSION 1u
 #define COPY_BYTES    (1u << 20)
@@ -48,7 +48,8 @@ static int copy(int from, int to, uint64_t at, uint64_t len)
 {
 	while (len) {
 		off_t in = (off_t)at, out = (off_t)at;
-		ssize_t n = copy_file_range(from, &in, to, &out, len < 1u << 30 ? len : 1u << 30, 0);
+		ssize_t n =
+			copy_file_range(from, &in, to, &out, len < 1u << 30 ? len : 1u << 30, 0);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -78,7 +79,8 @@ int mb_cow_save(struct mb_cow *cow, int fd, struct mb_state_out *out, struct mb_
 	if (cow->qcow2)
 		return mb_error_set(err, ENOTSUP, "disk %s: has an overlay", cow->base_path);
 	if (!mb_cow_base_holds(cow))
-		return mb_error_set(err, ESTALE, "disk %s: was changed while it is in use", cow->base_path);
+		return mb_error_set(
+			err, ESTALE, "disk %s: was changed while it is in use", cow->base_path);
 	mb_state_begin(out, "cow", STATE_VERSION);
 	mb_state_put_u64(out, cow->bytes);
 	mb_state_put_u64(out, cow->base.bytes);
@@ -116,8 +118,8 @@ static int load_runs(struct mb_cow *cow, int fd, struct mb_state_in *part, struc
 		uint64_t first = mb_state_get_u64(part), n = mb_state_get_u64(part);
 		int rc;
 
-		if (part->bad || kind > KIND_ZERO || first < next || first >= cow->n_clusters || !n ||
-			n > cow->n_clusters - first)
+		if (part->bad || kind > KIND_ZERO || first < next || first >= cow->n_clusters ||
+			!n || n > cow->n_clusters - first)
 			return mb_state_refuse(part, err, "has clusters that the disk has not");
 		next = first + n;
 		for (uint64_t i = first; i < next; i++)
@@ -147,7 +149,8 @@ int mb_cow_load(struct mb_cow *cow, int fd, struct mb_state_in *in, struct mb_er
 	if (cow->qcow2 || bytes != cow->bytes || base_bytes != cow->base.bytes ||
 		(!cow->base_is_device && mtime_ns != cow->base.mtime_ns))
 		return mb_error_set(err, ESTALE,
-			"disk %s: was changed since the snapshot was made, which does not fit it any "
+			"disk %s: was changed since the snapshot was made, which does not fit it "
+			"any "
 			"more",
 			cow->base_path);
 	pthread_mutex_lock(&cow->lock);

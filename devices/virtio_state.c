@@ -7,9 +7,9 @@
 #include <time.h>
 
 /*
- * Snapshots of a virtio device. What the guest has written into its registers is written into those of a new one,
- * in the order of a driver (virtio 1.2, 3.1.1), so that everything is judged as if a guest had done it; what a driver
- * could not write is where in its ring a queue goes on.
+ * Snapshots of a virtio device. What the guest has written into its registers is written into those
+ * of a new one, in the order of a driver (virtio 1.2, 3.1.1), so that everything is judged as if a
+ * guest had done it; what a driver could not write is where in its ring a queue goes on.
  */
 #define STATE_VERSION 1u
 #define POLL_NS	      200000
@@ -95,8 +95,8 @@ int mb_virtio_pause(struct mb_virtio *vdev, uint64_t timeout_ns, struct mb_error
 	if (in_time)
 		return 0;
 	mb_virtio_resume(vdev);
-	return mb_error_set(err, ETIMEDOUT, "%s: what is in flight has not ended for %u s", vdev->name,
-		(unsigned)(timeout_ns / 1000000000u));
+	return mb_error_set(err, ETIMEDOUT, "%s: what is in flight has not ended for %u s",
+		vdev->name, (unsigned)(timeout_ns / 1000000000u));
 }
 
 /* ---- save ---- */
@@ -177,8 +177,7 @@ static int start_again(
 		return mb_error_set(err, ENOTSUP,
 			"%s: offers less here than where the snapshot was made: features %#llx are "
 			"missing",
-			vdev->name,
-			(unsigned long long)(vdev->driver_features & ~vdev->offered));
+			vdev->name, (unsigned long long)(vdev->driver_features & ~vdev->offered));
 	if (status & VIRTIO_CONFIG_S_NEEDS_RESET) {
 		/* Its queues have stopped for good. */
 		atomic_store(&vdev->stopped, true);
@@ -188,7 +187,8 @@ static int start_again(
 	/* A queue that a driver enables later is none that goes on. */
 	for (unsigned i = 0; i < vdev->config.n_queues; i++)
 		if (vdev->queue[i].resumes && !(status & VIRTIO_CONFIG_S_DRIVER_OK))
-			return mb_state_refuse(part, err, "has a queue that runs without its device");
+			return mb_state_refuse(
+				part, err, "has a queue that runs without its device");
 	if (status & VIRTIO_CONFIG_S_DRIVER_OK)
 		mb_virtio_write_status(vdev, status);
 	/* One that starts may find at once that its driver is broken, as it would have before. */

@@ -7,9 +7,9 @@
 #include "vcpu_internal.h"
 
 /*
- * All vCPUs and the clock, for a snapshot. What KVM gives for a vCPU is written down as KVM's structures
- * have it, and read on a host whose KVM offers its guests the very same processor: CPUID is compared, it is
- * not made to fit.
+ * All vCPUs and the clock, for a snapshot. What KVM gives for a vCPU is written down as KVM's
+ * structures have it, and read on a host whose KVM offers its guests the very same processor: CPUID
+ * is compared, it is not made to fit.
  */
 #define VCPU_VERSION  1u
 #define CLOCK_VERSION 1u
@@ -53,7 +53,8 @@ static void save_cpuid(struct mb_state_out *out, const struct kvm_cpuid2 *list)
 	mb_state_end(out);
 }
 
-static int compare_cpuid(struct mb_state_in *in, const struct kvm_cpuid2 *list, struct mb_error *err)
+static int compare_cpuid(
+	struct mb_state_in *in, const struct kvm_cpuid2 *list, struct mb_error *err)
 {
 	struct mb_state_in part;
 	uint32_t n;
@@ -76,7 +77,8 @@ static int compare_cpuid(struct mb_state_in *in, const struct kvm_cpuid2 *list, 
 			break;
 		if (memcmp(here, there, sizeof(here)) || i >= n || i >= list->nent)
 			return mb_error_set(err, ENOTSUP,
-				"is of a host whose processor, kernel or KVM offers guests something "
+				"is of a host whose processor, kernel or KVM offers guests "
+				"something "
 				"else than this one's: CPUID leaf %#x.%x is %x %x %x %x there, and "
 				"%#x.%x is %x %x %x %x here",
 				there[0], there[1], there[2], there[3], there[4], there[5], here[0],
@@ -173,7 +175,8 @@ static int set_tsc_khz(struct mb_vcpu *vcpu, uint32_t khz, struct mb_error *err)
 
 	if (khz == here || !khz)
 		return 0;
-	/* KVM takes what differs by 250 ppm at most as it is, more only where the processor can scale. */
+	/* KVM takes what differs by 250 ppm at most as it is, more only where the processor can
+	 * scale. */
 	rc = mb_vcpu_ioctl(vcpu, KVM_SET_TSC_KHZ, (void *)(unsigned long)khz);
 	return rc ? mb_error_set(err, ENOTSUP,
 			    "is of a host whose TSC runs at %u kHz, and this one's at %u, without "
@@ -183,8 +186,8 @@ static int set_tsc_khz(struct mb_vcpu *vcpu, uint32_t khz, struct mb_error *err)
 }
 
 /*
- * In this order: the APIC has to be on before its registers (KVM_SET_SREGS has its base), and these before the MSRs
- * of what it delivers; a mode of the processor before what is kept for it.
+ * In this order: the APIC has to be on before its registers (KVM_SET_SREGS has its base), and these
+ * before the MSRs of what it delivers; a mode of the processor before what is kept for it.
  */
 static int write_vcpu(struct mb_vcpu *vcpu, struct vcpu_power_on *from, struct mb_error *err)
 {

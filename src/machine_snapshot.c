@@ -9,8 +9,9 @@
 #include "machine_internal.h"
 
 /*
- * A machine into a snapshot (snapshot.h), and out of one. The machine stands still while it is written: vCPUs
- * first, then devices, each of which completes what is in flight. What is written then is the state of a moment.
+ * A machine into a snapshot (snapshot.h), and out of one. The machine stands still while it is
+ * written: vCPUs first, then devices, each of which completes what is in flight. What is written
+ * then is the state of a moment.
  *
  * In: vCPUs with their APICs first, for devices interrupt them as soon as they are there.
  */
@@ -27,7 +28,8 @@ static int check(struct mb_machine *machine, struct mb_error *err)
 
 	if (machine->n_views > 1)
 		return mb_error_set(err, ENOTSUP,
-			"has %u views of memory, and a snapshot takes machines with one; start it with --views 1",
+			"has %u views of memory, and a snapshot takes machines with one; start it "
+			"with --views 1",
 			machine->n_views);
 	for (unsigned i = 0; i < config->n_disks; i++) {
 		int rc = mb_blk_can_save(machine->blk[i], err);
@@ -38,7 +40,8 @@ static int check(struct mb_machine *machine, struct mb_error *err)
 	for (unsigned i = 0; i < config->n_nics; i++)
 		if (!config->nic[i].passt && !config->nic[i].tap_name)
 			return mb_error_set(err, ENOTSUP,
-				"has a network by a descriptor (tap-fd), which cannot be opened again; "
+				"has a network by a descriptor (tap-fd), which cannot be opened "
+				"again; "
 				"a snapshot takes taps by name, and passt");
 	return 0;
 }
@@ -110,8 +113,10 @@ static int put_data(struct mb_machine *machine, struct mb_snapshot_maker *maker,
 	return rc;
 }
 
-/* What was never touched is not touched now, but where the memory is a snapshot's: that is read as a whole. */
-static int put_ram(struct mb_machine *machine, struct mb_snapshot_maker *maker, struct mb_error *err)
+/* What was never touched is not touched now, but where the memory is a snapshot's: that is read as
+ * a whole. */
+static int put_ram(
+	struct mb_machine *machine, struct mb_snapshot_maker *maker, struct mb_error *err)
 {
 	const uint64_t bytes = machine->config.memory_bytes;
 	const int fd = mb_ram_fd(machine->ram);
@@ -209,9 +214,11 @@ static int save(struct mb_machine *machine, const char *path, struct mb_error *e
 	mb_machine_hold_memory(machine);
 	if (!mb_vcpus_pause_within(machine->vcpus, PAUSE_NS)) {
 		rc = mb_error_set(err, EBUSY,
-			"a vCPU waits for somebody to read its console, or for a device; try again");
+			"a vCPU waits for somebody to read its console, or for a device; try "
+			"again");
 	} else {
-		/* What the guest has asked for is the main loop's already, and not in its vCPUs any more. */
+		/* What the guest has asked for is the main loop's already, and not in its vCPUs any
+		 * more. */
 		rc = __atomic_load_n(&machine->asked, __ATOMIC_ACQUIRE) & ~(unsigned)MB_ASK_WINCH
 			     ? mb_error_set(err, EBUSY, "is about to reset or to end; try again")
 			     : pause_devices(machine, err);
@@ -231,8 +238,7 @@ static int save(struct mb_machine *machine, const char *path, struct mb_error *e
 	return rc;
 }
 
-int mb_machine_answer_snapshot(
-	void *ctx, const char *path, json_t **answer, struct mb_error *err)
+int mb_machine_answer_snapshot(void *ctx, const char *path, json_t **answer, struct mb_error *err)
 {
 	struct mb_machine *machine = ctx;
 	const uint64_t begin_ns = mb_now_ns();
@@ -291,7 +297,8 @@ static int load_devices(struct mb_machine *machine, struct mb_state_in *in, stru
 	return rc;
 }
 
-/* There may be others that go on from the same moment. The thin guest has no ACPI, and its memory is its own. */
+/* There may be others that go on from the same moment. The thin guest has no ACPI, and its memory
+ * is its own. */
 static int new_identity(struct mb_machine *machine, struct mb_error *err)
 {
 	int rc = machine->config.splash ? 0 : mb_acpi_new_generation(machine->ram, err);

@@ -49,8 +49,8 @@ static bool is_zero(const void *page)
 	uint64_t all = 0;
 
 	for (unsigned i = 0; i < PAGE / sizeof(*word) && !all; i += 8)
-		all = word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] |
-		      word[i + 6] | word[i + 7];
+		all = word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] |
+		      word[i + 5] | word[i + 6] | word[i + 7];
 	return !all;
 }
 
@@ -108,17 +108,20 @@ static int read_state(struct mb_snapshot *s, int dir_fd, struct header *h, struc
 		return mb_error_set(err, EINVAL, "file state: is not one of a snapshot");
 	if (h->version != MB_SNAPSHOT_VERSION)
 		return mb_error_set(err, EINVAL,
-			"file state: has version %u, and this Mirrorball reads %u: it was made by another one",
+			"file state: has version %u, and this Mirrorball reads %u: it was made by "
+			"another one",
 			h->version, MB_SNAPSHOT_VERSION);
 	if (h->bytes != (uint64_t)st.st_size)
-		return mb_error_set(err, EINVAL, "file state: has %lld bytes instead of %llu: it is cut off",
+		return mb_error_set(err, EINVAL,
+			"file state: has %lld bytes instead of %llu: it is cut off",
 			(long long)st.st_size, (unsigned long long)h->bytes);
 	memset(s->bytes + offsetof(struct header, crc), 0, sizeof(h->crc));
 	crc = mb_crc32c(0, s->bytes, (size_t)st.st_size);
 	if (crc != h->crc)
-		return mb_error_set(err, EINVAL, "file state: is damaged (checksum %08x instead of %08x)",
-			crc, h->crc);
-	s->rest = (struct mb_state_in){.at = s->bytes + sizeof(*h), .left = (size_t)st.st_size - sizeof(*h)};
+		return mb_error_set(err, EINVAL,
+			"file state: is damaged (checksum %08x instead of %08x)", crc, h->crc);
+	s->rest = (struct mb_state_in){
+		.at = s->bytes + sizeof(*h), .left = (size_t)st.st_size - sizeof(*h)};
 	return 0;
 }
 
@@ -135,7 +138,8 @@ static int open_known(int dir_fd, const char *name, uint64_t bytes, int64_t time
 			(long long)st.st_size, (unsigned long long)bytes);
 	if (mtime_ns(&st) != time_ns)
 		return mb_error_set(err, EINVAL,
-			"file %s: was changed since the snapshot was made; if it is a copy, make it with cp -a",
+			"file %s: was changed since the snapshot was made; if it is a copy, make "
+			"it with cp -a",
 			name);
 	return 0;
 }
@@ -262,15 +266,17 @@ int mb_snapshot_check_ram(const struct mb_snapshot *s, struct mb_error *err)
 			ssize_t n = pread(s->ram_fd, page, PAGE, at);
 
 			if (n != PAGE)
-				return mb_error_set(err, n < 0 ? errno : EINVAL, "snapshot %s: file ram: %s",
-					s->dir, n < 0 ? strerror(errno) : "is cut off");
+				return mb_error_set(err, n < 0 ? errno : EINVAL,
+					"snapshot %s: file ram: %s", s->dir,
+					n < 0 ? strerror(errno) : "is cut off");
 			if (!is_zero(page))
 				crc = page_crc(crc, (uint64_t)at / PAGE, page);
 		}
 	}
 	return crc == s->ram_crc ? 0
 				 : mb_error_set(err, EINVAL,
-					   "snapshot %s: file ram: is damaged (checksum %08x instead of %08x)",
+					   "snapshot %s: file ram: is damaged (checksum %08x "
+					   "instead of %08x)",
 					   s->dir, crc, s->ram_crc);
 }
 
@@ -285,14 +291,17 @@ struct mb_snapshot_maker {
 	int disk_fd[MB_MAX_DISKS];
 };
 
-static int failed(struct mb_snapshot_maker *maker, const char *file, int errnum, struct mb_error *err)
+static int failed(
+	struct mb_snapshot_maker *maker, const char *file, int errnum, struct mb_error *err)
 {
-	return mb_error_set(err, errnum, "snapshot %s: file %s: %s", maker->path, file, strerror(errnum));
+	return mb_error_set(
+		err, errnum, "snapshot %s: file %s: %s", maker->path, file, strerror(errnum));
 }
 
 static int make_file(struct mb_snapshot_maker *maker, const char *name, struct mb_error *err)
 {
-	/* Whoever wants to write it has to say so first; the machine's memory is nobody else's business. */
+	/* Whoever wants to write it has to say so first; the machine's memory is nobody else's
+	 * business. */
 	int fd = openat(maker->dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0400);
 
 	return fd < 0 ? failed(maker, name, errno, err) : fd;
@@ -329,9 +338,11 @@ static int make_directory(struct mb_snapshot_maker *maker, const char *path, str
 	int rc = EEXIST;
 
 	if (*path != '/' || snprintf(maker->path, sizeof(maker->path), "%s", path) >= PATH_MAX - 32)
-		return mb_error_set(err, EINVAL, "snapshot %s: is no absolute path, or too long", path);
+		return mb_error_set(
+			err, EINVAL, "snapshot %s: is no absolute path, or too long", path);
 	if (!lstat(path, &st))
-		return mb_error_set(err, EEXIST, "snapshot %s: there is something of that name", path);
+		return mb_error_set(
+			err, EEXIST, "snapshot %s: there is something of that name", path);
 	for (unsigned i = 0; i < MAX_TRIES && rc == EEXIST; i++) {
 		snprintf(maker->temporary, PATH_MAX, "%.*s.new-%d-%u", PATH_MAX - 32, path,
 			(int)getpid(), i);
@@ -418,7 +429,8 @@ int mb_snapshot_disk(struct mb_snapshot_maker *maker, unsigned i, struct mb_erro
 }
 
 /* The files that are there, behind the config and in front of the rest. */
-static int put_files(struct mb_snapshot_maker *maker, struct mb_state_out *out, struct mb_error *err)
+static int put_files(
+	struct mb_snapshot_maker *maker, struct mb_state_out *out, struct mb_error *err)
 {
 	struct stat st;
 	uint32_t n = 0;
@@ -440,10 +452,11 @@ static int put_files(struct mb_snapshot_maker *maker, struct mb_state_out *out, 
 	return 0;
 }
 
-static int write_state(struct mb_snapshot_maker *maker, const struct mb_state_out *state,
-	struct mb_error *err)
+static int write_state(
+	struct mb_snapshot_maker *maker, const struct mb_state_out *state, struct mb_error *err)
 {
-	struct header h = {.version = MB_SNAPSHOT_VERSION, .ram_bytes = maker->ram_bytes,
+	struct header h = {.version = MB_SNAPSHOT_VERSION,
+		.ram_bytes = maker->ram_bytes,
 		.ram_crc = maker->ram_crc};
 	struct mb_state_out out = {0};
 	struct mb_state_in in = {.at = state->data, .left = state->len}, config;
@@ -485,7 +498,8 @@ static int write_state(struct mb_snapshot_maker *maker, const struct mb_state_ou
 	return rc;
 }
 
-/* Its name is to be there after a power failure; where that cannot be had, the file system is no better than that. */
+/* Its name is to be there after a power failure; where that cannot be had, the file system is no
+ * better than that. */
 static void sync_parent(const char *path)
 {
 	char parent[PATH_MAX];
@@ -507,7 +521,8 @@ int mb_snapshot_finish(
 
 	if (!rc && state) {
 		fsync(maker->dir_fd);
-		/* An empty directory may have taken the name meanwhile: rename replaces it, as nobody minds. */
+		/* An empty directory may have taken the name meanwhile: rename replaces it, as
+		 * nobody minds. */
 		if (rename(maker->temporary, maker->path)) {
 			rc = mb_error_set(err, errno, "snapshot %s: cannot have its name: %s",
 				maker->path, strerror(errno));

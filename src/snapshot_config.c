@@ -107,8 +107,8 @@ static int get_disk(struct mb_snapshot *snapshot, struct mb_state_in *part,
 	return 0;
 }
 
-static int get_nic(struct mb_snapshot *snapshot, struct mb_state_in *part, unsigned i,
-	struct mb_error *err)
+static int get_nic(
+	struct mb_snapshot *snapshot, struct mb_state_in *part, unsigned i, struct mb_error *err)
 {
 	struct mb_nic_config *nic = &snapshot->config.nic[i];
 	unsigned n;
@@ -154,7 +154,8 @@ static int get_devices(struct mb_snapshot *snapshot, struct mb_state_in *part, s
 	return rc;
 }
 
-static int check(const struct mb_machine_config *config, struct mb_state_in *part, struct mb_error *err)
+static int check(
+	const struct mb_machine_config *config, struct mb_state_in *part, struct mb_error *err)
 {
 	if (!config->name || !*config->name || strchr(config->name, '/'))
 		return mb_state_refuse(part, err, "has no name that is one");
@@ -196,7 +197,8 @@ int mb_snapshot_read_config(
 		rc = check(config, &part, err);
 	if (rc)
 		return rc;
-	/* Its memory is a private mapping: nothing may take it out of page tables to look who puts it back. */
+	/* Its memory is a private mapping: nothing may take it out of page tables to look who puts
+	 * it back. */
 	config->n_views = 1;
 	config->track = MB_TRACK_OFF;
 	config->migrate = MB_MIGRATE_OFF;

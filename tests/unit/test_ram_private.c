@@ -31,7 +31,8 @@ static void setup(void)
 		fake_kvm_init(&fake[i]);
 		fake_kvm_host(&fake[i], &host[i]);
 		ck_assert_int_eq(mb_vm_create(&host[i], &config, &vm[i], &err), 0);
-		ck_assert_msg(!mb_ram_create_private(vm[i], BYTES, fd, &ram[i], &err), "%s", err.text);
+		ck_assert_msg(
+			!mb_ram_create_private(vm[i], BYTES, fd, &ram[i], &err), "%s", err.text);
 	}
 }
 

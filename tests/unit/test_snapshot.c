@@ -29,7 +29,11 @@ static struct mb_machine_config config = {
 	.disk = {{.path = "/nowhere/a", .readonly = true, .n_queues = 2},
 		{.path = "/nowhere/b", .cow = true, .cow_dir = "", .serial = "S", .n_queues = 1}},
 	.n_disks = 2,
-	.nic = {{.passt = true, .tap_fd = -1, .passt_args = passt_args, .mac = {2, 3, 4, 5, 6, 7}, .n_pairs = 1},
+	.nic = {{.passt = true,
+			.tap_fd = -1,
+			.passt_args = passt_args,
+			.mac = {2, 3, 4, 5, 6, 7},
+			.n_pairs = 1},
 		{.tap_name = "tap0", .tap_fd = -1, .n_pairs = 4}},
 	.n_nics = 2,
 };
@@ -245,10 +249,12 @@ START_TEST(test_files)
 	refused("truncate -s +1 snap/disk-1", "file disk-1: has 6 bytes instead of 5");
 	refused("touch snap/ram", "file ram: was changed since");
 	refused("rm snap/ram && mkfifo snap/ram", "file ram: Invalid argument");
-	refused("cp -a snap/ram other && rm snap/ram && ln -s ../other snap/ram", "file ram: Too many levels");
+	refused("cp -a snap/ram other && rm snap/ram && ln -s ../other snap/ram",
+		"file ram: Too many levels");
 	refused("rm -f other && chmod u+w snap/state && head -c 9000 /dev/urandom >snap/state",
 		"file state: is not one of a snapshot");
-	refused("chmod u+w snap/state && printf '\\002' | dd of=snap/state bs=1 seek=8 conv=notrunc status=none",
+	refused("chmod u+w snap/state && printf '\\002' | dd of=snap/state bs=1 seek=8 "
+		"conv=notrunc status=none",
 		"has version 2, and this Mirrorball reads 1");
 	strcpy(path, "/nowhere/snap");
 	ck_assert_int_eq(open_it(), -ENOENT);
@@ -264,7 +270,8 @@ START_TEST(test_ram_damaged)
 
 	ck_assert_int_eq(make(), 0);
 	run("touch -r snap/ram other && chmod u+w snap/ram && "
-	    "printf x | dd of=snap/ram bs=1 seek=12345 conv=notrunc status=none && touch -r other snap/ram");
+	    "printf x | dd of=snap/ram bs=1 seek=12345 conv=notrunc status=none && touch -r other "
+	    "snap/ram");
 	ck_assert_msg(!mb_snapshot_open(path, &s, &err), "%s", err.text);
 	ck_assert_int_eq(mb_snapshot_check_ram(s, &err), -EINVAL);
 	ck_assert_ptr_nonnull(strstr(err.text, "file ram: is damaged"));

@@ -106,7 +106,8 @@ START_TEST(test_wrong)
 }
 END_TEST
 
-/* Whatever is in it: an answer, and nothing that is read outside. Each in memory of its own size. */
+/* Whatever is in it: an answer, and nothing that is read outside. Each in memory of its own size.
+ */
 START_TEST(test_damage)
 {
 	write_two();

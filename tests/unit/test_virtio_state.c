@@ -11,12 +11,14 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Snapshots of virtio devices: pause, save, load into another one, with a driver that does not notice. */
+/* Snapshots of virtio devices: pause, save, load into another one, with a driver that does not
+ * notice. */
 #define SECOND_NS 1000000000ull
 #define QSIZE	  32u
 #define HELD_MAX  QSIZE
 
-/* Queue 0 gives back what it reads, inverted; queue 1 keeps its chains until it is told to, in order. */
+/* Queue 0 gives back what it reads, inverted; queue 1 keeps its chains until it is told to, in
+ * order. */
 struct toy {
 	struct mb_virtio *vdev;
 	struct mb_virtq *vq[2];
@@ -111,7 +113,8 @@ static void make_toy(uint64_t features, unsigned n_queues)
 	};
 	struct mb_error err;
 
-	ck_assert_msg(!mb_virtio_create(m.pci, &m.ram.dma, &config, &toy.vdev, &err), "%s", err.text);
+	ck_assert_msg(
+		!mb_virtio_create(m.pci, &m.ram.dma, &config, &toy.vdev, &err), "%s", err.text);
 }
 
 static void setup(void)
@@ -160,8 +163,8 @@ static void expect(unsigned queue, uint32_t value)
 	uint32_t written, got;
 	void *cookie;
 
-	ck_assert_msg(drv_wait(&dev.queue[queue], &cookie, &written, 5000), "queue %u: no answer to %u",
-		queue, value);
+	ck_assert_msg(drv_wait(&dev.queue[queue], &cookie, &written, 5000),
+		"queue %u: no answer to %u", queue, value);
 	ck_assert_uint_eq((uintptr_t)cookie, value);
 	memcpy(&got, drv_at(&m, gpa + 8), sizeof(got));
 	ck_assert_uint_eq(got, ~value);
@@ -351,7 +354,8 @@ static void make_base(struct storm *s)
 	free(data);
 }
 
-static int load_disk(struct bench *b, int delta, const struct mb_state_out *state, struct mb_error *err)
+static int load_disk(
+	struct bench *b, int delta, const struct mb_state_out *state, struct mb_error *err)
 {
 	struct mb_state_in in = {.at = state->data, .left = state->len};
 	int rc = mb_pci_bus_load(b->m.pci, &in, err);
@@ -359,7 +363,8 @@ static int load_disk(struct bench *b, int delta, const struct mb_state_out *stat
 	return rc ? rc : mb_blk_load(b->blk, delta, &in, err);
 }
 
-/* Saved in the middle of a storm and replaced by what was saved: every request completes once, with what it should. */
+/* Saved in the middle of a storm and replaced by what was saved: every request completes once, with
+ * what it should. */
 START_TEST(test_disk)
 {
 	struct storm *s = calloc(1, sizeof(*s));

@@ -67,7 +67,8 @@ uint32_t mb_state_get_u32(struct mb_state_in *part);
 uint64_t mb_state_get_u64(struct mb_state_in *part);
 /* Only 0 and 1 are possible. */
 bool mb_state_get_bool(struct mb_state_in *part);
-/* The caller's to free; NULL where NULL was put, or the part is bad. At most MB_STATE_MAX_TEXT bytes. */
+/* The caller's to free; NULL where NULL was put, or the part is bad. At most MB_STATE_MAX_TEXT
+ * bytes. */
 char *mb_state_get_text(struct mb_state_in *part);
 
 /* CRC-32C (Castagnoli; RFC 3720, 12.1) of more bytes; crc: of those before, 0 to begin with. */
