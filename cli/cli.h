@@ -42,7 +42,7 @@ struct cli_command {
 };
 
 extern const struct cli_command cli_run, cli_ps, cli_stat, cli_heat, cli_numa, cli_sim, cli_image,
-	cli_doctor;
+	cli_doctor, cli_snapshot, cli_restore, cli_clone;
 extern const struct cli_command *const cli_commands[]; /* NULL-terminated */
 
 /*

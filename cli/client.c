@@ -20,6 +20,7 @@ struct cli_client {
 	char name[NAME_MAX + 1];
 	pid_t pid;
 	uint64_t last_ms; /* when something was sent or received */
+	bool patient;	  /* waits as long as it takes */
 };
 
 static uint64_t now_ms(void)
@@ -180,9 +181,9 @@ void cli_client_close(struct cli_client *client)
 	free(client);
 }
 
-int cli_client_send(struct cli_client *client, const char *request, struct mb_error *err)
+/* Steals object. */
+static int send_object(struct cli_client *client, json_t *object, struct mb_error *err)
 {
-	json_t *object = json_pack("{s:s}", "request", request);
 	char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
 	size_t n, n_sent = 0;
 	int rc = 0;
@@ -212,6 +213,11 @@ int cli_client_send(struct cli_client *client, const char *request, struct mb_er
 	return rc;
 }
 
+int cli_client_send(struct cli_client *client, const char *request, struct mb_error *err)
+{
+	return send_object(client, json_pack("{s:s}", "request", request), err);
+}
+
 /* Waits for something to read, and reads: bytes, 0 at the end, or -errno. */
 static ssize_t receive_some(struct cli_client *client, char *text, size_t max, struct mb_error *err)
 {
@@ -221,7 +227,7 @@ static ssize_t receive_some(struct cli_client *client, char *text, size_t max, s
 		ssize_t n;
 
 		/* Looks once in any case: others may have taken the time. */
-		if (!poll(&pfd, 1, now < limit_ms ? (int)(limit_ms - now) : 0))
+		if (!poll(&pfd, 1, client->patient ? -1 : now < limit_ms ? (int)(limit_ms - now) : 0))
 			return timed_out(client, err);
 		n = recv(client->fd, text, max, MSG_DONTWAIT);
 		if (n >= 0) {
@@ -304,6 +310,22 @@ int cli_client_ask(
 	int rc = cli_client_send(client, request, err);
 
 	return rc ? rc : cli_client_receive(client, answer, err);
+}
+
+int cli_client_ask_path(struct cli_client *client, const char *request, const char *path,
+	json_t **answer, struct mb_error *err)
+{
+	json_t *object = json_pack("{s:s,s:s}", "request", request, "path", path);
+	int rc;
+
+	if (!object)
+		return mb_error_set(err, EINVAL, "'%s' is no UTF-8", path);
+	client->patient = true;
+	rc = send_object(client, object, err);
+	if (!rc)
+		rc = cli_client_receive(client, answer, err);
+	client->patient = false;
+	return rc;
 }
 
 const char *cli_client_name(const struct cli_client *client)

@@ -26,6 +26,13 @@ int cli_client_ask(
 	struct cli_client *client, const char *request, json_t **answer, struct mb_error *err);
 
 /*
+ * Asks for something that is about a file, with an absolute path; that takes as long as it takes: a machine writes
+ * its memory.
+ */
+int cli_client_ask_path(struct cli_client *client, const char *request, const char *path,
+	json_t **answer, struct mb_error *err);
+
+/*
  * The same in steps, for who asks several machines at once. A machine that says nothing for 10 s
  * after the last that it was sent or that it said is given up: -ETIMEDOUT. Who connects to a
  * machine that ended meanwhile gets -ENOENT.

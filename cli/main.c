@@ -8,7 +8,8 @@
 #include <unistd.h>
 
 const struct cli_command *const cli_commands[] = {
-	&cli_run, &cli_ps, &cli_stat, &cli_heat, &cli_numa, &cli_sim, &cli_image, &cli_doctor, NULL};
+	&cli_run, &cli_ps, &cli_stat, &cli_heat, &cli_numa, &cli_sim, &cli_image, &cli_snapshot,
+	&cli_restore, &cli_clone, &cli_doctor, NULL};
 
 static void help(FILE *out)
 {
@@ -31,7 +32,8 @@ static void help(FILE *out)
 static const struct cli_command *find_command(const char *word, struct mb_error *err)
 {
 	static const char *const words[] = {
-		"run", "ps", "stat", "heat", "numa", "sim", "image", "doctor", "help", "--help", "--version", NULL};
+		"run", "ps", "stat", "heat", "numa", "sim", "image", "snapshot", "restore",
+		"clone", "doctor", "help", "--help", "--version", NULL};
 	const char *near;
 
 	for (unsigned i = 0; cli_commands[i]; i++)
@@ -42,7 +44,8 @@ static const struct cli_command *find_command(const char *word, struct mb_error 
 		mb_error_set(err, EINVAL, "unknown command '%s'; did you mean '%s'?", word, near);
 	else
 		mb_error_set(err, EINVAL,
-			"unknown command '%s'; there are run, ps, stat, heat, numa, sim, image, doctor and help",
+			"unknown command '%s'; there are run, ps, stat, heat, numa, sim, image, snapshot, restore, "
+			"clone, doctor and help",
 			word);
 	return NULL;
 }

@@ -199,6 +199,54 @@ _mirrorball_image() {
 	esac
 }
 
+# Of a machine to a directory.
+_mirrorball_snapshot() {
+	local options="--json --help --version" word n=0
+
+	for word in "${COMP_WORDS[@]:2:COMP_CWORD-2}"; do
+		[[ $word == -* ]] || n=$((n + 1))
+	done
+	if [[ $cur == -* ]] || ((n > 1)); then
+		_mirrorball_words "$options" "$cur"
+	elif ((n)); then
+		_mirrorball_files "$cur"
+	else
+		_mirrorball_machines "$options"
+	fi
+}
+
+_mirrorball_restore() {
+	case $prev in
+	--name) ;;
+	*)
+		if [[ $cur == -* ]]; then
+			_mirrorball_words "--name --check --quiet --help --version" "$cur"
+		else
+			_mirrorball_files "$cur"
+		fi
+		;;
+	esac
+}
+
+_mirrorball_clone() {
+	local machines
+
+	case $prev in
+	--number | -n | --name) ;;
+	--output) _mirrorball_files "$cur" ;;
+	*)
+		if [[ $cur == -* ]]; then
+			_mirrorball_words "--number --name --output --help --version" "$cur"
+			return
+		fi
+		_mirrorball_machines ""
+		machines=("${COMPREPLY[@]}")
+		_mirrorball_files "$cur"
+		COMPREPLY+=("${machines[@]}")
+		;;
+	esac
+}
+
 _mirrorball() {
 	local cur prev=${COMP_WORDS[COMP_CWORD - 1]} glued i
 
@@ -214,7 +262,7 @@ _mirrorball() {
 		done
 	fi
 	if ((COMP_CWORD == 1)); then
-		_mirrorball_words "run ps stat heat numa sim image doctor help --help --version" "$cur"
+		_mirrorball_words "run ps stat heat numa sim image snapshot restore clone doctor help --help --version" "$cur"
 	else
 		case ${COMP_WORDS[1]} in
 		run) _mirrorball_run ;;
@@ -223,8 +271,11 @@ _mirrorball() {
 		heat) _mirrorball_heat ;;
 		sim) _mirrorball_sim ;;
 		image) _mirrorball_image ;;
+		snapshot) _mirrorball_snapshot ;;
+		restore) _mirrorball_restore ;;
+		clone) _mirrorball_clone ;;
 		ps | doctor) _mirrorball_words "--json --help --version" "$cur" ;;
-		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat numa sim image doctor" "$cur" ;;
+		help) ((COMP_CWORD == 2)) && _mirrorball_words "run ps stat heat numa sim image snapshot restore clone doctor" "$cur" ;;
 		esac
 	fi
 	# What bash keeps of the word must not come again.

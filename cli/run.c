@@ -126,7 +126,7 @@ static int build_machine(struct cli_run *run, const struct mb_machine_config *co
 	return rc && sig ? CLI_SIGNAL_BASE + sig : rc;
 }
 
-static int run_machine(struct cli_run *run, const struct mb_host *host, struct mb_error *err)
+int cli_run_machine(struct cli_run *run, const struct mb_host *host, struct mb_error *err)
 {
 	struct mb_outcome outcome = {0};
 	struct mb_machine *machine;
@@ -136,6 +136,8 @@ static int run_machine(struct cli_run *run, const struct mb_host *host, struct m
 	rc = build_machine(run, &run->config, host, &machine, err);
 	if (rc)
 		return rc;
+	if (run->started)
+		run->started(run->started_ctx);
 	rc = mb_machine_run(machine, &outcome, err);
 	/* First: it restores the terminal, and what is said next must not be staircase. */
 	mb_machine_destroy(machine);
@@ -195,7 +197,7 @@ static int run_main(const struct cli_command *command, int argc, char **argv)
 			rc = cli_run_resolve(&run, &host, &err);
 		if (!rc)
 			rc = run.dry_run ? dry_run(&run, &host, &err)
-					 : run_machine(&run, &host, &err);
+					 : cli_run_machine(&run, &host, &err);
 		mb_host_finish(&host);
 	}
 	if (rc < 0) {

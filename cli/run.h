@@ -22,7 +22,13 @@ struct cli_run {
 	char name[64];	   /* when --name is not given */
 	struct mb_disk_facts disk[MB_MAX_DISKS]; /* of the machine that a dry run has built */
 	char splash[2048]; /* PROGRAM ARG ..., as the guest gets it */
+	/* The machine is built, and runs next; NULL: nobody wants to know. */
+	void (*started)(void *ctx);
+	void *started_ctx;
 };
+
+/* Builds the machine of run->config and runs it to its end, which is told. Exit status or -errno. */
+int cli_run_machine(struct cli_run *run, const struct mb_host *host, struct mb_error *err);
 
 extern const struct cli_option cli_run_options[];
 

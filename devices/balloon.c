@@ -222,3 +222,37 @@ void mb_balloon_stats(const struct mb_balloon *balloon, struct mb_balloon_stats 
 		.n_failures = atomic_load_explicit(&balloon->n_failures, memory_order_relaxed),
 	};
 }
+
+int mb_balloon_pause(struct mb_balloon *balloon, uint64_t timeout_ns, struct mb_error *err)
+{
+	return mb_virtio_pause(balloon->vdev, timeout_ns, err);
+}
+
+void mb_balloon_resume(struct mb_balloon *balloon)
+{
+	mb_virtio_resume(balloon->vdev);
+}
+
+#define STATE_VERSION 1u
+
+void mb_balloon_save(struct mb_balloon *balloon, struct mb_state_out *out)
+{
+	mb_state_begin(out, "balloon", STATE_VERSION);
+	mb_state_put_u32(out, atomic_load(&balloon->actual));
+	mb_state_put_u32(out, atomic_load(&balloon->poison));
+	mb_state_end(out);
+	mb_virtio_save(balloon->vdev, out);
+}
+
+int mb_balloon_load(struct mb_balloon *balloon, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	int rc = mb_state_enter(in, "balloon", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	atomic_store(&balloon->actual, mb_state_get_u32(&part));
+	atomic_store(&balloon->poison, mb_state_get_u32(&part));
+	rc = mb_state_leave(&part, err);
+	return rc ? rc : mb_virtio_load(balloon->vdev, in, err);
+}

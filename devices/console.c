@@ -51,6 +51,9 @@ struct mb_console {
 	struct mb_chain *partial;
 	unsigned partial_iov;
 	size_t partial_offset;
+	/* Until the next kick nothing is popped; of the chain that comes first then, so much is written. */
+	bool rx_paused, tx_paused;
+	uint64_t tx_skip;
 
 	/* Protects what follows. Order: nothing is locked or called with it held. */
 	pthread_mutex_t lock;
@@ -91,11 +94,29 @@ static bool write_partial(struct mb_console *console)
 	return true;
 }
 
+/* What the back has taken of it before a pause. */
+static void skip_written(struct mb_console *console)
+{
+	const struct mb_chain *chain = console->partial;
+
+	while (console->tx_skip && console->partial_iov < chain->n_out) {
+		const size_t len = chain->iov[console->partial_iov].iov_len;
+
+		if (console->tx_skip < len) {
+			console->partial_offset = (size_t)console->tx_skip;
+			break;
+		}
+		console->tx_skip -= len;
+		console->partial_iov++;
+	}
+	console->tx_skip = 0;
+}
+
 static void run_tx(struct mb_console *console)
 {
 	unsigned n_pushed = 0;
 
-	while (console->tx) {
+	while (console->tx && !console->tx_paused) {
 		if (!console->partial) {
 			if (n_pushed == CHAIN_BUDGET) {
 				wake(console);
@@ -107,6 +128,7 @@ static void run_tx(struct mb_console *console)
 			}
 			console->partial_iov = 0;
 			console->partial_offset = 0;
+			skip_written(console);
 			/*
 			 * Linux reads the terminal's size only when the configuration changes, and
 			 * heeds it only once its console is there: when it writes.
@@ -176,7 +198,7 @@ static void run_rx(struct mb_console *console)
 {
 	unsigned n_pushed = 0;
 
-	while (console->rx && has_input(console)) {
+	while (console->rx && !console->rx_paused && has_input(console)) {
 		struct mb_chain *chain;
 
 		if (n_pushed == CHAIN_BUDGET) {
@@ -280,10 +302,30 @@ static void queue_kick(void *dev, struct mb_virtq *vq)
 {
 	struct mb_console *console = dev;
 
-	if (vq == console->tx)
+	if (vq == console->tx) {
+		console->tx_paused = false;
 		run_tx(console);
-	else
+	} else {
+		console->rx_paused = false;
 		run_rx(console);
+	}
+}
+
+static void queue_pause(void *dev, struct mb_virtq *vq)
+{
+	struct mb_console *console = dev;
+
+	if (mb_virtq_index(vq) == RX_QUEUE) {
+		console->rx_paused = true;
+		return;
+	}
+	console->tx_paused = true;
+	if (!console->partial)
+		return;
+	console->tx_skip = console->partial_offset;
+	for (unsigned i = 0; i < console->partial_iov; i++)
+		console->tx_skip += console->partial->iov[i].iov_len;
+	console->partial = NULL;
 }
 
 static void queue_stop(void *dev, struct mb_virtq *vq)
@@ -292,9 +334,12 @@ static void queue_stop(void *dev, struct mb_virtq *vq)
 
 	if (mb_virtq_index(vq) == RX_QUEUE) {
 		console->rx = NULL;
+		console->rx_paused = false;
 	} else {
 		console->tx = NULL;
 		console->partial = NULL;
+		console->tx_paused = false;
+		console->tx_skip = 0;
 		console->size_told = false;
 	}
 }
@@ -305,6 +350,7 @@ static const struct mb_virtio_ops virtio_ops = {
 	.queue_start = queue_start,
 	.queue_kick = queue_kick,
 	.queue_stop = queue_stop,
+	.queue_pause = queue_pause,
 };
 
 struct add_watch {
@@ -415,4 +461,52 @@ void mb_console_resize(struct mb_console *console, unsigned columns, unsigned ro
 	console->rows = rows < UINT16_MAX ? (uint16_t)rows : UINT16_MAX;
 	pthread_mutex_unlock(&console->lock);
 	mb_virtio_config_changed(console->vdev);
+}
+
+int mb_console_pause(struct mb_console *console, uint64_t timeout_ns, struct mb_error *err)
+{
+	return mb_virtio_pause(console->vdev, timeout_ns, err);
+}
+
+void mb_console_resume(struct mb_console *console)
+{
+	mb_virtio_resume(console->vdev);
+}
+
+#define STATE_VERSION 1u
+
+/* The size is that of the terminal that it will have. */
+void mb_console_save(struct mb_console *console, struct mb_state_out *out)
+{
+	mb_state_begin(out, "console", STATE_VERSION);
+	mb_state_put_u64(out, console->tx_skip);
+	pthread_mutex_lock(&console->lock);
+	mb_state_put_u32(out, console->n_input);
+	for (unsigned i = 0; i < console->n_input; i++)
+		mb_state_put_u8(out, console->input[(console->input_head + i) % INPUT_BYTES]);
+	pthread_mutex_unlock(&console->lock);
+	mb_state_end(out);
+	mb_virtio_save(console->vdev, out);
+}
+
+int mb_console_load(struct mb_console *console, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	unsigned n;
+	int rc = mb_state_enter(in, "console", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	/* No queue runs yet: nobody else is at it. */
+	console->tx_skip = mb_state_get_u64(&part);
+	n = mb_state_get_u32(&part);
+	if (n > INPUT_BYTES)
+		return mb_state_refuse(&part, err, "has too much input");
+	pthread_mutex_lock(&console->lock);
+	mb_state_get(&part, console->input, n);
+	console->input_head = 0;
+	console->n_input = n;
+	pthread_mutex_unlock(&console->lock);
+	rc = mb_state_leave(&part, err);
+	return rc ? rc : mb_virtio_load(console->vdev, in, err);
 }

@@ -15,6 +15,11 @@ uint64_t mb_cow_bytes(const struct mb_cow *cow)
 	return cow->bytes;
 }
 
+bool mb_cow_is_volatile(const struct mb_cow *cow)
+{
+	return !cow->qcow2;
+}
+
 int mb_cow_fd(const struct mb_cow *cow)
 {
 	return cow->fd;

@@ -3,6 +3,7 @@
 #define MIRRORBALL_COW_H
 
 #include <mirrorball/error.h>
+#include <mirrorball/state.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -48,6 +49,15 @@ int mb_cow_create(struct mb_cow **out, const struct mb_cow_config *config, struc
 /* Nothing is in flight any more. Writes what has not been written, closes the overlay. Takes NULL.
  */
 void mb_cow_destroy(struct mb_cow *cow);
+
+bool mb_cow_is_volatile(const struct mb_cow *cow);
+
+/*
+ * Of a volatile delta, for a snapshot: its clusters go to fd, an empty file. load: into a new one, on the same base.
+ * Nothing is in flight. -ESTALE: the base was changed; -EINVAL: not such a state; -errno of the copying.
+ */
+int mb_cow_save(struct mb_cow *cow, int fd, struct mb_state_out *out, struct mb_error *err);
+int mb_cow_load(struct mb_cow *cow, int fd, struct mb_state_in *in, struct mb_error *err);
 
 uint64_t mb_cow_bytes(const struct mb_cow *cow); /* of the disk; of the base, or more */
 int mb_cow_fd(const struct mb_cow *cow);	 /* the delta */

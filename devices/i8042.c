@@ -166,3 +166,29 @@ void mb_i8042_destroy(struct mb_i8042 *i8042)
 	pthread_mutex_destroy(&i8042->lock);
 	free(i8042);
 }
+
+#define STATE_VERSION 1u
+
+void mb_i8042_save(struct mb_i8042 *i8042, struct mb_state_out *out)
+{
+	mb_state_begin(out, "i8042", STATE_VERSION);
+	pthread_mutex_lock(&i8042->lock);
+	mb_state_put_u32(out, i8042->n_junk);
+	mb_state_put_u8(out, i8042->system_b_value);
+	pthread_mutex_unlock(&i8042->lock);
+	mb_state_end(out);
+}
+
+int mb_i8042_load(struct mb_i8042 *i8042, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	int rc = mb_state_enter(in, "i8042", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&i8042->lock);
+	i8042->n_junk = mb_state_get_u32(&part) % (N_JUNK + 1);
+	i8042->system_b_value = mb_state_get_u8(&part);
+	pthread_mutex_unlock(&i8042->lock);
+	return mb_state_leave(&part, err);
+}

@@ -358,3 +358,48 @@ struct mb_irq_line mb_ioapic_line(struct mb_ioapic *ioapic, unsigned pin)
 {
 	return (struct mb_irq_line){.set = line_set, .ctx = ioapic, .pin = pin};
 }
+
+#define STATE_VERSION 1u
+
+void mb_ioapic_save(struct mb_ioapic *ioapic, struct mb_state_out *out)
+{
+	mb_state_begin(out, "ioapic", STATE_VERSION);
+	pthread_mutex_lock(&ioapic->lock);
+	mb_state_put_u32(out, ioapic->id);
+	mb_state_put_u8(out, ioapic->select);
+	mb_state_put_u32(out, ioapic->asserted);
+	for (unsigned pin = 0; pin < MB_IOAPIC_PINS; pin++)
+		mb_state_put_u64(out, ioapic->rte[pin]);
+	pthread_mutex_unlock(&ioapic->lock);
+	mb_state_end(out);
+}
+
+int mb_ioapic_load(struct mb_ioapic *ioapic, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	int rc = mb_state_enter(in, "ioapic", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&ioapic->lock);
+	ioapic->id = mb_state_get_u32(&part) & ID_MASK;
+	ioapic->select = mb_state_get_u8(&part);
+	ioapic->asserted = mb_state_get_u32(&part) & ((1u << MB_IOAPIC_PINS) - 1);
+	for (unsigned pin = 0; pin < MB_IOAPIC_PINS; pin++) {
+		uint64_t *rte = &ioapic->rte[pin];
+
+		*rte = mb_state_get_u64(&part) & (RTE_WRITABLE | RTE_REMOTE_IRR);
+		if (!rte_is_level(*rte))
+			*rte &= ~RTE_REMOTE_IRR;
+		/* A masked one whose interrupt has not ended has a route, too (update_route): by way of the
+		 * state in which it was unmasked. */
+		if (*rte & RTE_MASKED && *rte & RTE_REMOTE_IRR) {
+			*rte &= ~RTE_MASKED;
+			update_route(ioapic, pin);
+			*rte |= RTE_MASKED;
+		}
+		update_route(ioapic, pin);
+	}
+	pthread_mutex_unlock(&ioapic->lock);
+	return mb_state_leave(&part, err);
+}

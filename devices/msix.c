@@ -270,3 +270,28 @@ void mb_msix_reset(struct mb_msix *msix)
 	}
 	pthread_mutex_unlock(&msix->lock);
 }
+
+void mb_msix_save(struct mb_msix *msix, struct mb_state_out *out)
+{
+	pthread_mutex_lock(&msix->lock);
+	for (unsigned i = 0; i < msix->n; i++) {
+		mb_state_put(out, msix->vec[i].word, sizeof(msix->vec[i].word));
+		mb_state_put_u8(out, msix->vec[i].pending);
+	}
+	pthread_mutex_unlock(&msix->lock);
+}
+
+void mb_msix_load(struct mb_msix *msix, struct mb_state_in *part)
+{
+	pthread_mutex_lock(&msix->lock);
+	for (unsigned i = 0; i < msix->n; i++) {
+		struct vector *v = &msix->vec[i];
+
+		mb_state_get(part, v->word, sizeof(v->word));
+		v->word[WORD_ADDR_LO] &= ~3u;
+		v->word[WORD_CTRL] &= CTRL_MASKED;
+		v->pending = mb_state_get_bool(part);
+		update(msix, v);
+	}
+	pthread_mutex_unlock(&msix->lock);
+}

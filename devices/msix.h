@@ -2,6 +2,7 @@
 #ifndef MIRRORBALL_DEVICES_MSIX_H
 #define MIRRORBALL_DEVICES_MSIX_H
 
+#include <mirrorball/state.h>
 #include <mirrorball/vm.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -33,5 +34,8 @@ void mb_msix_pba_read(struct mb_msix *msix, uint64_t offset, void *data, unsigne
 void mb_msix_raise(struct mb_msix *msix, unsigned vector);
 /* Power-on state. */
 void mb_msix_reset(struct mb_msix *msix);
+/* For a snapshot, into an open part. load: into a new one; what was pending is sent when it opens. */
+void mb_msix_save(struct mb_msix *msix, struct mb_state_out *out);
+void mb_msix_load(struct mb_msix *msix, struct mb_state_in *part);
 
 #endif

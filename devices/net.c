@@ -68,7 +68,10 @@ static bool ctrl_pairs(struct mb_net_queue *q, struct mb_chain *chain, uint8_t c
 	mq.virtqueue_pairs = le16toh(mq.virtqueue_pairs);
 	if (!mq.virtqueue_pairs || mq.virtqueue_pairs > q->net->n_pairs)
 		return false;
-	return !q->net->back->set_pairs(q->net, mq.virtqueue_pairs);
+	if (q->net->back->set_pairs(q->net, mq.virtqueue_pairs))
+		return false;
+	__atomic_store_n(&q->net->pairs, mq.virtqueue_pairs, __ATOMIC_RELAXED);
+	return true;
 }
 
 static bool ctrl_offloads(struct mb_net_queue *q, struct mb_chain *chain, uint8_t cmd)
@@ -83,7 +86,10 @@ static bool ctrl_offloads(struct mb_net_queue *q, struct mb_chain *chain, uint8_
 	offloads = le64toh(offloads);
 	if (offloads & ~(mb_virtio_features(q->net->vdev) & GUEST_OFFLOADS))
 		return false;
-	return !q->net->back->set_offloads(q->net, offloads);
+	if (q->net->back->set_offloads(q->net, offloads))
+		return false;
+	__atomic_store_n(&q->net->offloads, offloads, __ATOMIC_RELAXED);
+	return true;
 }
 
 static void ctrl_request(struct mb_net_queue *q, struct mb_chain *chain)
@@ -146,8 +152,18 @@ static int queue_start(void *dev, struct mb_virtq *vq, uint64_t features)
 	q->vq = vq;
 	q->role = role_of(net, q->index, features);
 	if (q->index == 0) {
-		int rc = net->back->set_offloads(net, features & GUEST_OFFLOADS);
+		uint64_t offloads = features & GUEST_OFFLOADS;
+		int rc;
 
+		if (__atomic_load_n(&net->resumes, __ATOMIC_RELAXED)) {
+			offloads &= __atomic_load_n(&net->offloads, __ATOMIC_RELAXED);
+			rc = net->back->set_pairs(
+				net, __atomic_load_n(&net->pairs, __ATOMIC_RELAXED));
+			if (rc)
+				return rc;
+		}
+		__atomic_store_n(&net->offloads, offloads, __ATOMIC_RELAXED);
+		rc = net->back->set_offloads(net, offloads);
 		/* Whole packets with whole checksums, then: any guest can take those. */
 		if (rc && !__atomic_load_n(&net->link_down, __ATOMIC_RELAXED))
 			mb_log_guest(&net->rl, "%s: receive offloads stay off: %s", net->name,
@@ -192,11 +208,22 @@ static void queue_stop(void *dev, struct mb_virtq *vq)
 	/* The next driver begins with one pair, no offloads and the first address. */
 	if (q->role == MB_NET_CTRL) {
 		net->back->set_pairs(net, 1);
+		__atomic_store_n(&net->pairs, 1, __ATOMIC_RELAXED);
 		__atomic_store_n(&net->mac, pack_mac(net->first_mac), __ATOMIC_RELAXED);
 	}
 	if (q->index == 0)
 		net->back->set_offloads(net, 0);
 	q->vq = NULL;
+}
+
+/* What was received for buffers that have not come yet is lost, as a network may. */
+static void queue_pause(void *dev, struct mb_virtq *vq)
+{
+	struct mb_net *net = dev;
+	struct mb_net_queue *q = &net->queues[mb_virtq_index(vq)];
+
+	if (q->role == MB_NET_RX || q->role == MB_NET_TX)
+		mb_net_queue_stop(q);
 }
 
 static void config_read(void *dev, unsigned offset, void *data, unsigned len)
@@ -222,6 +249,7 @@ static const struct mb_virtio_ops net_ops = {
 	.queue_start = queue_start,
 	.queue_kick = queue_kick,
 	.queue_stop = queue_stop,
+	.queue_pause = queue_pause,
 };
 
 /* ---- life ---- */
@@ -346,6 +374,7 @@ int mb_net_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_ne
 	if (rc)
 		goto err_destroy;
 	net->n_pairs = config->n_pairs;
+	net->pairs = 1;
 	net->ctrl_loop = config->loops[2 * net->n_pairs];
 	if (config->back == MB_NET_PASST)
 		rc = mb_passt_start(net, config, err);
@@ -406,4 +435,63 @@ void mb_net_reset(struct mb_net *net)
 {
 	mb_virtio_reset(net->vdev);
 	__atomic_store_n(&net->mac, pack_mac(net->first_mac), __ATOMIC_RELAXED);
+}
+
+/* ---- snapshots ---- */
+
+#define STATE_VERSION 1u
+
+void mb_net_mac(const struct mb_net *net, uint8_t mac[6])
+{
+	memcpy(mac, net->first_mac, 6);
+}
+
+int mb_net_pause(struct mb_net *net, uint64_t timeout_ns, struct mb_error *err)
+{
+	return mb_virtio_pause(net->vdev, timeout_ns, err);
+}
+
+void mb_net_resume(struct mb_net *net)
+{
+	mb_virtio_resume(net->vdev);
+}
+
+void mb_net_save(struct mb_net *net, struct mb_state_out *out)
+{
+	mb_state_begin(out, "net", STATE_VERSION);
+	mb_state_put(out, net->first_mac, sizeof(net->first_mac));
+	mb_state_put_u64(out, __atomic_load_n(&net->mac, __ATOMIC_RELAXED));
+	mb_state_put_u64(out, __atomic_load_n(&net->offloads, __ATOMIC_RELAXED));
+	mb_state_put_u32(out, __atomic_load_n(&net->pairs, __ATOMIC_RELAXED));
+	mb_state_end(out);
+	mb_virtio_save(net->vdev, out);
+}
+
+int mb_net_load(struct mb_net *net, struct mb_state_in *in, struct mb_error *err)
+{
+	uint8_t first_mac[6];
+	struct mb_state_in part;
+	uint64_t mac;
+	uint32_t pairs;
+	int rc = mb_state_enter(in, "net", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	mb_state_get(&part, first_mac, sizeof(first_mac));
+	mac = mb_state_get_u64(&part);
+	/* Another one of its own: then what the driver had set is another one's, too. */
+	if (!memcmp(first_mac, net->first_mac, sizeof(first_mac)))
+		__atomic_store_n(&net->mac, mac & ((1ull << 48) - 1), __ATOMIC_RELAXED);
+	__atomic_store_n(&net->offloads, mb_state_get_u64(&part), __ATOMIC_RELAXED);
+	pairs = mb_state_get_u32(&part);
+	if (!pairs || pairs > net->n_pairs)
+		return mb_state_refuse(&part, err, "has queues that are not there here");
+	__atomic_store_n(&net->pairs, pairs, __ATOMIC_RELAXED);
+	__atomic_store_n(&net->resumes, true, __ATOMIC_RELAXED);
+	rc = mb_state_leave(&part, err);
+	if (!rc)
+		rc = mb_virtio_load(net->vdev, in, err);
+	/* The next start is another driver's. */
+	__atomic_store_n(&net->resumes, false, __ATOMIC_RELAXED);
+	return rc;
 }

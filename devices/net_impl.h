@@ -106,6 +106,10 @@ struct mb_net {
 
 	/* Atomic, relaxed: written on one queue's thread, read by vCPUs. */
 	uint64_t mac;	/* the six bytes, the first one lowest */
+	/* What the driver has set last; the first queue's start takes it over where they come from a snapshot. */
+	uint64_t offloads;
+	uint32_t pairs;
+	bool resumes;
 	bool link_down; /* the back end is gone; never comes back */
 };
 

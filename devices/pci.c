@@ -649,3 +649,72 @@ void mb_pci_dev_reset(struct mb_pci_dev *pdev)
 		mb_msix_reset(pdev->msix);
 	pthread_mutex_unlock(&pdev->pci->lock);
 }
+
+/* ---- snapshots ---- */
+
+#define STATE_VERSION 1u
+
+void mb_pci_bus_save(struct mb_pci_bus *pci, struct mb_state_out *out)
+{
+	mb_state_begin(out, "pci", STATE_VERSION);
+	pthread_mutex_lock(&pci->lock);
+	mb_state_put_u32(out, __atomic_load_n(&pci->address, __ATOMIC_RELAXED));
+	for (unsigned i = 1; i < N_SLOTS; i++) {
+		struct mb_pci_dev *pdev = pci->dev[i];
+
+		mb_state_put_u8(out, pdev != NULL);
+		if (!pdev)
+			continue;
+		mb_state_put(out, pdev->cfg.value, CFG_BYTES);
+		mb_state_put_u32(out, pdev->config.n_msix);
+		if (pdev->msix)
+			mb_msix_save(pdev->msix, out);
+	}
+	pthread_mutex_unlock(&pci->lock);
+	mb_state_end(out);
+}
+
+/* What the guest cannot write says what the function is. Caller holds the configuration lock. */
+static int load_function(struct mb_pci_dev *pdev, struct mb_state_in *part, struct mb_error *err)
+{
+	uint8_t value[CFG_BYTES];
+	uint16_t control;
+
+	mb_state_get(part, value, sizeof(value));
+	for (unsigned i = 0; i < CFG_BYTES && !part->bad; i++)
+		if ((value[i] ^ pdev->cfg.value[i]) & ~pdev->cfg.writable[i])
+			return mb_state_refuse(part, err, "has a device that is another one here");
+	if (mb_state_get_u32(part) != pdev->config.n_msix || part->bad)
+		return mb_state_refuse(part, err, "has a device with other interrupts than here");
+	set_bytes(&pdev->cfg, 0, value, CFG_BYTES);
+	if (pdev->msix) {
+		control = get16(&pdev->cfg, pdev->msix_cap + PCI_MSIX_FLAGS);
+		mb_msix_load(pdev->msix, part);
+		mb_msix_control(pdev->msix, control & PCI_MSIX_FLAGS_ENABLE,
+			control & PCI_MSIX_FLAGS_MASKALL);
+	}
+	return 0;
+}
+
+int mb_pci_bus_load(struct mb_pci_bus *pci, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	int rc = mb_state_enter(in, "pci", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	__atomic_store_n(&pci->address, mb_state_get_u32(&part), __ATOMIC_RELAXED);
+	pthread_mutex_lock(&pci->lock);
+	for (unsigned i = 1; i < N_SLOTS && !rc; i++) {
+		if (mb_state_get_bool(&part) != (pci->dev[i] != NULL))
+			rc = mb_state_refuse(&part, err, "has other devices than there are here");
+		else if (pci->dev[i])
+			rc = load_function(pci->dev[i], &part, err);
+	}
+	/* Only now: one's place may have been another's. */
+	for (unsigned i = 1; i < N_SLOTS && !rc; i++)
+		if (pci->dev[i])
+			update_bar(pci->dev[i]);
+	pthread_mutex_unlock(&pci->lock);
+	return rc ? rc : mb_state_leave(&part, err);
+}

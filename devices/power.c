@@ -20,6 +20,9 @@
 #define RESET_VALUE	   1u
 
 #define EVENT_POWER_BUTTON 1u
+#define EVENT_GENERATION   2u
+
+#define STATE_VERSION	   1u
 
 struct mb_power {
 	struct mb_bus *bus;
@@ -122,10 +125,43 @@ void mb_power_reset(struct mb_power *power)
 	pthread_mutex_unlock(&power->lock);
 }
 
-void mb_power_button(struct mb_power *power)
+static void raise_event(struct mb_power *power, uint32_t event)
 {
 	pthread_mutex_lock(&power->lock);
-	power->events |= EVENT_POWER_BUTTON;
+	power->events |= event;
 	mb_irq_line_set(&power->irq, true);
 	pthread_mutex_unlock(&power->lock);
+}
+
+void mb_power_button(struct mb_power *power)
+{
+	raise_event(power, EVENT_POWER_BUTTON);
+}
+
+void mb_power_new_generation(struct mb_power *power)
+{
+	raise_event(power, EVENT_GENERATION);
+}
+
+void mb_power_save(struct mb_power *power, struct mb_state_out *out)
+{
+	mb_state_begin(out, "power", STATE_VERSION);
+	pthread_mutex_lock(&power->lock);
+	mb_state_put_u32(out, power->events);
+	pthread_mutex_unlock(&power->lock);
+	mb_state_end(out);
+}
+
+/* The line is as the interrupt controller has it. */
+int mb_power_load(struct mb_power *power, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	int rc = mb_state_enter(in, "power", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&power->lock);
+	power->events = mb_state_get_u32(&part) & (EVENT_POWER_BUTTON | EVENT_GENERATION);
+	pthread_mutex_unlock(&power->lock);
+	return mb_state_leave(&part, err);
 }

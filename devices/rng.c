@@ -94,3 +94,23 @@ void mb_rng_reset(struct mb_rng *rng)
 {
 	mb_virtio_reset(rng->vdev);
 }
+
+int mb_rng_pause(struct mb_rng *rng, uint64_t timeout_ns, struct mb_error *err)
+{
+	return mb_virtio_pause(rng->vdev, timeout_ns, err);
+}
+
+void mb_rng_resume(struct mb_rng *rng)
+{
+	mb_virtio_resume(rng->vdev);
+}
+
+void mb_rng_save(struct mb_rng *rng, struct mb_state_out *out)
+{
+	mb_virtio_save(rng->vdev, out);
+}
+
+int mb_rng_load(struct mb_rng *rng, struct mb_state_in *in, struct mb_error *err)
+{
+	return mb_virtio_load(rng->vdev, in, err);
+}

@@ -330,3 +330,32 @@ void mb_rtc_destroy(struct mb_rtc *rtc)
 	pthread_mutex_destroy(&rtc->lock);
 	free(rtc);
 }
+
+#define STATE_VERSION 1u
+
+void mb_rtc_save(struct mb_rtc *rtc, struct mb_state_out *out)
+{
+	mb_state_begin(out, "rtc", STATE_VERSION);
+	pthread_mutex_lock(&rtc->lock);
+	mb_state_put_u64(out, (uint64_t)rtc->offset_ns);
+	mb_state_put_u8(out, rtc->index);
+	mb_state_put(out, rtc->reg, sizeof(rtc->reg));
+	pthread_mutex_unlock(&rtc->lock);
+	mb_state_end(out);
+}
+
+int mb_rtc_load(struct mb_rtc *rtc, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	int rc = mb_state_enter(in, "rtc", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&rtc->lock);
+	rtc->offset_ns = (int64_t)mb_state_get_u64(&part);
+	rtc->index = mb_state_get_u8(&part) & (N_REGS - 1);
+	mb_state_get(&part, rtc->reg, sizeof(rtc->reg));
+	rtc->reg[REG_A] &= (uint8_t)~A_UPDATING;
+	pthread_mutex_unlock(&rtc->lock);
+	return mb_state_leave(&part, err);
+}

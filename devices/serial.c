@@ -497,3 +497,76 @@ void mb_serial_reset(struct mb_serial *serial)
 	update_line(serial);
 	unlock(serial);
 }
+
+#define STATE_VERSION 1u
+
+void mb_serial_save(struct mb_serial *serial, struct mb_state_out *out)
+{
+	mb_state_begin(out, "serial", STATE_VERSION);
+	pthread_mutex_lock(&serial->lock);
+	mb_state_put_u8(out, serial->ier);
+	mb_state_put_u8(out, serial->fcr);
+	mb_state_put_u8(out, serial->lcr);
+	mb_state_put_u8(out, serial->mcr);
+	mb_state_put_u8(out, serial->scr);
+	mb_state_put(out, serial->divisor, sizeof(serial->divisor));
+	mb_state_put_u8(out, serial->msr_delta);
+	mb_state_put_u8(out, serial->overrun);
+	mb_state_put_u8(out, serial->tx_interrupt);
+	mb_state_put_u8(out, serial->line_high);
+	mb_state_put_u32(out, serial->n_rx);
+	for (unsigned i = 0; i < serial->n_rx; i++)
+		mb_state_put_u8(out, serial->rx[(serial->rx_head + i) % RX_FIFO_BYTES]);
+	mb_state_put_u32(out, serial->n_held);
+	mb_state_put(out, serial->held, serial->n_held);
+	pthread_mutex_unlock(&serial->lock);
+	mb_state_end(out);
+}
+
+/* The line is as the interrupt controller has it. */
+static int load_registers(struct mb_serial *serial, struct mb_state_in *part, struct mb_error *err)
+{
+	serial->ier = mb_state_get_u8(part) & IER_MASK;
+	write_fcr(serial, mb_state_get_u8(part));
+	serial->lcr = mb_state_get_u8(part);
+	serial->mcr = mb_state_get_u8(part) & MCR_MASK;
+	serial->scr = mb_state_get_u8(part);
+	mb_state_get(part, serial->divisor, sizeof(serial->divisor));
+	serial->msr_delta = mb_state_get_u8(part) &
+			    (MSR_DELTA_CTS | MSR_DELTA_DSR | MSR_END_RING | MSR_DELTA_DCD);
+	serial->overrun = mb_state_get_bool(part);
+	serial->tx_interrupt = mb_state_get_bool(part);
+	serial->line_high = mb_state_get_bool(part);
+	serial->rx_head = 0;
+	serial->n_rx = mb_state_get_u32(part);
+	if (serial->n_rx > rx_capacity(serial)) {
+		serial->n_rx = 0;
+		return mb_state_refuse(part, err, "has more input than its FIFO");
+	}
+	mb_state_get(part, serial->rx, serial->n_rx);
+	serial->n_held = mb_state_get_u32(part);
+	if (serial->n_held > HELD_BYTES) {
+		serial->n_held = 0;
+		return mb_state_refuse(part, err, "has too much output");
+	}
+	mb_state_get(part, serial->held, serial->n_held);
+	return mb_state_leave(part, err);
+}
+
+int mb_serial_load(struct mb_serial *serial, struct mb_state_in *in, struct mb_error *err)
+{
+	struct mb_state_in part;
+	int rc = mb_state_enter(in, "serial", STATE_VERSION, &part, err);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&serial->lock);
+	rc = load_registers(serial, &part, err);
+	if (!serial->chr)
+		serial->n_held = 0;
+	pthread_mutex_unlock(&serial->lock);
+	/* Nobody says that there is room where there has been all the time. */
+	if (!rc && serial->chr)
+		front_writable(serial);
+	return rc;
+}

@@ -67,6 +67,14 @@ void mb_virtio_kick(struct mb_virtio_queue *q)
 	(void)n; /* EAGAIN: it has been kicked often enough */
 }
 
+void mb_virtio_interrupt_all(struct mb_virtio *vdev)
+{
+	for (unsigned i = 0; i < vdev->config.n_queues; i++)
+		if (vdev->queue[i].ready)
+			raise_vector(vdev, &vdev->queue[i].vector);
+	mb_virtio_config_changed(vdev);
+}
+
 /* ---- a queue on its loop ---- */
 
 static struct mb_virtio_queue *queue_of(struct mb_virtq *vq)
@@ -183,6 +191,10 @@ static const char *prepare(struct mb_virtio_queue *q)
 	}
 	if (mb_virtq_init(&q->vq, &params, &why))
 		return why;
+	if (q->resumes && mb_virtq_set_place(&q->vq, q->place)) {
+		mb_virtq_finish(&q->vq);
+		return "a queue goes on outside its ring";
+	}
 	q->ready = true;
 	return NULL;
 }
@@ -232,7 +244,7 @@ void mb_virtio_clear(struct mb_virtio *vdev)
 		struct mb_virtio_queue *q = &vdev->queue[i];
 
 		q->size = vdev->config.queue_size;
-		q->enabled = false;
+		q->enabled = q->resumes = q->paused = false;
 		q->desc_gpa = q->driver_gpa = q->device_gpa = 0;
 		atomic_store(&q->vector, VIRTIO_MSI_NO_VECTOR);
 	}

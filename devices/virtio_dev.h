@@ -31,6 +31,10 @@ struct mb_virtio_queue {
 	/* Device's lock, and the loop's thread inside mb_loop_call. */
 	bool ready;   /* vq is initialised */
 	bool started; /* the loop watches it */
+	bool paused;  /* but not now */
+	/* Of one that is being restored: where its ring starts. */
+	bool resumes;
+	struct mb_virtq_place place;
 	struct mb_watch watch;
 	struct mb_virtq vq;
 
@@ -88,6 +92,8 @@ void mb_virtio_write_status(struct mb_virtio *vdev, uint8_t value);
 void mb_virtio_stop(struct mb_virtio *vdev);
 /* As after power-on. Caller holds the lock; waits for loops. */
 void mb_virtio_clear(struct mb_virtio *vdev);
+/* The guest gets an interrupt from all that runs, whatever it has had. */
+void mb_virtio_interrupt_all(struct mb_virtio *vdev);
 /* Makes queue_kick of a running queue come soon. Any thread. */
 void mb_virtio_kick(struct mb_virtio_queue *q);
 

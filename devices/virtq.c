@@ -260,6 +260,47 @@ void mb_virtq_finish(struct mb_virtq *vq)
 	unmap_part(vq, &vq->device);
 }
 
+/* ---- snapshots ---- */
+
+unsigned mb_virtq_n_out(const struct mb_virtq *vq)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < vq->n_fresh; i++)
+		n += vq->slot[i].live;
+	return n;
+}
+
+void mb_virtq_rewind(struct mb_virtq *vq)
+{
+	vq->starved = false;
+	for (unsigned i = 0; i < vq->n_fresh; i++) {
+		struct mb_chain_slot *slot = &vq->slot[i];
+
+		if (slot->live)
+			put_chain(vq, &slot->chain, slot->chain.n_out + slot->chain.n_in);
+	}
+	vq->next_avail = vq->used_idx;
+	vq->avail_wrap = vq->used_wrap;
+	vq->n_desc_out = 0;
+}
+
+struct mb_virtq_place mb_virtq_get_place(const struct mb_virtq *vq)
+{
+	return (struct mb_virtq_place){.used_idx = vq->used_idx, .used_wrap = vq->used_wrap};
+}
+
+int mb_virtq_set_place(struct mb_virtq *vq, struct mb_virtq_place place)
+{
+	if (vq->packed && place.used_idx >= vq->p.size)
+		return -EINVAL;
+	vq->used_idx = vq->next_avail = vq->avail_seen = place.used_idx;
+	vq->used_wrap = vq->avail_wrap = place.used_wrap;
+	/* Whatever the driver was told last: it is told anew at the first look that finds nothing. */
+	vq->quiet = true;
+	return 0;
+}
+
 /* ---- gathering ---- */
 
 int mb_gather_add(

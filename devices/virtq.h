@@ -101,6 +101,20 @@ int mb_virtq_init(struct mb_virtq *vq, const struct mb_virtq_params *params, con
 /* Unmaps what is mapped, chains that were never pushed too. */
 void mb_virtq_finish(struct mb_virtq *vq);
 
+/*
+ * For snapshots. How many chains were popped and not pushed; rewind: they will be popped again. The device
+ * uses chains in order, or has none: nothing was pushed that had been popped after one of them.
+ */
+unsigned mb_virtq_n_out(const struct mb_virtq *vq);
+void mb_virtq_rewind(struct mb_virtq *vq);
+/* How far the device has got, with no chain out; set: right after init. -EINVAL: not a place in this ring. */
+struct mb_virtq_place {
+	uint16_t used_idx;
+	bool used_wrap;
+};
+struct mb_virtq_place mb_virtq_get_place(const struct mb_virtq *vq);
+int mb_virtq_set_place(struct mb_virtq *vq, struct mb_virtq_place place);
+
 /* Around ops->queue_kick. */
 void mb_virtq_kick_begin(struct mb_virtq *vq);
 void mb_virtq_kick_end(struct mb_virtq *vq);

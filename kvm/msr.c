@@ -9,6 +9,7 @@
 #define MSR_IA32_TSC	      0x010u
 #define MSR_IA32_TSC_ADJUST   0x03bu
 #define MSR_IA32_MISC_ENABLE  0x1a0u
+#define MSR_IA32_TSC_DEADLINE 0x6e0u
 #define MSR_IA32_SMBASE	      0x09eu /* in KVM: readable and writable by the host, and by nobody else */
 #define MSR_MTRR_DEF_TYPE     0x2ffu
 #define MISC_ENABLE_FAST_STR  1ull
@@ -100,7 +101,7 @@ static int transfer(const struct mb_host *host, int vcpu_fd, unsigned long reque
 	return 0;
 }
 
-int mb_msrs_get(const struct mb_host *host, int vcpu_fd, struct mb_msrs *msrs)
+int mb_msrs_get(const struct mb_host *host, int vcpu_fd, bool clock, struct mb_msrs *msrs)
 {
 	struct kvm_msr_list *list;
 	struct kvm_msr_entry *wanted = NULL;
@@ -114,10 +115,9 @@ int mb_msrs_get(const struct mb_host *host, int vcpu_fd, struct mb_msrs *msrs)
 	if (!wanted || !msrs->entry) {
 		rc = -ENOMEM;
 	} else {
-		/* The clock goes on over a reset; writing it would take vCPUs out of step. */
 		for (unsigned i = 0; i < list->nmsrs; i++) {
-			if (list->indices[i] != MSR_IA32_TSC &&
-				list->indices[i] != MSR_IA32_TSC_ADJUST)
+			if (clock || (list->indices[i] != MSR_IA32_TSC &&
+					     list->indices[i] != MSR_IA32_TSC_ADJUST))
 				wanted[n++].index = list->indices[i];
 		}
 		rc = transfer(host, vcpu_fd, KVM_GET_MSRS, msrs, wanted, n);
@@ -134,4 +134,39 @@ int mb_msrs_get(const struct mb_host *host, int vcpu_fd, struct mb_msrs *msrs)
 int mb_msrs_set(const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs)
 {
 	return transfer(host, vcpu_fd, KVM_SET_MSRS, NULL, msrs->entry, msrs->n);
+}
+
+static int get_one(const struct mb_host *host, int vcpu_fd, uint32_t index, uint64_t *value)
+{
+	struct kvm_msr_entry wanted = {.index = index}, got = {0};
+	struct mb_msrs one = {.entry = &got};
+	int rc = transfer(host, vcpu_fd, KVM_GET_MSRS, &one, &wanted, 1);
+
+	*value = got.data;
+	return rc ? rc : one.n ? 0 : -ENOENT;
+}
+
+int mb_msrs_restore(
+	const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs, uint32_t *refused)
+{
+	/* The deadline is one of the TSC, which therefore has to be right before. */
+	for (unsigned pass = 0; pass < 2; pass++) {
+		for (unsigned i = 0; i < msrs->n; i++) {
+			const struct kvm_msr_entry *e = &msrs->entry[i];
+			uint64_t now;
+			int rc;
+
+			if ((e->index == MSR_IA32_TSC_DEADLINE) != (pass == 1))
+				continue;
+			rc = mb_msr_set(host, vcpu_fd, e->index, e->data);
+			if (!rc)
+				continue;
+			/* Some are there to be read only. */
+			if (rc == -EINVAL && !get_one(host, vcpu_fd, e->index, &now) && now == e->data)
+				continue;
+			*refused = e->index;
+			return rc;
+		}
+	}
+	return 0;
 }

@@ -4,6 +4,7 @@
 
 #include <linux/kvm.h>
 #include <mirrorball/host.h>
+#include <stdbool.h>
 
 /* The MSRs of a vCPU that KVM keeps, with their values. */
 struct mb_msrs {
@@ -26,10 +27,20 @@ int mb_msrs_init_vcpu(const struct mb_host *host, int vcpu_fd);
  */
 void mb_msrs_hide_smram(const struct mb_host *host, int vcpu_fd);
 
-/* Reads every MSR in KVM's list but the TSC. msrs->entry is the caller's to free. */
-int mb_msrs_get(const struct mb_host *host, int vcpu_fd, struct mb_msrs *msrs);
+/*
+ * Reads every MSR in KVM's list. clock: the TSC, too; it goes on over a reset, where writing it would take
+ * vCPUs out of step. msrs->entry is the caller's to free.
+ */
+int mb_msrs_get(const struct mb_host *host, int vcpu_fd, bool clock, struct mb_msrs *msrs);
 
 /* Writes them; one that KVM refuses is left as it is. */
 int mb_msrs_set(const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs);
+
+/*
+ * The same for a vCPU that is to be what another one was: -EINVAL for the first one that KVM refuses and that
+ * does not have that value already. *refused: its index.
+ */
+int mb_msrs_restore(
+	const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs, uint32_t *refused);
 
 #endif

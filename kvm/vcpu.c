@@ -70,7 +70,7 @@ static int set_up(struct mb_vcpu *vcpu, const char **step)
 	}
 	if (vcpu->index < 2) {
 		*step = "read its state";
-		rc = mb_vcpu_save_power_on(vcpu, &set->power_on[vcpu->index]);
+		rc = mb_vcpu_read_state(vcpu, false, &set->power_on[vcpu->index]);
 	}
 	return rc;
 }

@@ -7,7 +7,7 @@
 
 #include "msr.h"
 
-/* What a vCPU was like right after it was created, for mb_vcpus_reset. */
+/* What a vCPU was like: right after it was created, for mb_vcpus_reset, or for a snapshot. */
 struct vcpu_power_on {
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
@@ -88,7 +88,10 @@ static inline int mb_vcpu_ioctl(const struct mb_vcpu *vcpu, unsigned long reques
 /* kvm/vcpu_state.c; on the vCPU's thread or while paused. */
 /* A new vCPU's APIC, as firmware leaves it where ids are above 254 (SDM vol. 3, "x2APIC"). */
 int mb_vcpu_start_in_x2apic(struct mb_vcpu *vcpu);
-int mb_vcpu_save_power_on(struct mb_vcpu *vcpu, struct vcpu_power_on *po);
+/* All of it; clock: with the TSC. po: zero; to be finished whatever comes of it. */
+int mb_vcpu_read_state(struct mb_vcpu *vcpu, bool clock, struct vcpu_power_on *po);
+bool mb_vcpu_has_xsave2(const struct mb_vcpu *vcpu);
+size_t mb_vcpu_xsave_bytes(const struct mb_vcpu *vcpu); /* of KVM's structure of it */
 int mb_vcpu_load_power_on(struct mb_vcpu *vcpu, const struct vcpu_power_on *po);
 void mb_vcpu_power_on_finish(struct vcpu_power_on *po);
 

@@ -20,7 +20,7 @@
 #define LAPIC_ID	0x20 /* offset of the id register, SDM vol. 3 table 11-1 */
 #define APIC_BASE_EXTD	(1ull << 10) /* x2APIC mode, 11.12.1 */
 
-static bool has_xsave2(const struct mb_vcpu *vcpu)
+bool mb_vcpu_has_xsave2(const struct mb_vcpu *vcpu)
 {
 	return mb_vm_host(vcpu->set->vm)->cap[MB_CAP_XSAVE2] > (int)sizeof(struct kvm_xsave);
 }
@@ -34,17 +34,24 @@ int mb_vcpu_start_in_x2apic(struct mb_vcpu *vcpu)
 	return rc ? rc : mb_vcpu_ioctl(vcpu, KVM_SET_SREGS, &sregs);
 }
 
-int mb_vcpu_save_power_on(struct mb_vcpu *vcpu, struct vcpu_power_on *po)
+size_t mb_vcpu_xsave_bytes(const struct mb_vcpu *vcpu)
 {
-	size_t bytes = sizeof(struct kvm_xsave);
+	if (mb_vcpu_has_xsave2(vcpu))
+		return (size_t)mb_vm_host(vcpu->set->vm)->cap[MB_CAP_XSAVE2];
+	return sizeof(struct kvm_xsave);
+}
+
+int mb_vcpu_read_state(struct mb_vcpu *vcpu, bool clock, struct vcpu_power_on *po)
+{
 	int rc;
 
-	if (has_xsave2(vcpu))
-		bytes = (size_t)mb_vm_host(vcpu->set->vm)->cap[MB_CAP_XSAVE2];
-	po->xsave = calloc(1, bytes);
+	po->xsave = calloc(1, mb_vcpu_xsave_bytes(vcpu));
 	if (!po->xsave)
 		return -ENOMEM;
-	rc = mb_vcpu_ioctl(vcpu, KVM_GET_REGS, &po->regs);
+	/* First: it takes what INIT and SIPI are pending, which change the others. */
+	rc = mb_vcpu_ioctl(vcpu, KVM_GET_MP_STATE, &po->mp_state);
+	if (!rc)
+		rc = mb_vcpu_ioctl(vcpu, KVM_GET_REGS, &po->regs);
 	if (!rc)
 		rc = mb_vcpu_ioctl(vcpu, KVM_GET_SREGS, &po->sregs);
 	if (!rc)
@@ -56,11 +63,9 @@ int mb_vcpu_save_power_on(struct mb_vcpu *vcpu, struct vcpu_power_on *po)
 	if (!rc)
 		rc = mb_vcpu_ioctl(vcpu, KVM_GET_VCPU_EVENTS, &po->events);
 	if (!rc)
-		rc = mb_vcpu_ioctl(vcpu, KVM_GET_MP_STATE, &po->mp_state);
+		rc = mb_vcpu_ioctl(vcpu, mb_vcpu_has_xsave2(vcpu) ? KVM_GET_XSAVE2 : KVM_GET_XSAVE, po->xsave);
 	if (!rc)
-		rc = mb_vcpu_ioctl(vcpu, has_xsave2(vcpu) ? KVM_GET_XSAVE2 : KVM_GET_XSAVE, po->xsave);
-	if (!rc)
-		rc = mb_msrs_get(mb_vm_host(vcpu->set->vm), vcpu->fd, &po->msrs);
+		rc = mb_msrs_get(mb_vm_host(vcpu->set->vm), vcpu->fd, clock, &po->msrs);
 	return rc;
 }
 

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 /* iasl makes it from dsdt.asl; "static const" goes in front of its array. */
 static const
@@ -219,7 +220,7 @@ static void *take(struct build *b, uint64_t len, bool table)
 {
 	uint64_t at = table ? mb_align_up(b->used, TABLE_ALIGN) : b->used;
 
-	if (!mb_range_inside(at, len, 0, MB_BOOT_ACPI_LEN))
+	if (!mb_range_inside(at, len, 0, MB_BOOT_GENERATION - MB_BOOT_ACPI))
 		return NULL;
 	b->used = at + len;
 	return b->buf + at;
@@ -485,4 +486,18 @@ int mb_acpi_write(struct mb_ram *ram, const struct mb_acpi_config *config, uint6
 	if (!rc)
 		*rsdp_gpa = MB_BOOT_ACPI;
 	return rc;
+}
+
+int mb_acpi_new_generation(struct mb_ram *ram, struct mb_error *err)
+{
+	uint8_t id[16];
+	int rc;
+
+	/* So few bytes come at once, or not at all. */
+	if (getrandom(id, sizeof(id), 0) != (ssize_t)sizeof(id))
+		return mb_error_set(err, errno ? errno : EIO, "generation ID: getrandom: %s", strerror(errno));
+	rc = mb_dma_write(mb_ram_dma(ram), MB_BOOT_GENERATION, id, sizeof(id));
+	return rc ? mb_error_set(err, -rc, "generation ID: guest memory at 0x%llx: %s",
+			    (unsigned long long)MB_BOOT_GENERATION, strerror(-rc))
+		  : 0;
 }

@@ -93,8 +93,8 @@ static json_t *refusal(struct mb_error *err)
 	return json_pack("{s:b,s:s}", "ok", 0, "error", err->text);
 }
 
-static const struct mb_control_request *find_request(
-	const struct mb_control *control, json_t *asked, struct mb_error *err)
+static const struct mb_control_request *find_request(const struct mb_control *control, json_t *asked,
+	const char **path, struct mb_error *err)
 {
 	const struct mb_control_request *r = control->requests;
 	const char *name, *key;
@@ -106,7 +106,7 @@ static const struct mb_control_request *find_request(
 	}
 	json_object_foreach(asked, key, value)
 	{
-		if (strcmp(key, "request")) {
+		if (strcmp(key, "request") && strcmp(key, "path")) {
 			mb_error_set(err, EINVAL, "a request has no member '%.100s'", key);
 			return NULL;
 		}
@@ -120,6 +120,14 @@ static const struct mb_control_request *find_request(
 		r++;
 	if (!r->name) {
 		mb_error_set(err, EINVAL, "this machine knows no request '%.100s'", name);
+		return NULL;
+	}
+	*path = json_string_value(json_object_get(asked, "path"));
+	if (r->answer_path ? !*path || **path != '/' : json_object_get(asked, "path") != NULL) {
+		mb_error_set(err, EINVAL,
+			r->answer_path ? "request '%s' has a member \"path\", an absolute one"
+				       : "request '%s' has no member \"path\"",
+			name);
 		return NULL;
 	}
 	return r;
@@ -143,8 +151,10 @@ static json_t *answer_line(struct connection *c, const char *line, size_t n)
 {
 	const struct mb_control_request *request;
 	json_t *asked, *answer = NULL, *whole;
+	const char *path = NULL;
 	struct mb_error err;
 	json_error_t where;
+	int rc = 0;
 
 	if (is_nested(line, n)) {
 		mb_error_set(&err, EINVAL, "a request has no more than %u lists and objects",
@@ -157,12 +167,15 @@ static json_t *answer_line(struct connection *c, const char *line, size_t n)
 			&err, EINVAL, "a request is a JSON object on one line: %s", where.text);
 		return refusal(&err);
 	}
-	request = find_request(c->control, asked, &err);
+	request = find_request(c->control, asked, &path, &err);
+	if (request) {
+		c->asked = true;
+		rc = request->answer_path
+			     ? request->answer_path(c->control->ctx, path, &answer, &err)
+			     : request->answer(c->control->ctx, c->id, &answer, &err);
+	}
 	json_decref(asked);
-	if (!request)
-		return refusal(&err);
-	c->asked = true;
-	if (request->answer(c->control->ctx, c->id, &answer, &err))
+	if (!request || rc)
 		return refusal(&err);
 	whole = json_pack("{s:b}", "ok", 1);
 	if (whole && json_object_update(whole, answer)) {

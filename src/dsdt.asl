@@ -128,7 +128,25 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "MIRROR", "MACHINE", 1)
 				{
 					Notify (\_SB.PWRB, 0x80)
 				}
+				If (And (Local0, 2))
+				{
+					Notify (\_SB.VGEN, 0x80)
+				}
 			}
+		}
+
+		/*
+		 * Which run of the machine this is (Microsoft, "Virtual Machine Generation ID"): 16 bytes of memory
+		 * that are others after a snapshot of it was restored, so that what must be
+		 * unique is made anew.
+		 */
+		Device (VGEN)
+		{
+			Name (_HID, "MIRR0001")
+			Name (_CID, "VM_Gen_Counter")
+			Name (_DDN, "VM_Gen_Counter")
+			Name (_UID, 0)
+			Name (ADDR, Package () { 0x000ff000, 0 })
 		}
 
 		/* How a guest that panics says so. */

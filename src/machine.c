@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <fcntl.h>
+#include <mirrorball/snapshot.h>
 #include <mirrorball/topology.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,22 @@
 
 /* ---- parts, in the order of their making ---- */
 
+static int make_memory(struct mb_machine *machine, struct mb_error *err)
+{
+	const struct mb_snapshot *snapshot = machine->config.snapshot;
+	uint64_t bytes = machine->config.memory_bytes;
+
+	return snapshot ? mb_ram_create_private(machine->vm, bytes, mb_snapshot_ram_fd(snapshot),
+				  &machine->ram, err)
+			: mb_ram_create(machine->vm, bytes, &machine->ram, err);
+}
+
+static int load(struct mb_machine *machine, struct mb_error *err)
+{
+	return machine->config.snapshot ? mb_machine_go_on(machine, err)
+					: mb_machine_load_guest(machine, err);
+}
+
 static int make_host_side(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_vm_config config = {
@@ -28,7 +45,7 @@ static int make_host_side(struct mb_machine *machine, struct mb_error *err)
 			" which this host lacks", machine->config.n_vcpus, MAX_XAPIC_VCPUS);
 	rc = mb_vm_create(machine->host, &config, &machine->vm, err);
 	if (!rc)
-		rc = mb_ram_create(machine->vm, machine->config.memory_bytes, &machine->ram, err);
+		rc = make_memory(machine, err);
 	if (!rc) {
 		mb_machine_place_memory(machine);
 		rc = mb_bus_create(&machine->bus);
@@ -425,7 +442,7 @@ static const struct {
 	{"preparing to share memory", mb_machine_add_share},
 	{"opening its disks and networks", mb_machine_add_devices},
 	{"looking for the commons", mb_machine_start_share},
-	{"loading its guest", mb_machine_load_guest},
+	{"loading its guest", load},
 	{"starting its tracker", mb_machine_add_tracker},
 	{"starting to share by content", mb_machine_start_content},
 	{"starting its migration", mb_machine_add_manager},

@@ -97,9 +97,10 @@ static int answer_stat(void *ctx, uint64_t connection, json_t **answer, struct m
 }
 
 static const struct mb_control_request requests[] = {
-	{"stat", answer_stat},
-	{"heat", mb_machine_answer_heat},
-	{"numa", mb_machine_answer_numa},
+	{.name = "stat", .answer = answer_stat},
+	{.name = "heat", .answer = mb_machine_answer_heat},
+	{.name = "numa", .answer = mb_machine_answer_numa},
+	{.name = "snapshot", .answer_path = mb_machine_answer_snapshot},
 	{0},
 };
 

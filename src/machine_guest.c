@@ -208,6 +208,8 @@ static int load_kernel(struct mb_machine *machine, struct mb_error *err)
 	boot.cmdline = cmdline;
 	rc = mb_acpi_write(machine->ram, &acpi, &boot.rsdp_gpa, err);
 	if (!rc)
+		rc = mb_acpi_new_generation(machine->ram, err);
+	if (!rc)
 		rc = mb_boot_load(machine->ram, &boot, &start, err);
 	free(cmdline);
 	if (rc)

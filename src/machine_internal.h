@@ -307,6 +307,11 @@ json_t *mb_machine_views_json(struct mb_machine *machine, int *rc);
 int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err);
 void mb_machine_heat_closed(void *ctx, uint64_t connection);
 
+/* src/machine_snapshot.c: a request of the control socket; and what a machine from a snapshot begins with. */
+int mb_machine_answer_snapshot(
+	void *ctx, const char *path, json_t **answer, struct mb_error *err);
+int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err);
+
 /* src/machine_control.c: name and PID, into an answer. */
 void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *rc);
 /* Milliseconds from the guest's start to ns of the monotonic clock. */

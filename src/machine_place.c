@@ -279,7 +279,9 @@ void mb_machine_place_memory(struct mb_machine *machine)
 		return;
 	/* The file keeps the policy. Through a mapping of nothing but this file: what is merged in others
 	 * is of a file that other machines have, too. */
-	base = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, mb_ram_fd(machine->ram), 0);
+	base = mb_ram_is_private(machine->ram)
+		       ? mb_ram_own_base(machine->ram)
+		       : mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, mb_ram_fd(machine->ram), 0);
 	if (base == MAP_FAILED) {
 		mb_log("%s: placement: its memory goes where the kernel puts it: mmap: %s",
 			machine->config.name, strerror(errno));
@@ -298,7 +300,8 @@ void mb_machine_place_memory(struct mb_machine *machine)
 	if (rc)
 		mb_log("%s: placement: its memory goes where the kernel puts it: mbind: %s",
 			machine->config.name, strerror(-rc));
-	munmap(base, bytes);
+	if (!mb_ram_is_private(machine->ram))
+		munmap(base, bytes);
 }
 
 void mb_machine_remove_place(struct mb_machine *machine)

@@ -12,10 +12,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define MAX_ZEROED 8192u /* blocks of 2 MiB */
+
 struct mb_ram {
 	struct mb_dma dma; /* first: dma_ram() */
 	struct mb_vm *vm;
 	int fd;
+	bool private; /* of a file that stays as it is: own and the one view are one mapping */
+	bool *zeroed; /* [2 MiB]: then, where it is not the file's any more */
+	uint64_t n_zeroed;
 	uint64_t bytes;
 	uint64_t low_bytes;
 	/*
@@ -76,11 +81,36 @@ static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dm
 		mb_replicas_unpin(ram->replicas, offset, len);
 }
 
+/*
+ * Memory of a snapshot: zeroes are mapped in its place. Each such place may be a mapping of its own, of which the
+ * process has 65530 by default, and a guest may free what it likes: only whole blocks, and not too many. -ENOTSUP: it
+ * stays as it is. The balloon's thread, or nobody else.
+ */
+static int punch_private(struct mb_ram *ram, uint64_t offset, uint64_t len)
+{
+	const uint64_t first = offset / MB_RAM_ALIGN, n = (len + MB_RAM_ALIGN - 1) / MB_RAM_ALIGN;
+	int rc;
+
+	if (n == 1 && ram->zeroed[first])
+		return madvise((char *)ram->own.base + offset, len, MADV_DONTNEED) ? -errno : 0;
+	if (offset % MB_RAM_ALIGN || len % MB_RAM_ALIGN ||
+		(len < ram->bytes && ram->n_zeroed >= MAX_ZEROED))
+		return -ENOTSUP;
+	rc = mb_ram_file_map_zeroes(&ram->own, offset, len);
+	for (uint64_t i = first; i < first + n && !rc; i++) {
+		ram->n_zeroed += !ram->zeroed[i];
+		ram->zeroed[i] = true;
+	}
+	return rc;
+}
+
 /* Out of the file, and so out of every mapping of it. Whoever has copies of it holds it. */
 static int punch(struct mb_ram *ram, uint64_t offset, uint64_t len)
 {
 	int rc;
 
+	if (ram->private)
+		return punch_private(ram, offset, len);
 	do {
 		rc = fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
 			(off_t)len);
@@ -141,7 +171,40 @@ static int set_slots(struct mb_ram *ram, unsigned view)
 	return rc;
 }
 
-int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err)
+/* fd: of a snapshot, or -1. */
+static int map_all(struct mb_ram *ram, int fd, struct mb_error *err)
+{
+	const unsigned long long mib = ram->bytes >> 20;
+	unsigned n = ram->n_views + !ram->private;
+	int rc;
+
+	if (ram->private) {
+		ram->zeroed = calloc(ram->bytes / MB_RAM_ALIGN, sizeof(*ram->zeroed));
+		if (!ram->zeroed)
+			return mb_error_set(err, ENOMEM, "guest memory: out of memory");
+		ram->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+		if (ram->fd < 0)
+			return mb_error_set(err, errno, "guest memory: %s", strerror(errno));
+		rc = mb_ram_file_map_private(ram->fd, ram->bytes, &ram->own);
+		ram->view[0] = (struct mb_ram_mapping){.base = ram->own.base};
+	} else {
+		ram->fd = mb_ram_file_open(ram->bytes);
+		if (ram->fd < 0)
+			return mb_error_set(err, -ram->fd, "guest memory of %llu MiB: %s", mib,
+				strerror(-ram->fd));
+		rc = mb_ram_file_map(ram->fd, ram->bytes, &ram->own);
+		for (unsigned k = 0; k < ram->n_views && !rc; k++)
+			rc = mb_ram_file_map(ram->fd, ram->bytes, &ram->view[k]);
+	}
+	return rc ? mb_error_set(err, -rc,
+			    "guest memory of %llu MiB: cannot be mapped %u times: %s; give the machine less, or"
+			    " raise the limit on address space (ulimit -v)",
+			    mib, n, strerror(-rc))
+		  : 0;
+}
+
+static int create(
+	struct mb_vm *vm, uint64_t bytes, int fd, struct mb_ram **out, struct mb_error *err)
 {
 	unsigned n_views = mb_vm_n_views(vm);
 	unsigned long long mib = bytes >> 20;
@@ -165,21 +228,10 @@ int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct 
 		rc = mb_error_set(err, ENOMEM, "guest memory: out of memory");
 		goto err;
 	}
-	ram->fd = mb_ram_file_open(bytes);
-	if (ram->fd < 0) {
-		rc = mb_error_set(err, -ram->fd, "guest memory of %llu MiB: %s", mib, strerror(-ram->fd));
+	ram->private = fd >= 0;
+	rc = map_all(ram, fd, err);
+	if (rc)
 		goto err;
-	}
-	rc = mb_ram_file_map(ram->fd, bytes, &ram->own);
-	for (unsigned k = 0; k < n_views && !rc; k++)
-		rc = mb_ram_file_map(ram->fd, bytes, &ram->view[k]);
-	if (rc) {
-		mb_error_set(err, -rc,
-			"guest memory of %llu MiB: cannot be mapped %u times: %s; give the machine less, or"
-			" raise the limit on address space (ulimit -v)",
-			mib, n_views + 1, strerror(-rc));
-		goto err;
-	}
 	/* Before the first touch; the file keeps it for all mappings. A kernel without NUMA says no. */
 	rc = mb_numa_first_touch(ram->own.base, bytes);
 	if (rc && rc != -ENOSYS) {
@@ -206,6 +258,24 @@ err:
 	return rc;
 }
 
+int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err)
+{
+	return create(vm, bytes, -1, out, err);
+}
+
+int mb_ram_create_private(
+	struct mb_vm *vm, uint64_t bytes, int fd, struct mb_ram **out, struct mb_error *err)
+{
+	if (mb_vm_n_views(vm) != 1)
+		return mb_error_set(err, EINVAL, "guest memory of a snapshot has one view");
+	return create(vm, bytes, fd, out, err);
+}
+
+bool mb_ram_is_private(const struct mb_ram *ram)
+{
+	return ram->private;
+}
+
 void mb_ram_destroy(struct mb_ram *ram)
 {
 	if (!ram)
@@ -221,6 +291,7 @@ void mb_ram_destroy(struct mb_ram *ram)
 	if (ram->fd >= 0)
 		close(ram->fd);
 	free(ram->small);
+	free(ram->zeroed);
 	free(ram);
 }
 
@@ -263,6 +334,8 @@ uint64_t mb_ram_backed_bytes(const struct mb_ram *ram)
 {
 	struct stat st;
 
+	if (ram->private)
+		return mb_ram_file_private_bytes(&ram->own, ram->bytes);
 	return fstat(ram->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
 }
 

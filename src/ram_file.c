@@ -207,3 +207,68 @@ void mb_ram_file_unmap(struct mb_ram_mapping *m, uint64_t bytes)
 		munmap(m->reserved, bytes + MB_RAM_ALIGN);
 	*m = (struct mb_ram_mapping){0};
 }
+
+/* ---- of a snapshot ---- */
+
+int mb_ram_file_map_private(int fd, uint64_t bytes, struct mb_ram_mapping *m)
+{
+	void *base;
+
+	*m = (struct mb_ram_mapping){0};
+	base = mmap(NULL, bytes + MB_RAM_ALIGN, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (base == MAP_FAILED)
+		return -errno;
+	m->reserved = base;
+	base = mmap((void *)mb_align_up((uintptr_t)base, MB_RAM_ALIGN), bytes,
+		PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, 0);
+	if (base == MAP_FAILED)
+		return -errno;
+	m->base = base;
+	/* A child must not share pages that the kernel has been given for an I/O. */
+	madvise(base, bytes, MADV_DONTFORK);
+	madvise(base, bytes, MADV_DONTDUMP);
+	return 0;
+}
+
+int mb_ram_file_map_zeroes(const struct mb_ram_mapping *m, uint64_t offset, uint64_t len)
+{
+	char *at = (char *)m->base + offset;
+
+	if (mmap(at, len, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
+		int rc = -errno;
+
+		/* Linux before 6.12 may have unmapped what was there (mb_ram_file_remap). */
+		if (msync(at, len, MS_ASYNC)) {
+			mb_log("a hole in guest memory cannot be closed: %s", strerror(-rc));
+			abort();
+		}
+		return rc;
+	}
+	madvise(at, len, MADV_DONTFORK);
+	madvise(at, len, MADV_DONTDUMP);
+	return 0;
+}
+
+#define PAGEMAP_IN_MEMORY (3ull << 62) /* or swapped out */
+#define PAGEMAP_OF_FILE	  (1ull << 61)
+#define PAGE_BYTES	  4096u
+
+uint64_t mb_ram_file_private_bytes(const struct mb_ram_mapping *m, uint64_t bytes)
+{
+	uint64_t entry[512], n_own = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	for (uint64_t at = 0; fd >= 0 && at < bytes; at += sizeof(entry) / 8 * PAGE_BYTES) {
+		uint64_t offset = ((uintptr_t)m->base + at) / PAGE_BYTES * 8;
+
+		if (pread(fd, entry, sizeof(entry), (off_t)offset) != sizeof(entry))
+			break;
+		for (unsigned i = 0; i < sizeof(entry) / 8; i++)
+			n_own += (entry[i] & PAGEMAP_IN_MEMORY) && !(entry[i] & PAGEMAP_OF_FILE);
+	}
+	if (fd >= 0)
+		close(fd);
+	return n_own * PAGE_BYTES;
+}

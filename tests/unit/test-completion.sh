@@ -56,9 +56,13 @@ offers() {
 	done
 }
 
-offers 'mirrorball ' run ps stat heat numa sim doctor help --version
+offers 'mirrorball ' run ps stat heat numa sim snapshot restore clone doctor help --version
 offers 'mirrorball d' doctor '!run'
-offers 'mirrorball help ' run ps stat heat numa sim image doctor
+offers 'mirrorball help ' run ps stat heat numa sim image snapshot restore clone doctor
+mkdir snap
+offers 'mirrorball restore s' snap
+offers 'mirrorball restore snap --n' --name '!snap'
+offers 'mirrorball clone s' snap '!--number'
 offers 'mirrorball sim --program ' private phase mixed '!--json'
 offers 'mirrorball sim --machine vm' vmlinuz
 offers 'mirrorball sim --start w' worst '!first'
@@ -116,6 +120,9 @@ if mkdir -p "$sockets"; then
 	offers 'mirrorball stat ' "mb-completion.1" --json "!$$"
 	offers 'mirrorball stat --json mb-c' "mb-completion.1"
 	offers 'mirrorball stat mb-completion.1 ' --json "!mb-completion.1"
+	offers 'mirrorball snapshot mb-c' "mb-completion.1"
+	offers 'mirrorball snapshot mb-completion.1 sn' snap
+	offers 'mirrorball clone mb-c' "mb-completion.1"
 	offers 'mirrorball heat mb-c' "mb-completion.1"
 	offers 'mirrorball heat --seconds 5 mb-c' "mb-completion.1"
 	offers 'mirrorball heat mb-completion.1 --seconds 5 ' --json "!mb-completion.1"
@@ -123,7 +130,7 @@ if mkdir -p "$sockets"; then
 fi
 
 # Every option of --help, and no other.
-for command in run ps stat heat numa sim image doctor; do
+for command in run ps stat heat numa sim image snapshot restore clone doctor; do
 	mapfile -t options < <("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p')
 	[ "${#options[@]}" -ge 3 ] || {
 		echo "FAILED: $command --help shows ${options[*]}"

@@ -3,7 +3,7 @@
 # --help and the man pages know the same options, ids and programs.
 source "$(dirname "$0")/lib.sh"
 
-for command in run ps stat heat numa sim doctor; do
+for command in run ps stat heat numa sim snapshot restore clone doctor; do
 	page=$here/man/mirrorball-$command.1.scd
 	in_help=$("$MIRRORBALL" "$command" --help | sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\).*/\2/p' | sort -u)
 	# An option has a paragraph that begins with it.

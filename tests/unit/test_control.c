@@ -53,8 +53,19 @@ static int answer_fail(void *ctx, uint64_t connection, json_t **answer, struct m
 	return mb_error_set(e, EIO, "it is \xff broken");
 }
 
+static int answer_path(void *ctx, const char *path, json_t **answer, struct mb_error *e)
+{
+	*answer = json_pack("{s:s}", "asked", path);
+	return 0;
+}
+
 static const struct mb_control_request requests[] = {
-	{"id", answer_id}, {"big", answer_big}, {"fail", answer_fail}, {0}};
+	{.name = "id", .answer = answer_id},
+	{.name = "big", .answer = answer_big},
+	{.name = "fail", .answer = answer_fail},
+	{.name = "path", .answer_path = answer_path},
+	{0},
+};
 
 static void on_closed(void *ctx, uint64_t connection)
 {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run.h"
+#include <errno.h>
 #include <mirrorball/irq.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -354,6 +355,57 @@ START_TEST(address_taken)
 }
 END_TEST
 
+/* An interrupt in service, masked meanwhile: its end reaches the one that goes on. */
+START_TEST(snapshot)
+{
+	struct mb_state_out state = {0};
+	struct mb_state_in from;
+	struct mb_ioapic *other;
+	struct mb_bus *other_bus;
+	struct mb_vm other_vm = {0};
+	struct mb_error err;
+
+	write_index(HIGH_HALF(9), 3u << 24);
+	write_index(LOW_HALF(9), 0x51 | LEVEL);
+	write_index(LOW_HALF(4), 0x44);
+	mb_ioapic_set(ioapic, 9, true);
+	ck_assert_uint_eq(vm.n_sent, 1);
+	write_index(LOW_HALF(9), 0x51 | LEVEL | MASKED);
+	mb_ioapic_save(ioapic, &state);
+	ck_assert_int_eq(state.rc, 0);
+	ck_assert_int_eq(mb_bus_create(&other_bus), 0);
+	ck_assert_int_eq(mb_ioapic_create(other_bus, &other_vm, &other, &err), 0);
+	for (size_t n = 0; n < state.len; n++) {
+		from = (struct mb_state_in){.at = state.data, .left = n};
+		ck_assert_int_eq(mb_ioapic_load(other, &from, &err), -EINVAL);
+	}
+	from = (struct mb_state_in){.at = state.data, .left = state.len};
+	ck_assert_int_eq(mb_ioapic_load(other, &from, &err), 0);
+	for (unsigned pin = 0; pin < MB_IOAPIC_PINS; pin++) {
+		ck_assert_uint_eq(other_vm.addr[pin], vm.addr[pin]);
+		ck_assert_uint_eq(other_vm.data[pin], vm.data[pin]);
+	}
+	ck_assert_uint_ne(other_vm.addr[9], 0);
+	/* Nothing comes twice; the line is still up when it has been unmasked and ended. */
+	ck_assert_uint_eq(other_vm.n_sent, 0);
+	mb_ioapic_eoi(other, 0x51);
+	ck_assert_uint_eq(other_vm.n_sent, 0);
+	ck_assert_uint_eq(other_vm.addr[9], 0);
+	{
+		struct mb_bus *first = bus;
+
+		bus = other_bus;
+		write_index(LOW_HALF(9), 0x51 | LEVEL);
+		bus = first;
+	}
+	ck_assert_uint_eq(other_vm.n_sent, 1);
+	ck_assert_uint_eq(other_vm.sent_addr, 0xfee03000);
+	mb_ioapic_destroy(other);
+	mb_bus_destroy(other_bus);
+	mb_state_out_finish(&state);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("ioapic");
@@ -372,6 +424,7 @@ int main(void)
 	tcase_add_test(tcase, failures);
 	tcase_add_test(tcase, random_writes);
 	tcase_add_test(tcase, address_taken);
+	tcase_add_test(tcase, snapshot);
 	suite_add_tcase(suite, tcase);
 	return run_suite(suite);
 }

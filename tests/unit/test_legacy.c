@@ -435,6 +435,67 @@ START_TEST(panic_port)
 }
 END_TEST
 
+START_TEST(rtc_snapshot)
+{
+	struct mb_state_out state = {0};
+	struct mb_state_in from;
+
+	cmos_write(0x40, 0x99);
+	cmos_write(B, 0x82);
+	cmos_write(HOUR, 0x23);
+	cmos_write(B, 0x02);
+	outb(0x70, 0x40);
+	mb_rtc_save(rtc, &state);
+	mb_rtc_destroy(rtc);
+	ck_assert_int_eq(mb_rtc_create_with_clock(bus, test_clock, &now_ns, &rtc, &err), 0);
+	from = (struct mb_state_in){.at = state.data, .left = state.len - 1};
+	ck_assert_int_lt(mb_rtc_load(rtc, &from, &err), 0);
+	from = (struct mb_state_in){.at = state.data, .left = state.len};
+	ck_assert_int_eq(mb_rtc_load(rtc, &from, &err), 0);
+	ck_assert_uint_eq(inb(0x71), 0x99);
+	/* It has gone on. */
+	now_ns += 2 * SECOND_NS;
+	check_time("2026112201230511");
+	mb_state_out_finish(&state);
+}
+END_TEST
+
+START_TEST(ports_snapshot)
+{
+	static const struct mb_power_ops ops = {.poweroff = count_off, .reset = count_reset};
+	struct mb_irq_line irq = {.set = irq_set, .pin = MB_POWER_PIN};
+	struct mb_state_out state = {0};
+	struct mb_state_in from;
+	struct mb_power *power;
+	struct mb_i8042 *i8042;
+
+	ck_assert_int_eq(mb_power_create(bus, irq, &ops, &n_reset, &power, &err), 0);
+	ck_assert_int_eq(mb_i8042_create(bus, count_reset, NULL, &i8042, &err), 0);
+	mb_power_button(power);
+	mb_power_new_generation(power);
+	outb(0x61, 0x03);
+	mb_power_save(power, &state);
+	mb_i8042_save(i8042, &state);
+	ck_assert_int_eq(state.rc, 0);
+	/* The line stays, as in the interrupt controller's state. */
+	mb_power_destroy(power);
+	mb_i8042_destroy(i8042);
+	ck_assert_int_eq(mb_power_create(bus, irq, &ops, &n_reset, &power, &err), 0);
+	ck_assert_int_eq(mb_i8042_create(bus, count_reset, NULL, &i8042, &err), 0);
+	from = (struct mb_state_in){.at = state.data, .left = state.len};
+	ck_assert_int_eq(mb_power_load(power, &from, &err), 0);
+	ck_assert_int_eq(mb_i8042_load(i8042, &from, &err), 0);
+	ck_assert_uint_eq(from.left, 0);
+	ck_assert(line);
+	ck_assert_uint_eq(inl(MB_POWER_PORT + 4), 3);
+	ck_assert(!line);
+	ck_assert_uint_eq(inb(0x61) & 0xcf, 0x03);
+	mb_power_destroy(power);
+	mb_i8042_destroy(i8042);
+	mb_state_out_finish(&state);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("legacy");
@@ -448,11 +509,13 @@ int main(void)
 	tcase_add_test(clock_case, rtc_nonsense);
 	tcase_add_test(clock_case, rtc_random);
 	tcase_add_test(clock_case, rtc_host_time);
+	tcase_add_test(clock_case, rtc_snapshot);
 	suite_add_tcase(suite, clock_case);
 	tcase_add_checked_fixture(port_case, bus_setup, bus_teardown);
 	tcase_add_test(port_case, keyboard);
 	tcase_add_test(port_case, power_registers);
 	tcase_add_test(port_case, panic_port);
+	tcase_add_test(port_case, ports_snapshot);
 	suite_add_tcase(suite, port_case);
 	return run_suite(suite);
 }

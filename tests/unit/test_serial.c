@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run.h"
+#include <errno.h>
 #include <mirrorball/serial.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -573,6 +574,59 @@ START_TEST(random_accesses)
 }
 END_TEST
 
+/* Saved in the middle of everything, and gone on with by another one on the same line and back. */
+START_TEST(snapshot)
+{
+	struct mb_irq_line irq = {.set = irq_set, .pin = MB_COM1_PIN};
+	struct mb_state_out state = {0};
+	struct mb_state_in from;
+	struct mb_error err;
+
+	out(MCR, 0x08);
+	out(FCR, 0x41);
+	out(LCR, 0x83);
+	out(DLL, 0x12);
+	out(DLM, 0x34);
+	out(LCR, 0x03);
+	out(SCR, 0x5a);
+	out(IER, 1);
+	back.room = 2;
+	for (unsigned i = 0; i < 6; i++)
+		out(THR, 'a' + i);
+	ck_assert_uint_eq(receive("xyz"), 3);
+	ck_assert_uint_eq(in(RBR), 'x');
+	ck_assert(line);
+	mb_serial_save(serial, &state);
+	ck_assert_int_eq(state.rc, 0);
+	back.room = 0;
+	mb_serial_destroy(serial);
+	ck_assert_int_eq(mb_serial_create(bus, MB_COM1_PORT, irq, &back.chr, &serial, &err), 0);
+	for (size_t n = 0; n < state.len; n++) {
+		from = (struct mb_state_in){.at = state.data, .left = n};
+		ck_assert_int_eq(mb_serial_load(serial, &from, &err), -EINVAL);
+	}
+	back.room = SIZE_MAX;
+	from = (struct mb_state_in){.at = state.data, .left = state.len};
+	ck_assert_int_eq(mb_serial_load(serial, &from, &err), 0);
+	ck_assert_uint_eq(from.left, 0);
+	ck_assert_uint_eq(back.n, 6);
+	ck_assert_int_eq(memcmp(back.text, "abcdef", 6), 0);
+	ck_assert_uint_eq(in(SCR), 0x5a);
+	ck_assert_uint_eq(in(IER), 1);
+	ck_assert_uint_eq(in(RBR), 'y');
+	ck_assert_uint_eq(in(RBR), 'z');
+	ck_assert(!line);
+	out(LCR, 0x83);
+	ck_assert_uint_eq(in(DLL), 0x12);
+	ck_assert_uint_eq(in(DLM), 0x34);
+	/* More than there is room for. */
+	state.data[MB_STATE_PART_BYTES + 11] = 17;
+	from = (struct mb_state_in){.at = state.data, .left = state.len};
+	ck_assert_int_eq(mb_serial_load(serial, &from, &err), -EINVAL);
+	mb_state_out_finish(&state);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("serial");
@@ -593,6 +647,7 @@ int main(void)
 	tcase_add_test(tcase, linux_driver);
 	tcase_add_test(tcase, reset);
 	tcase_add_test(tcase, no_back);
+	tcase_add_test(tcase, snapshot);
 	tcase_add_test(tcase, random_accesses);
 	suite_add_tcase(suite, tcase);
 	return run_suite(suite);

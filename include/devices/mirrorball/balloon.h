@@ -16,6 +16,11 @@ int mb_balloon_create(struct mb_pci_bus *pci, struct mb_dma *dma, struct mb_loop
 	struct mb_balloon **out, struct mb_error *err);
 void mb_balloon_destroy(struct mb_balloon *balloon); /* takes NULL */
 void mb_balloon_reset(struct mb_balloon *balloon);
+/* For a snapshot (virtio.h); vCPUs paused. load: into a new one, -EINVAL: it is no such state. */
+int mb_balloon_pause(struct mb_balloon *balloon, uint64_t timeout_ns, struct mb_error *err);
+void mb_balloon_resume(struct mb_balloon *balloon);
+void mb_balloon_save(struct mb_balloon *balloon, struct mb_state_out *out);
+int mb_balloon_load(struct mb_balloon *balloon, struct mb_state_in *in, struct mb_error *err);
 
 struct mb_balloon_stats {
 	bool reporting;		  /* the guest's driver does so now */

@@ -56,6 +56,18 @@ void mb_blk_reset(struct mb_blk *blk);
 /* The base's descriptor, for reading, as long as the disk is there. -1: it has no base. */
 int mb_blk_base_fd(const struct mb_blk *blk);
 
+/*
+ * For a snapshot (virtio.h); vCPUs paused. can_save: -ENOTSUP where the disk would not stay as it is. delta_fd: a file for
+ * what the guest has changed, where it has a delta: empty to save, or what was saved; else -1. load: into a new one,
+ * -ESTALE: the disk is not the one that it was.
+ */
+int mb_blk_can_save(const struct mb_blk *blk, struct mb_error *err);
+bool mb_blk_has_delta(const struct mb_blk *blk);
+int mb_blk_pause(struct mb_blk *blk, uint64_t timeout_ns, struct mb_error *err);
+void mb_blk_resume(struct mb_blk *blk);
+int mb_blk_save(struct mb_blk *blk, int delta_fd, struct mb_state_out *out, struct mb_error *err);
+int mb_blk_load(struct mb_blk *blk, int delta_fd, struct mb_state_in *in, struct mb_error *err);
+
 uint64_t mb_blk_bytes(const struct mb_blk *blk); /* of the disk */
 unsigned mb_blk_n_queues(const struct mb_blk *blk);
 

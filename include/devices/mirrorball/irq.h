@@ -4,6 +4,7 @@
 
 #include <mirrorball/bus.h>
 #include <mirrorball/error.h>
+#include <mirrorball/state.h>
 #include <mirrorball/vm.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,6 +26,9 @@ void mb_ioapic_set(struct mb_ioapic *ioapic, unsigned pin, bool level);
 void mb_ioapic_eoi(struct mb_ioapic *ioapic, uint8_t vector);
 /* All pins masked and low: power-on state. vCPUs paused. */
 void mb_ioapic_reset(struct mb_ioapic *ioapic);
+/* For a snapshot; vCPUs paused. load: into a new one, -EINVAL: it is no such state. */
+void mb_ioapic_save(struct mb_ioapic *ioapic, struct mb_state_out *out);
+int mb_ioapic_load(struct mb_ioapic *ioapic, struct mb_state_in *in, struct mb_error *err);
 
 /* One interrupt line of a device: a pin, or a test's function. */
 struct mb_irq_line {

@@ -5,6 +5,7 @@
 #include <mirrorball/bus.h>
 #include <mirrorball/error.h>
 #include <mirrorball/irq.h>
+#include <mirrorball/state.h>
 #include <stdint.h>
 
 /*
@@ -19,6 +20,12 @@ int mb_rtc_create(struct mb_bus *bus, struct mb_rtc **out, struct mb_error *err)
 int mb_rtc_create_with_clock(struct mb_bus *bus, int64_t (*now_ns)(void *ctx), void *ctx,
 	struct mb_rtc **out, struct mb_error *err);
 void mb_rtc_destroy(struct mb_rtc *rtc);
+/*
+ * For a snapshot; vCPUs paused. load: into a new one, -EINVAL: it is no such state. The time that it tells goes
+ * on meanwhile. So are those below.
+ */
+void mb_rtc_save(struct mb_rtc *rtc, struct mb_state_out *out);
+int mb_rtc_load(struct mb_rtc *rtc, struct mb_state_in *in, struct mb_error *err);
 
 /*
  * What is left of an i8042 at ports 0x60 and 0x64: command 0xfe pulses the reset line (reset, on a
@@ -29,6 +36,8 @@ struct mb_i8042;
 int mb_i8042_create(struct mb_bus *bus, void (*reset)(void *ctx), void *ctx, struct mb_i8042 **out,
 	struct mb_error *err);
 void mb_i8042_destroy(struct mb_i8042 *i8042);
+void mb_i8042_save(struct mb_i8042 *i8042, struct mb_state_out *out);
+int mb_i8042_load(struct mb_i8042 *i8042, struct mb_state_in *in, struct mb_error *err);
 
 /*
  * The machine's own ACPI device: hardware-reduced ACPI (ACPI 6.5, 4.1) has no fixed hardware, so
@@ -38,7 +47,8 @@ void mb_i8042_destroy(struct mb_i8042 *i8042);
  *   port 0x600 (byte)  SLEEP_CONTROL_REG: SLP_TYP << 2 | SLP_EN << 5 (SLP_TYP 5: soft off)
  *   port 0x601 (byte)  SLEEP_STATUS_REG
  *   port 0x602 (byte)  RESET_REG: any write of 1 resets
- *   port 0x604 (dword) events of the GED, read clears: bit 0 power button
+ *   port 0x604 (dword) events of the GED, read clears: bit 0 power button,
+ *                      bit 1 the generation ID is another one
  *
  * The pin is level-triggered, active high: asserted while an event waits to be read.
  */
@@ -59,5 +69,9 @@ void mb_power_destroy(struct mb_power *power);
 void mb_power_reset(struct mb_power *power);
 /* Presses the power button. Any thread. */
 void mb_power_button(struct mb_power *power);
+/* Tells the guest that its generation ID is another one (mirrorball/acpi.h). Any thread. */
+void mb_power_new_generation(struct mb_power *power);
+void mb_power_save(struct mb_power *power, struct mb_state_out *out);
+int mb_power_load(struct mb_power *power, struct mb_state_in *in, struct mb_error *err);
 
 #endif

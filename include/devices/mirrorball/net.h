@@ -28,5 +28,15 @@ int mb_net_create(struct mb_pci_bus *pci, struct mb_dma *dma, const struct mb_ne
 	struct mb_net **out, struct mb_error *err);
 void mb_net_destroy(struct mb_net *net);
 void mb_net_reset(struct mb_net *net);
+/* The MAC address that it was made with, or was derived for it. */
+void mb_net_mac(const struct mb_net *net, uint8_t mac[6]);
+/*
+ * For a snapshot (virtio.h); vCPUs paused. load: into a new one, -EINVAL: it is no such state; what the back end had
+ * under way is lost, and with another MAC address the guest has the new one from its driver's next start on.
+ */
+int mb_net_pause(struct mb_net *net, uint64_t timeout_ns, struct mb_error *err);
+void mb_net_resume(struct mb_net *net);
+void mb_net_save(struct mb_net *net, struct mb_state_out *out);
+int mb_net_load(struct mb_net *net, struct mb_state_in *in, struct mb_error *err);
 
 #endif

@@ -4,6 +4,7 @@
 
 #include <mirrorball/bus.h>
 #include <mirrorball/error.h>
+#include <mirrorball/state.h>
 #include <mirrorball/vm.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,6 +28,12 @@ int mb_pci_bus_create(
 	struct mb_bus *bus, struct mb_vm *vm, struct mb_pci_bus **out, struct mb_error *err);
 void mb_pci_bus_destroy(struct mb_pci_bus *pci);
 struct mb_vm *mb_pci_bus_vm(struct mb_pci_bus *pci);
+/*
+ * Of the bus and all its functions, for a snapshot; vCPUs paused. load: into new ones, the same in the same slots, or
+ * -EINVAL.
+ */
+void mb_pci_bus_save(struct mb_pci_bus *pci, struct mb_state_out *out);
+int mb_pci_bus_load(struct mb_pci_bus *pci, struct mb_state_in *in, struct mb_error *err);
 
 /*
  * One function with one memory BAR (BAR 0, 32-bit, non-prefetchable, power of two) and, when

@@ -6,6 +6,7 @@
 #include <mirrorball/error.h>
 #include <mirrorball/loop.h>
 #include <mirrorball/pci.h>
+#include <mirrorball/state.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -103,6 +104,12 @@ struct mb_virtio_ops {
 	 * same reason.
 	 */
 	void (*queue_stop)(void *dev, struct mb_virtq *vq);
+	/*
+	 * For a snapshot: the device forgets what it has popped and not pushed, which will be popped again, in the same
+	 * order; it has used chains in order. Until the next queue_kick it pops and pushes nothing. NULL:
+	 * it completes everything by itself, which is waited for; then it may use chains in any order.
+	 */
+	void (*queue_pause)(void *dev, struct mb_virtq *vq);
 };
 
 struct mb_virtio_config {
@@ -125,6 +132,19 @@ int mb_virtio_create(struct mb_pci_bus *pci, struct mb_dma *dma,
 void mb_virtio_destroy(struct mb_virtio *vdev);
 /* Machine reset: queues stopped, power-on state, BAR at its first place. vCPUs paused. */
 void mb_virtio_reset(struct mb_virtio *vdev);
+
+/*
+ * For snapshots; vCPUs paused, not on a queue's loop. pause: nothing is in flight any more, and nothing comes;
+ * queues stay set up. -ETIMEDOUT: something did not end within timeout_ns, and nothing is paused. resume: they
+ * go on. save: while paused. load: into a new device, whose queues start and look at their rings at once; the
+ * guest gets an interrupt from each, for one that was under way is not saved. -EINVAL: not its state,
+ * or it offers less than what the guest was given.
+ */
+int mb_virtio_pause(struct mb_virtio *vdev, uint64_t timeout_ns, struct mb_error *err);
+void mb_virtio_resume(struct mb_virtio *vdev);
+void mb_virtio_save(struct mb_virtio *vdev, struct mb_state_out *out);
+int mb_virtio_load(struct mb_virtio *vdev, struct mb_state_in *in, struct mb_error *err);
+
 /* The device configuration changed: configuration interrupt. Any thread. */
 void mb_virtio_config_changed(struct mb_virtio *vdev);
 /* Features that the driver accepted (0 before). */

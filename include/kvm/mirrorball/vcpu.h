@@ -4,6 +4,7 @@
 
 #include <linux/kvm.h>
 #include <mirrorball/error.h>
+#include <mirrorball/state.h>
 #include <mirrorball/vm.h>
 #include <sched.h>
 #include <stdbool.h>
@@ -140,6 +141,14 @@ void mb_vcpus_tell_stopped(struct mb_vcpus *vcpus);
  * mb_vcpu_set_start), the others waiting for INIT and SIPI. The TSC goes on.
  */
 int mb_vcpus_reset(struct mb_vcpus *vcpus);
+
+/*
+ * All of their state, and the clock of the VM, for a snapshot. save: -EBUSY where a vCPU has stopped by itself. load:
+ * into as many new vCPUs, in one view; -ENOTSUP where this host's KVM is not like the one that it was saved on, -EINVAL:
+ * it is no such state. The guest's clocks go on where they stood.
+ */
+int mb_vcpus_save(struct mb_vcpus *vcpus, struct mb_state_out *out, struct mb_error *err);
+int mb_vcpus_load(struct mb_vcpus *vcpus, struct mb_state_in *in, struct mb_error *err);
 
 /* Long mode, flat segments, paging on: what the 64-bit boot protocols ask for. */
 struct mb_vcpu_start {

@@ -18,4 +18,10 @@ struct mb_acpi_config {
 int mb_acpi_write(struct mb_ram *ram, const struct mb_acpi_config *config, uint64_t *rsdp_gpa,
 	struct mb_error *err);
 
+/*
+ * A generation ID that no other machine has, and this one had not before, at MB_BOOT_GENERATION, where the DSDT says
+ * that it is. A guest that runs is to be told (mb_power_new_generation).
+ */
+int mb_acpi_new_generation(struct mb_ram *ram, struct mb_error *err);
+
 #endif

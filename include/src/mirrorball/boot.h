@@ -13,6 +13,7 @@
  *   0x0000_7000   boot_params ("zero page")        0x0000_9000   identity page tables (24 KiB)
  *   0x0002_0000   command line                     0x0000_6000   PVH start info and memory map
  *   0x0009_fc00   end of low RAM in e820           0x000e_0000   ACPI tables (RSDP first)
+ *   0x000f_f000   generation ID
  *   0x000f_fff0   reset vector: code that resets the machine, for guests that jump there
  *   0x0010_0000   kernel (or where it asks to be)  end of low RAM, downwards: initrd
  */
@@ -22,6 +23,7 @@
 #define MB_BOOT_CMDLINE	    0x20000ull
 #define MB_BOOT_ACPI	    0xe0000ull
 #define MB_BOOT_ACPI_LEN    0x20000ull
+#define MB_BOOT_GENERATION  0xff000ull /* 16 bytes: mb_acpi_new_generation */
 
 struct mb_boot_config {
 	const char *kernel_path; /* bzImage or ELF vmlinux with a PVH note */

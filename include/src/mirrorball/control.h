@@ -14,7 +14,7 @@
 
 /*
  * A machine's control socket: a Unix stream socket that carries JSON objects, one a line. A client
- * sends {"request":"stat"} and gets {"ok":true, ...} or {"ok":false,"error":"a line for a person"},
+ * sends {"request":"stat"} (one that is about a file: and "path") and gets {"ok":true, ...} or {"ok":false,"error":"a line for a person"},
  * as often as it likes, one at a time.
  */
 #define MB_CONTROL_MAX_CONNECTIONS 16u
@@ -30,6 +30,8 @@ struct mb_control_request {
 	 * and err. `connection` is a number that no other connection of this socket ever has.
 	 */
 	int (*answer)(void *ctx, uint64_t connection, json_t **answer, struct mb_error *err);
+	/* Instead, of one that has a member "path", an absolute one. */
+	int (*answer_path)(void *ctx, const char *path, json_t **answer, struct mb_error *err);
 };
 
 struct mb_control_config {

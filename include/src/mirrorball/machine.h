@@ -59,8 +59,13 @@ enum mb_migrate {
 /* A quarter of its memory, or what its nodes or its cgroup leave, where it migrates and has a view for each node. */
 #define MB_REPLICAS_AUTO UINT64_MAX
 
+struct mb_snapshot; /* snapshot.h */
+
 struct mb_machine_config {
 	const char *name; /* never NULL */
+	/* What it goes on from; NULL: its guest is loaded. The config is the snapshot's then, but for its name, what it is
+	 * connected to and MAC addresses. Must outlive the machine. */
+	const struct mb_snapshot *snapshot;
 	unsigned n_vcpus; /* 1..MB_MAX_VCPUS */
 	uint64_t memory_bytes; /* multiple of MB_RAM_ALIGN */
 	unsigned n_views; /* 0: as many as are of use: one for each node, if the guest is tracked */

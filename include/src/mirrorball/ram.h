@@ -23,6 +23,14 @@ struct mb_ram;
 
 /* bytes: a multiple of MB_RAM_ALIGN, at least one. */
 int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err);
+/*
+ * What a snapshot's file has, which is read page by page when it is used, and written never: what the guest
+ * writes is its own. The file has as many bytes, stays as it is, and may be closed. The VM has one view, which is
+ * also the mapping for the monitor's own accesses; nothing is to zap, replicate, merge or track it.
+ */
+int mb_ram_create_private(
+	struct mb_vm *vm, uint64_t bytes, int fd, struct mb_ram **out, struct mb_error *err);
+bool mb_ram_is_private(const struct mb_ram *ram);
 /* The VM must have no running vCPU. Takes NULL. */
 void mb_ram_destroy(struct mb_ram *ram);
 
@@ -40,7 +48,8 @@ void mb_ram_set_replicas(struct mb_ram *ram, struct mb_replicas *replicas);
 int mb_ram_fd(const struct mb_ram *ram);
 void *mb_ram_view_base(const struct mb_ram *ram, unsigned view);
 void *mb_ram_own_base(const struct mb_ram *ram); /* of the mapping that is no view */
-/* How much memory the host has behind it, whoever has it mapped; copies of it not counted. */
+/* How much memory the host has behind it, whoever has it mapped; copies of it not counted. Of a private one
+ * what is its own. */
 uint64_t mb_ram_backed_bytes(const struct mb_ram *ram);
 /* Where the guest has what is at `offset` of the file. */
 uint64_t mb_ram_gpa(const struct mb_ram *ram, uint64_t offset);

@@ -32,4 +32,14 @@ int mb_ram_file_remap(int fd, const struct mb_ram_mapping *m, uint64_t offset, u
 /* `bytes` as when it was mapped. Takes a mapping that failed, and one that is all zero. */
 void mb_ram_file_unmap(struct mb_ram_mapping *m, uint64_t bytes);
 
+/*
+ * A snapshot's file, which has so many bytes: what is written to the mapping is its own. To be unmapped with
+ * mb_ram_file_unmap. -errno.
+ */
+int mb_ram_file_map_private(int fd, uint64_t bytes, struct mb_ram_mapping *m);
+/* A part of it is zeroes from now on. -ENOMEM: it is as it was. */
+int mb_ram_file_map_zeroes(const struct mb_ram_mapping *m, uint64_t offset, uint64_t len);
+/* How much of it is not the file's; bytes: a multiple of 2 MiB. */
+uint64_t mb_ram_file_private_bytes(const struct mb_ram_mapping *m, uint64_t bytes);
+
 #endif
