@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sharing by content: two splash guests of one trust group that fill a table with the same words have it in memory once,
 # and read it right; one that writes all the time, looked through as fast as it goes, has what it should.
+# tests/run: once
 source "$(dirname "$0")/lib.sh"
 need_kvm
 export XDG_RUNTIME_DIR=$work

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Disks that an NBD server has: what is said of them, a guest that uses them, and servers that are not there, or not any more.
+# tests/run: once
 source "$(dirname "$0")/lib.sh"
 need_kvm
 command -v nbdkit >/dev/null || skip "needs nbdkit"

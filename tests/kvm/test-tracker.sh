@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The tracker beside a real guest that checks its memory: it finds what is touched, loses nothing however it is
 # switched, held or starved, and says in one line what the host denies it.
+# tests/run: once
 source "$(dirname "$0")/lib.sh"
 need_kvm
 
