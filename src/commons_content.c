@@ -370,10 +370,12 @@ static struct shelf *open_shelf(struct group *group)
 	return shelf;
 }
 
-/* *out is pinned. */
+/* *out is pinned. If not 0, the note may be gone. */
 static int take_page(struct note *note, unsigned node, const void *page, struct piece **out)
 {
-	struct shelf *shelf = open_shelf(note->base->group);
+	struct base *base = note->base;
+	const struct mb_content_hash hash = note->hash;
+	struct shelf *shelf = open_shelf(base->group);
 	uint64_t index, place;
 	int rc;
 
@@ -381,16 +383,19 @@ static int take_page(struct note *note, unsigned node, const void *page, struct 
 		return -ENOMEM;
 	index = shelf->index;
 	place = index * MB_COMMONS_PIECE_BYTES + shelf->n * MB_COMMONS_PAGE_BYTES;
-	rc = put_page(note->base, node, place, page, out);
+	rc = put_page(base, node, place, page, out);
 	if (rc)
 		return rc;
-	/* Where room was made all that there was of it may be gone, and it as well. */
-	shelf = find_shelf(note->base->group, index);
-	if (!shelf) {
+	/* Where room was made all that there was of it may be gone, and it as well; and notes that
+	 * are old are. The page stays then, nobody's, as no place is used twice. */
+	shelf = find_shelf(base->group, index);
+	note = find(base, &hash);
+	if (shelf)
+		shelf->note[shelf->n++] = note;
+	if (!shelf || !note) {
 		mb_commons_piece_unpin(*out);
 		return -EAGAIN;
 	}
-	shelf->note[shelf->n++] = note;
 	disown(note);
 	note->place = place;
 	return 0;

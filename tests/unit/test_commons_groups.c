@@ -253,6 +253,52 @@ START_TEST(test_notes)
 }
 END_TEST
 
+static void age_notes(void *arg)
+{
+	f.server->config.note_ns = 1;
+	f.server->unwatched_bytes = 1ull << 40; /* so that memory is looked at for the next page */
+}
+
+static void keep_notes(void *arg)
+{
+	f.server->config.note_ns = 0;
+}
+
+/* The note that a page is given for is forgotten while room is made for the page. */
+START_TEST(test_old_note)
+{
+	struct mb_commons *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+	int rc;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	have_both(a, in_a, b, in_b, 0);
+	for (unsigned i = 1; i < 4; i++) {
+		offer(a, in_a, i, 1);
+		offer(b, in_b, i, 1);
+		ck_assert_uint_eq(f.done.wanted, 1);
+		mb_loop_call(f.server->loop, age_notes, NULL);
+		rc = give(b, in_b, i);
+		mb_loop_call(f.server->loop, keep_notes, NULL);
+		/* ENOENT: it was the second's look at memory that forgot it. */
+		ck_assert(rc == -EAGAIN || rc == -ENOENT);
+		ck_assert_uint_eq(stat_of("noted_hashes"), 0);
+		/* Another try has another place. */
+		have_both(a, in_a, b, in_b, i);
+		ck_assert_uint_ge(f.done.offset, i * PAGE);
+		ck_assert(has(in_b, f.done.offset, i));
+	}
+	ck_assert_int_eq(fetch(a, in_a, 0), 0);
+	ck_assert(has(in_a, f.done.offset, 0));
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+}
+END_TEST
+
 /* All groups have half of the room; what nobody has any more makes way. */
 START_TEST(test_room)
 {
@@ -550,6 +596,7 @@ int main(void)
 		tcase_add_test(all, test_shares);
 		tcase_add_test(all, test_nodes);
 		tcase_add_test(all, test_notes);
+		tcase_add_test(all, test_old_note);
 		tcase_add_test(all, test_room);
 		tcase_add_test(all, test_new_daemon);
 		tcase_add_test(all, test_wrong_content);
