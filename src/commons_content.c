@@ -20,12 +20,11 @@
  * what is known of it.
  */
 
-#define BUCKET_BITS   15u
-#define BUCKETS	      (1u << BUCKET_BITS)
+#define BUCKETS	      (1u << 15)
 #define CONTENT_SHARE 2u /* of all room, for all groups: the rest is for bases */
 
 struct note {
-	struct note *next;
+	LIST_ENTRY(note) of_bucket;
 	TAILQ_ENTRY(note) of_client;
 	struct base *base;
 	struct mb_content_hash hash;
@@ -47,7 +46,7 @@ struct group {
 	char name[MB_COMMONS_NAME_BYTES];
 	struct mb_content_key key;
 	struct mb_content_key secret; /* no client knows which hashes are in one bucket */
-	struct note *bucket[BUCKETS];
+	LIST_HEAD(bucket, note) bucket[BUCKETS];
 	LIST_HEAD(, shelf) shelves; /* the first is filled, unless it is full */
 	uint64_t next_index;
 };
@@ -59,21 +58,35 @@ const char *mb_commons_group_name(const struct group *group)
 
 /* ---- notes ---- */
 
-static struct note **bucket_of(const struct base *base, const struct mb_content_hash *hash)
+/* Hashes that are offered are what clients like them to be: all of them may have one word. */
+static struct bucket *bucket_of(const struct base *base, const struct mb_content_hash *hash)
 {
-	const uint64_t *secret = base->group->secret.word;
-	uint64_t mixed = (hash->word[0] ^ secret[0]) * (secret[1] | 1);
-
-	return &base->group->bucket[mixed >> (64 - BUCKET_BITS)];
+	return &base->group->bucket[mb_content_mix(&base->group->secret, hash) % BUCKETS];
 }
 
 static struct note *find(const struct base *base, const struct mb_content_hash *hash)
 {
-	struct note *note = *bucket_of(base, hash);
+	struct note *note;
 
-	while (note && memcmp(&note->hash, hash, sizeof(*hash)) != 0)
-		note = note->next;
-	return note;
+	LIST_FOREACH(note, bucket_of(base, hash), of_bucket)
+	if (!memcmp(&note->hash, hash, sizeof(*hash)))
+		return note;
+	return NULL;
+}
+
+unsigned mb_commons_group_longest(const struct group *group)
+{
+	const struct note *note;
+	unsigned longest = 0;
+
+	for (unsigned i = 0; i < BUCKETS; i++) {
+		unsigned n = 0;
+
+		LIST_FOREACH(note, &group->bucket[i], of_bucket)
+		n++;
+		longest = n > longest ? n : longest;
+	}
+	return longest;
 }
 
 /* The client has nothing to do with it any more. */
@@ -87,11 +100,7 @@ static void disown(struct note *note)
 
 static void forget(struct note *note)
 {
-	struct note **at = bucket_of(note->base, &note->hash);
-
-	while (*at != note)
-		at = &(*at)->next;
-	*at = note->next;
+	LIST_REMOVE(note, of_bucket);
 	if (note->client)
 		disown(note);
 	free(note);
@@ -100,7 +109,7 @@ static void forget(struct note *note)
 static void add_note(struct client *client, struct base *base, const struct mb_content_hash *hash)
 {
 	struct mb_commons_server *server = client->server;
-	struct note **at = bucket_of(base, hash), *note;
+	struct note *note;
 
 	if (client->n_notes == MB_COMMONS_CLIENT_NOTES ||
 		(server->n_notes == MB_COMMONS_MAX_NOTES && client->n_notes))
@@ -110,9 +119,8 @@ static void add_note(struct client *client, struct base *base, const struct mb_c
 	note = calloc(1, sizeof(*note));
 	if (!note)
 		return;
-	*note = (struct note){
-		.next = *at, .base = base, .hash = *hash, .client = client, .ns = mb_now_ns()};
-	*at = note;
+	*note = (struct note){.base = base, .hash = *hash, .client = client, .ns = mb_now_ns()};
+	LIST_INSERT_HEAD(bucket_of(base, hash), note, of_bucket);
 	TAILQ_INSERT_TAIL(&client->notes, note, of_client);
 	client->n_notes++;
 	server->n_notes++;

@@ -217,13 +217,33 @@ START_TEST(test_nodes)
 }
 END_TEST
 
+static void get_longest(void *arg)
+{
+	const struct base *base;
+
+	TAILQ_FOREACH(base, &f.server->bases, all)
+	if (base->group)
+		*(unsigned *)arg = mb_commons_group_longest(base->group);
+}
+
+/* One of a client's choice: they differ in one word, and not in the other. */
+static struct mb_content_hash made_up(unsigned word, uint64_t i)
+{
+	struct mb_content_hash hash = {{1, 1}};
+
+	hash.word[word] = i;
+	return hash;
+}
+
 /* No client makes the daemon remember without end, and what it said long ago goes first. */
 START_TEST(test_notes)
 {
 	struct mb_commons *a, *b;
 	struct mb_commons_base *in_a, *in_b;
 	struct mb_content_hash hash[MB_COMMONS_OFFER_MAX];
-	uint64_t n = MB_COMMONS_CLIENT_NOTES + 10 * MB_COMMONS_OFFER_MAX;
+	const uint64_t n = MB_COMMONS_CLIENT_NOTES + 10 * MB_COMMONS_OFFER_MAX;
+	const unsigned word = (unsigned)_i;
+	unsigned longest = 0;
 
 	start_server();
 	a = new_client();
@@ -234,16 +254,20 @@ START_TEST(test_notes)
 		unsigned before = f.n_done;
 
 		for (unsigned i = 0; i < MB_COMMONS_OFFER_MAX; i++)
-			hash[i] = (struct mb_content_hash){{first + i, 1}};
+			hash[i] = made_up(word, first + i);
 		ck_assert_int_eq(wait_done(a, before,
 					 mb_commons_offer(in_a, hash, MB_COMMONS_OFFER_MAX, NULL)),
 			0);
 	}
 	ck_assert_uint_eq(stat_of("noted_hashes"), MB_COMMONS_CLIENT_NOTES);
+	/* Two in each of 32768 buckets, on average; 32 in one is not chance. */
+	mb_loop_call(f.server->loop, get_longest, &longest);
+	ck_assert_uint_ge(longest, 2);
+	ck_assert_uint_lt(longest, 32);
 	for (unsigned i = 0; i < 2; i++) {
 		unsigned before = f.n_done;
 
-		hash[0] = (struct mb_content_hash){{i ? n - 1 : 0, 1}};
+		hash[0] = made_up(word, i ? n - 1 : 0);
 		ck_assert_int_eq(wait_done(b, before, mb_commons_offer(in_b, hash, 1, NULL)), 0);
 		ck_assert_uint_eq(f.done.wanted, i);
 	}
@@ -595,7 +619,7 @@ int main(void)
 	} else {
 		tcase_add_test(all, test_shares);
 		tcase_add_test(all, test_nodes);
-		tcase_add_test(all, test_notes);
+		tcase_add_loop_test(all, test_notes, 0, 2);
 		tcase_add_test(all, test_old_note);
 		tcase_add_test(all, test_room);
 		tcase_add_test(all, test_new_daemon);

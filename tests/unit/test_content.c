@@ -34,8 +34,11 @@ START_TEST(test_hash)
 	const struct mb_content_key key = {{0x0706050403020100ull, 0x0f0e0d0c0b0a0908ull}};
 	static uint64_t page[PAGE / 8];
 	struct mb_content_hash hash = mb_content_hash(&key, page);
+	const struct mb_content_hash bytes = {{0x0706050403020100ull, 0x0f0e0d0c0b0a0908ull}};
 	struct mb_content_key one, other;
 
+	/* The same with size:8. */
+	ck_assert_uint_eq(mb_content_mix(&key, &bytes), 0x3f2acc7f57c29bdbull);
 	ck_assert(mb_content_is_zero(page));
 	ck_assert_uint_eq(hash.word[0], 0x08b83775fcbc4126ull);
 	ck_assert_uint_eq(hash.word[1], 0x62fb6231d9c346ecull);
