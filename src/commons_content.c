@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commons_server_impl.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/content_hash.h>
 #include <stdlib.h>
@@ -323,6 +324,10 @@ static int put_page(
 		rc = -ENOSPC;
 	if (!rc)
 		rc = mb_commons_make_room(server, node, MB_COMMONS_PAGE_BYTES);
+	/* As in commons_fill.c: in the copy lack of memory would be a signal. */
+	if (!rc &&
+		fallocate(piece->fd, 0, (off_t)at * MB_COMMONS_PAGE_BYTES, MB_COMMONS_PAGE_BYTES))
+		rc = errno == EINTR ? -EAGAIN : -errno;
 	if (rc) {
 		mb_commons_piece_unpin(piece);
 		return rc;

@@ -8,7 +8,22 @@
 
 #include <sys/un.h>
 
+#include <sys/syscall.h>
+
 #define N 8u
+
+/* A host that has no memory for pages: the daemon runs in here, and this comes before the
+ * library's. */
+static bool no_memory; /* atomic */
+
+int fallocate(int fd, int mode, off_t offset, off_t len)
+{
+	if (offset < (off_t)PIECE && __atomic_load_n(&no_memory, __ATOMIC_RELAXED)) {
+		errno = ENOSPC;
+		return -1;
+	}
+	return (int)syscall(SYS_fallocate, fd, mode, offset, len);
+}
 
 static struct mb_commons_base *join(struct mb_commons *commons, const char *name)
 {
@@ -323,6 +338,31 @@ START_TEST(test_old_note)
 }
 END_TEST
 
+/* Where there is no memory for a page it is told, and the next time all is as before. */
+START_TEST(test_no_memory)
+{
+	struct mb_commons *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	offer(a, in_a, 0, 1);
+	offer(b, in_b, 0, 1);
+	__atomic_store_n(&no_memory, true, __ATOMIC_RELAXED);
+	ck_assert_int_eq(give(b, in_b, 0), -ENOSPC);
+	ck_assert_uint_eq(stat_of("content_pages"), 0);
+	ck_assert_uint_eq(stat_of("noted_hashes"), 1);
+	__atomic_store_n(&no_memory, false, __ATOMIC_RELAXED);
+	ck_assert_int_eq(give(b, in_b, 0), 0);
+	ck_assert(has(in_b, f.done.offset, 0));
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+}
+END_TEST
+
 /* All groups have half of the room; what nobody has any more makes way. */
 START_TEST(test_room)
 {
@@ -621,6 +661,7 @@ int main(void)
 		tcase_add_test(all, test_nodes);
 		tcase_add_loop_test(all, test_notes, 0, 2);
 		tcase_add_test(all, test_old_note);
+		tcase_add_test(all, test_no_memory);
 		tcase_add_test(all, test_room);
 		tcase_add_test(all, test_new_daemon);
 		tcase_add_test(all, test_wrong_content);
