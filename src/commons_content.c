@@ -267,21 +267,34 @@ static struct shelf *find_shelf(const struct group *group, uint64_t index)
 void mb_commons_group_dropped(const struct piece *piece)
 {
 	const struct base *base = piece->base;
+	uint64_t left[MB_COMMONS_PIECE_PAGES / 64] = {0}; /* that other nodes have */
 	const struct piece *other;
 	struct shelf *shelf;
+	bool any = false;
 
 	if (!base->group)
 		return;
 	base->server->content_pages -= piece->n_present;
-	TAILQ_FOREACH(other, &base->pieces, of_base)
-	if (other != piece && other->index == piece->index)
-		return;
 	shelf = find_shelf(base->group, piece->index);
 	if (!shelf)
 		return;
-	for (unsigned i = 0; i < shelf->n; i++)
-		if (shelf->note[i])
-			forget(shelf->note[i]);
+	TAILQ_FOREACH(other, &base->pieces, of_base)
+	{
+		if (other == piece || other->index != piece->index)
+			continue;
+		any = true;
+		for (unsigned i = 0; i < MB_COMMONS_PIECE_PAGES / 64; i++)
+			left[i] |= other->state->present[i];
+	}
+	/* What nobody has is to be given again, at another place. */
+	for (unsigned i = 0; i < shelf->n; i++) {
+		if (!shelf->note[i] || left[i / 64] >> i % 64 & 1)
+			continue;
+		forget(shelf->note[i]);
+		shelf->note[i] = NULL;
+	}
+	if (any)
+		return;
 	LIST_REMOVE(shelf, all);
 	free(shelf);
 }

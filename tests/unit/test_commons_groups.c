@@ -70,14 +70,20 @@ static void offer(
 	ck_assert_int_eq(wait_done(commons, before, mb_commons_offer(group, hash, n, NULL)), 0);
 }
 
-static int give(struct mb_commons *commons, struct mb_commons_base *group, uint64_t page)
+static int give_on(
+	struct mb_commons *commons, struct mb_commons_base *group, unsigned node, uint64_t page)
 {
 	struct mb_content_hash hash = hash_of(group, page);
 	unsigned before = f.n_done;
 	uint64_t data[PAGE / 8];
 
 	make_page(9, page, data);
-	return wait_done(commons, before, mb_commons_give(group, node_id(), &hash, data, NULL));
+	return wait_done(commons, before, mb_commons_give(group, node, &hash, data, NULL));
+}
+
+static int give(struct mb_commons *commons, struct mb_commons_base *group, uint64_t page)
+{
+	return give_on(commons, group, node_id(), page);
 }
 
 static int fetch_on(
@@ -249,6 +255,73 @@ static struct mb_content_hash made_up(unsigned word, uint64_t i)
 	hash.word[word] = i;
 	return hash;
 }
+
+static void evict_one(void *arg)
+{
+	ck_assert_uint_gt(mb_commons_evict(f.server, -1, 1), 0);
+}
+
+/* A second node where there may be none; its memory comes from wherever it does. */
+static unsigned other_node(void)
+{
+	struct mb_topology *topology = &f.server->topology;
+
+	if (topology->n_nodes == 1) {
+		topology->node[1] = topology->node[0];
+		topology->node[1].id++;
+		topology->n_nodes = 2;
+	}
+	topology->node[1].has_memory = true;
+	return topology->node[1].id;
+}
+
+/* One node's piece goes, another node's of the same places stays: what only the first had can be
+ * given again, and what the other has is there. */
+START_TEST(test_node_goes)
+{
+	const unsigned other = other_node();
+	struct mb_commons *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+	uint64_t place;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	have_both(a, in_a, b, in_b, 0);
+	have_both(a, in_a, b, in_b, 1);
+	ck_assert_int_eq(fetch_on(a, in_a, other, 1), 0);
+	offer(a, in_a, 2, 1);
+	offer(b, in_b, 2, 1);
+	ck_assert_int_eq(give_on(b, in_b, other, 2), 0);
+	place = f.done.offset;
+	ck_assert_uint_lt(place, PIECE);
+	ck_assert_uint_eq(stat_of("content_pages"), 4);
+	mb_commons_release(in_b, node_id(), 0);
+	ck_assert(becomes("references", 2));
+	mb_loop_call(f.server->loop, evict_one, NULL);
+	ck_assert_uint_eq(stat_of("content_pages"), 2);
+	offer(a, in_a, 0, 3);
+	ck_assert_uint_eq(f.done.there, 6);
+	ck_assert_int_eq(fetch(a, in_a, 0), -ENOENT);
+	ck_assert_int_eq(fetch(a, in_a, 1), 0);
+	ck_assert(has(in_a, f.done.offset, 1));
+	ck_assert_int_eq(fetch(a, in_a, 2), 0);
+	ck_assert(has(in_a, place, 2));
+	offer(b, in_b, 0, 1);
+	ck_assert_uint_eq(f.done.wanted, 1);
+	ck_assert_int_eq(give(b, in_b, 0), 0);
+	ck_assert_uint_gt(f.done.offset, place);
+	ck_assert(has(in_b, f.done.offset, 0));
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+	ck_assert(becomes("references", 0));
+	mb_loop_call(f.server->loop, evict_one, NULL);
+	mb_loop_call(f.server->loop, evict_one, NULL);
+	ck_assert(becomes("groups", 0));
+}
+END_TEST
 
 /* No client makes the daemon remember without end, and what it said long ago goes first. */
 START_TEST(test_notes)
@@ -659,6 +732,7 @@ int main(void)
 	} else {
 		tcase_add_test(all, test_shares);
 		tcase_add_test(all, test_nodes);
+		tcase_add_test(all, test_node_goes);
 		tcase_add_loop_test(all, test_notes, 0, 2);
 		tcase_add_test(all, test_old_note);
 		tcase_add_test(all, test_no_memory);
