@@ -107,16 +107,25 @@ static void forget(struct note *note)
 	free(note);
 }
 
+static struct client *who_has_most(const struct mb_commons_server *server)
+{
+	struct client *client, *most = LIST_FIRST(&server->clients);
+
+	LIST_FOREACH(client, &server->clients, all)
+	most = client->n_notes > most->n_notes ? client : most;
+	return most;
+}
+
 static void add_note(struct client *client, struct base *base, const struct mb_content_hash *hash)
 {
 	struct mb_commons_server *server = client->server;
 	struct note *note;
 
-	if (client->n_notes == MB_COMMONS_CLIENT_NOTES ||
-		(server->n_notes == MB_COMMONS_MAX_NOTES && client->n_notes))
+	/* Who offers much keeps nobody else from offering. */
+	if (client->n_notes == MB_COMMONS_CLIENT_NOTES)
 		forget(TAILQ_FIRST(&client->notes));
-	if (server->n_notes == MB_COMMONS_MAX_NOTES)
-		return;
+	else if (server->n_notes == MB_COMMONS_MAX_NOTES)
+		forget(TAILQ_FIRST(&who_has_most(server)->notes));
 	note = calloc(1, sizeof(*note));
 	if (!note)
 		return;
@@ -171,13 +180,17 @@ static struct base *find_group(const struct client *client, const char *name)
 static int create_group(struct client *client, const char *name, struct base **out)
 {
 	struct mb_commons_server *server = client->server;
-	struct base *base =
-		server->n_bases < MB_COMMONS_MAX_BASES ? calloc(1, sizeof(*base)) : NULL;
-	struct group *group = base ? calloc(1, sizeof(*group)) : NULL;
-	int rc = group					   ? mb_content_key_make(&group->key)
-		 : server->n_bases == MB_COMMONS_MAX_BASES ? -ENOSPC
-							   : -ENOMEM;
+	struct group *group;
+	struct base *base;
+	int rc;
 
+	if (server->n_bases == MB_COMMONS_MAX_BASES)
+		mb_commons_bases_expire(server, UINT64_MAX);
+	if (server->n_bases == MB_COMMONS_MAX_BASES)
+		return -ENOSPC;
+	base = calloc(1, sizeof(*base));
+	group = calloc(1, sizeof(*group));
+	rc = base && group ? mb_content_key_make(&group->key) : -ENOMEM;
 	if (!rc)
 		rc = mb_content_key_make(&group->secret);
 	if (rc) {

@@ -324,6 +324,22 @@ START_TEST(test_node_goes)
 END_TEST
 
 /* No client makes the daemon remember without end, and what it said long ago goes first. */
+static void offer_many(
+	struct mb_commons *commons, struct mb_commons_base *group, unsigned word, uint64_t n)
+{
+	struct mb_content_hash hash[MB_COMMONS_OFFER_MAX];
+
+	for (uint64_t first = 0; first < n; first += MB_COMMONS_OFFER_MAX) {
+		unsigned before = f.n_done;
+
+		for (unsigned i = 0; i < MB_COMMONS_OFFER_MAX; i++)
+			hash[i] = made_up(word, first + i);
+		ck_assert_int_eq(wait_done(commons, before,
+					 mb_commons_offer(group, hash, MB_COMMONS_OFFER_MAX, NULL)),
+			0);
+	}
+}
+
 START_TEST(test_notes)
 {
 	struct mb_commons *a, *b;
@@ -338,15 +354,7 @@ START_TEST(test_notes)
 	b = new_client();
 	in_a = join(a, "web");
 	in_b = join(b, "web");
-	for (uint64_t first = 0; first < n; first += MB_COMMONS_OFFER_MAX) {
-		unsigned before = f.n_done;
-
-		for (unsigned i = 0; i < MB_COMMONS_OFFER_MAX; i++)
-			hash[i] = made_up(word, first + i);
-		ck_assert_int_eq(wait_done(a, before,
-					 mb_commons_offer(in_a, hash, MB_COMMONS_OFFER_MAX, NULL)),
-			0);
-	}
+	offer_many(a, in_a, word, n);
 	ck_assert_uint_eq(stat_of("noted_hashes"), MB_COMMONS_CLIENT_NOTES);
 	/* Two in each of 32768 buckets, on average; 32 in one is not chance. */
 	mb_loop_call(f.server->loop, get_longest, &longest);
@@ -361,6 +369,69 @@ START_TEST(test_notes)
 	}
 	mb_commons_destroy(a);
 	ck_assert(becomes("noted_hashes", 1));
+	mb_commons_destroy(b);
+}
+END_TEST
+
+/* Nor do many of them together keep another one from being heard: who has most forgets. */
+START_TEST(test_all_notes)
+{
+	enum { MANY = MB_COMMONS_MAX_NOTES / MB_COMMONS_CLIENT_NOTES };
+	struct mb_commons *many[MANY], *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+
+	start_server();
+	for (unsigned i = 0; i < MANY; i++) {
+		char name[] = "many0";
+
+		name[4] = (char)('0' + i);
+		many[i] = new_client();
+		offer_many(many[i], join(many[i], name), 0, MB_COMMONS_CLIENT_NOTES);
+	}
+	ck_assert_uint_eq(stat_of("noted_hashes"), MB_COMMONS_MAX_NOTES);
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	offer(a, in_a, 0, N);
+	offer(b, in_b, 0, N);
+	ck_assert_uint_eq(f.done.wanted, (1u << N) - 1);
+	offer(a, in_a, N, N);
+	offer(b, in_b, N, N);
+	ck_assert_uint_eq(f.done.wanted, (1u << N) - 1);
+	ck_assert_uint_eq(stat_of("noted_hashes"), MB_COMMONS_MAX_NOTES);
+	for (unsigned i = 0; i < MANY; i++)
+		mb_commons_destroy(many[i]);
+	ck_assert(becomes("noted_hashes", 2 * N));
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+}
+END_TEST
+
+/* Groups that nobody is in make way for one that somebody joins. */
+START_TEST(test_unused_groups)
+{
+	struct mb_commons *a, *b;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	for (unsigned i = 0; i < MB_COMMONS_MAX_BASES; i++) {
+		struct mb_commons_base *in_a, *in_b;
+		char name[16];
+
+		snprintf(name, sizeof(name), "g%u", i);
+		in_a = join(a, name);
+		in_b = join(b, name);
+		have_both(a, in_a, b, in_b, i);
+		mb_commons_close_base(in_a);
+		mb_commons_close_base(in_b);
+	}
+	ck_assert(becomes("references", 0));
+	ck_assert_uint_eq(stat_of("groups"), MB_COMMONS_MAX_BASES);
+	join(a, "web");
+	ck_assert_uint_eq(stat_of("groups"), 1);
+	mb_commons_destroy(a);
 	mb_commons_destroy(b);
 }
 END_TEST
@@ -734,6 +805,8 @@ int main(void)
 		tcase_add_test(all, test_nodes);
 		tcase_add_test(all, test_node_goes);
 		tcase_add_loop_test(all, test_notes, 0, 2);
+		tcase_add_test(all, test_all_notes);
+		tcase_add_test(all, test_unused_groups);
 		tcase_add_test(all, test_old_note);
 		tcase_add_test(all, test_no_memory);
 		tcase_add_test(all, test_room);
