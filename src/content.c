@@ -106,6 +106,11 @@ static void read_chunk(struct mb_content *c, struct chunk *chunk, uint64_t page,
 	*chunk = (struct chunk){.page = page, .data = c->data};
 	if (mincore((char *)c->config.own_base + page * PAGE, n * PAGE, there))
 		return;
+	/* What is merged is in the daemon's file, which own_base has mapped there: ours has a hole.
+	 */
+	for (unsigned i = 0; i < n; i++)
+		if (mb_replicas_is_merged(c->config.replicas, (page + i) * PAGE, PAGE))
+			there[i] = 0;
 	for (unsigned i = 0, run; i < n; i += run) {
 		for (run = 1; i + run < n && (there[i + run] & 1) == (there[i] & 1);)
 			run++;
