@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commons_server_impl.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/content_hash.h>
 #include <stdlib.h>
@@ -20,12 +21,11 @@
  * what is known of it.
  */
 
-#define BUCKET_BITS   15u
-#define BUCKETS	      (1u << BUCKET_BITS)
+#define BUCKETS	      (1u << 15)
 #define CONTENT_SHARE 2u /* of all room, for all groups: the rest is for bases */
 
 struct note {
-	struct note *next;
+	LIST_ENTRY(note) of_bucket;
 	TAILQ_ENTRY(note) of_client;
 	struct base *base;
 	struct mb_content_hash hash;
@@ -47,7 +47,7 @@ struct group {
 	char name[MB_COMMONS_NAME_BYTES];
 	struct mb_content_key key;
 	struct mb_content_key secret; /* no client knows which hashes are in one bucket */
-	struct note *bucket[BUCKETS];
+	LIST_HEAD(bucket, note) bucket[BUCKETS];
 	LIST_HEAD(, shelf) shelves; /* the first is filled, unless it is full */
 	uint64_t next_index;
 };
@@ -59,21 +59,35 @@ const char *mb_commons_group_name(const struct group *group)
 
 /* ---- notes ---- */
 
-static struct note **bucket_of(const struct base *base, const struct mb_content_hash *hash)
+/* Hashes that are offered are what clients like them to be: all of them may have one word. */
+static struct bucket *bucket_of(const struct base *base, const struct mb_content_hash *hash)
 {
-	const uint64_t *secret = base->group->secret.word;
-	uint64_t mixed = (hash->word[0] ^ secret[0]) * (secret[1] | 1);
-
-	return &base->group->bucket[mixed >> (64 - BUCKET_BITS)];
+	return &base->group->bucket[mb_content_mix(&base->group->secret, hash) % BUCKETS];
 }
 
 static struct note *find(const struct base *base, const struct mb_content_hash *hash)
 {
-	struct note *note = *bucket_of(base, hash);
+	struct note *note;
 
-	while (note && memcmp(&note->hash, hash, sizeof(*hash)) != 0)
-		note = note->next;
-	return note;
+	LIST_FOREACH(note, bucket_of(base, hash), of_bucket)
+	if (!memcmp(&note->hash, hash, sizeof(*hash)))
+		return note;
+	return NULL;
+}
+
+unsigned mb_commons_group_longest(const struct group *group)
+{
+	const struct note *note;
+	unsigned longest = 0;
+
+	for (unsigned i = 0; i < BUCKETS; i++) {
+		unsigned n = 0;
+
+		LIST_FOREACH(note, &group->bucket[i], of_bucket)
+		n++;
+		longest = n > longest ? n : longest;
+	}
+	return longest;
 }
 
 /* The client has nothing to do with it any more. */
@@ -87,32 +101,36 @@ static void disown(struct note *note)
 
 static void forget(struct note *note)
 {
-	struct note **at = bucket_of(note->base, &note->hash);
-
-	while (*at != note)
-		at = &(*at)->next;
-	*at = note->next;
+	LIST_REMOVE(note, of_bucket);
 	if (note->client)
 		disown(note);
 	free(note);
 }
 
+static struct client *who_has_most(const struct mb_commons_server *server)
+{
+	struct client *client, *most = LIST_FIRST(&server->clients);
+
+	LIST_FOREACH(client, &server->clients, all)
+	most = client->n_notes > most->n_notes ? client : most;
+	return most;
+}
+
 static void add_note(struct client *client, struct base *base, const struct mb_content_hash *hash)
 {
 	struct mb_commons_server *server = client->server;
-	struct note **at = bucket_of(base, hash), *note;
+	struct note *note;
 
-	if (client->n_notes == MB_COMMONS_CLIENT_NOTES ||
-		(server->n_notes == MB_COMMONS_MAX_NOTES && client->n_notes))
+	/* Who offers much keeps nobody else from offering. */
+	if (client->n_notes == MB_COMMONS_CLIENT_NOTES)
 		forget(TAILQ_FIRST(&client->notes));
-	if (server->n_notes == MB_COMMONS_MAX_NOTES)
-		return;
+	else if (server->n_notes == MB_COMMONS_MAX_NOTES)
+		forget(TAILQ_FIRST(&who_has_most(server)->notes));
 	note = calloc(1, sizeof(*note));
 	if (!note)
 		return;
-	*note = (struct note){
-		.next = *at, .base = base, .hash = *hash, .client = client, .ns = mb_now_ns()};
-	*at = note;
+	*note = (struct note){.base = base, .hash = *hash, .client = client, .ns = mb_now_ns()};
+	LIST_INSERT_HEAD(bucket_of(base, hash), note, of_bucket);
 	TAILQ_INSERT_TAIL(&client->notes, note, of_client);
 	client->n_notes++;
 	server->n_notes++;
@@ -162,13 +180,17 @@ static struct base *find_group(const struct client *client, const char *name)
 static int create_group(struct client *client, const char *name, struct base **out)
 {
 	struct mb_commons_server *server = client->server;
-	struct base *base =
-		server->n_bases < MB_COMMONS_MAX_BASES ? calloc(1, sizeof(*base)) : NULL;
-	struct group *group = base ? calloc(1, sizeof(*group)) : NULL;
-	int rc = group					   ? mb_content_key_make(&group->key)
-		 : server->n_bases == MB_COMMONS_MAX_BASES ? -ENOSPC
-							   : -ENOMEM;
+	struct group *group;
+	struct base *base;
+	int rc;
 
+	if (server->n_bases == MB_COMMONS_MAX_BASES)
+		mb_commons_bases_expire(server, UINT64_MAX);
+	if (server->n_bases == MB_COMMONS_MAX_BASES)
+		return -ENOSPC;
+	base = calloc(1, sizeof(*base));
+	group = calloc(1, sizeof(*group));
+	rc = base && group ? mb_content_key_make(&group->key) : -ENOMEM;
 	if (!rc)
 		rc = mb_content_key_make(&group->secret);
 	if (rc) {
@@ -258,21 +280,34 @@ static struct shelf *find_shelf(const struct group *group, uint64_t index)
 void mb_commons_group_dropped(const struct piece *piece)
 {
 	const struct base *base = piece->base;
+	uint64_t left[MB_COMMONS_PIECE_PAGES / 64] = {0}; /* that other nodes have */
 	const struct piece *other;
 	struct shelf *shelf;
+	bool any = false;
 
 	if (!base->group)
 		return;
 	base->server->content_pages -= piece->n_present;
-	TAILQ_FOREACH(other, &base->pieces, of_base)
-	if (other != piece && other->index == piece->index)
-		return;
 	shelf = find_shelf(base->group, piece->index);
 	if (!shelf)
 		return;
-	for (unsigned i = 0; i < shelf->n; i++)
-		if (shelf->note[i])
-			forget(shelf->note[i]);
+	TAILQ_FOREACH(other, &base->pieces, of_base)
+	{
+		if (other == piece || other->index != piece->index)
+			continue;
+		any = true;
+		for (unsigned i = 0; i < MB_COMMONS_PIECE_PAGES / 64; i++)
+			left[i] |= other->state->present[i];
+	}
+	/* What nobody has is to be given again, at another place. */
+	for (unsigned i = 0; i < shelf->n; i++) {
+		if (!shelf->note[i] || left[i / 64] >> i % 64 & 1)
+			continue;
+		forget(shelf->note[i]);
+		shelf->note[i] = NULL;
+	}
+	if (any)
+		return;
 	LIST_REMOVE(shelf, all);
 	free(shelf);
 }
@@ -315,6 +350,10 @@ static int put_page(
 		rc = -ENOSPC;
 	if (!rc)
 		rc = mb_commons_make_room(server, node, MB_COMMONS_PAGE_BYTES);
+	/* As in commons_fill.c: in the copy lack of memory would be a signal. */
+	if (!rc &&
+		fallocate(piece->fd, 0, (off_t)at * MB_COMMONS_PAGE_BYTES, MB_COMMONS_PAGE_BYTES))
+		rc = errno == EINTR ? -EAGAIN : -errno;
 	if (rc) {
 		mb_commons_piece_unpin(piece);
 		return rc;
@@ -370,10 +409,12 @@ static struct shelf *open_shelf(struct group *group)
 	return shelf;
 }
 
-/* *out is pinned. */
+/* *out is pinned. If not 0, the note may be gone. */
 static int take_page(struct note *note, unsigned node, const void *page, struct piece **out)
 {
-	struct shelf *shelf = open_shelf(note->base->group);
+	struct base *base = note->base;
+	const struct mb_content_hash hash = note->hash;
+	struct shelf *shelf = open_shelf(base->group);
 	uint64_t index, place;
 	int rc;
 
@@ -381,16 +422,19 @@ static int take_page(struct note *note, unsigned node, const void *page, struct 
 		return -ENOMEM;
 	index = shelf->index;
 	place = index * MB_COMMONS_PIECE_BYTES + shelf->n * MB_COMMONS_PAGE_BYTES;
-	rc = put_page(note->base, node, place, page, out);
+	rc = put_page(base, node, place, page, out);
 	if (rc)
 		return rc;
-	/* Where room was made all that there was of it may be gone, and it as well. */
-	shelf = find_shelf(note->base->group, index);
-	if (!shelf) {
+	/* Where room was made all that there was of it may be gone, and it as well; and notes that
+	 * are old are. The page stays then, nobody's, as no place is used twice. */
+	shelf = find_shelf(base->group, index);
+	note = find(base, &hash);
+	if (shelf)
+		shelf->note[shelf->n++] = note;
+	if (!shelf || !note) {
 		mb_commons_piece_unpin(*out);
 		return -EAGAIN;
 	}
-	shelf->note[shelf->n++] = note;
 	disown(note);
 	note->place = place;
 	return 0;

@@ -85,7 +85,8 @@ static void relieve_nodes(struct mb_commons_server *server)
 
 void mb_commons_relieve(struct mb_commons_server *server)
 {
-	uint64_t shortage, now_ns = mb_now_ns();
+	uint64_t shortage, now_ns = mb_now_ns(),
+			   note_ns = server->config.note_ns ? server->config.note_ns : NOTE_NS;
 	struct piece *piece;
 	struct base *base;
 
@@ -94,8 +95,8 @@ void mb_commons_relieve(struct mb_commons_server *server)
 	 * room. */
 	if (now_ns > UNUSED_NS)
 		mb_commons_bases_expire(server, now_ns - UNUSED_NS);
-	if (now_ns > NOTE_NS)
-		mb_commons_groups_expire(server, now_ns - NOTE_NS);
+	if (now_ns > note_ns)
+		mb_commons_groups_expire(server, now_ns - note_ns);
 	TAILQ_FOREACH(base, &server->bases, all)
 	TAILQ_FOREACH(piece, &base->pieces, of_base) mb_commons_piece_measure(piece);
 	if (server->held_bytes > server->config.max_bytes)

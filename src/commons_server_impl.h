@@ -235,6 +235,8 @@ void mb_commons_group_dropped(const struct piece *piece);
 /* Frees what belongs to the base: it has no pieces and no clients. Takes NULL. */
 void mb_commons_group_free(struct mb_commons_server *server, struct group *group);
 const char *mb_commons_group_name(const struct group *group);
+/* How many hashes are in one bucket at most, for tests. */
+unsigned mb_commons_group_longest(const struct group *group);
 /* Offers from before that time are forgotten. */
 void mb_commons_groups_expire(struct mb_commons_server *server, uint64_t before_ns);
 

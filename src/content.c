@@ -14,9 +14,10 @@
 #define SLICE_PAGES 16384u /* 64 MiB, between two looks */
 #define SETTLE_NS   2000000000ull
 #define PASS_NS	    30000000000ull
-#define EARLY	    6u	       /* passes, which come so many times as fast */
-#define DEBT_NS	    2000000ull /* of CPU time, and then it rests: few long rests, not many short ones \
-				*/
+#define EARLY	    6u /* passes, which come so many times as fast */
+#define DEBT_NS                                                                                    \
+	2000000ull /* of CPU time, and then it rests: few long rests, not many short ones          \
+		    */
 #define CREDIT_NS   50000000ull /* of CPU time at most that a rest earns */
 #define PPM	    1000000ull
 #define STACK_BYTES (256u << 10)
@@ -56,19 +57,27 @@ static void rest_until(struct mb_content *c, uint64_t end_ns)
 	}
 }
 
+uint64_t mb_content_rest_ns(struct mb_content_budget *b, uint64_t now_ns, uint64_t used_ns)
+{
+	const uint64_t ns = now_ns - b->clock_ns, spent_ns = used_ns - b->used_ns;
+	/* Not ns * ppm, which has no room for some days. */
+	const uint64_t earned_ns = ns / PPM * b->ppm + ns % PPM * b->ppm / PPM;
+
+	if (earned_ns > spent_ns + CREDIT_NS) {
+		b->clock_ns = now_ns - CREDIT_NS * PPM / b->ppm;
+		b->used_ns = used_ns;
+	}
+	return spent_ns > earned_ns + DEBT_NS ? (spent_ns - earned_ns) * PPM / b->ppm : 0;
+}
+
 bool mb_content_pay(struct mb_content *c)
 {
-	const uint64_t used_ns = mb_clock_ns(CLOCK_THREAD_CPUTIME_ID);
-	const uint64_t now_ns = mb_now_ns(), ppm = c->config.budget_ppm;
-	uint64_t earned_ns = (now_ns - c->clock_ns) * ppm / PPM, spent_ns = used_ns - c->used_ns;
+	const uint64_t used_ns = mb_clock_ns(CLOCK_THREAD_CPUTIME_ID), now_ns = mb_now_ns();
+	const uint64_t ns = mb_content_rest_ns(&c->budget, now_ns, used_ns);
 
 	__atomic_store_n(&c->stats.cpu_ns, used_ns, __ATOMIC_RELAXED);
-	if (earned_ns > spent_ns + CREDIT_NS) {
-		c->clock_ns = now_ns - CREDIT_NS * PPM / ppm;
-		c->used_ns = used_ns;
-	} else if (spent_ns > earned_ns + DEBT_NS) {
-		rest_until(c, now_ns + (spent_ns - earned_ns) * PPM / ppm);
-	}
+	if (ns)
+		rest_until(c, now_ns + ns);
 	return !mb_content_is_over(c);
 }
 
@@ -97,6 +106,11 @@ static void read_chunk(struct mb_content *c, struct chunk *chunk, uint64_t page,
 	*chunk = (struct chunk){.page = page, .data = c->data};
 	if (mincore((char *)c->config.own_base + page * PAGE, n * PAGE, there))
 		return;
+	/* What is merged is in the daemon's file, which own_base has mapped there: ours has a hole.
+	 */
+	for (unsigned i = 0; i < n; i++)
+		if (mb_replicas_is_merged(c->config.replicas, (page + i) * PAGE, PAGE))
+			there[i] = 0;
 	for (unsigned i = 0, run; i < n; i += run) {
 		for (run = 1; i + run < n && (there[i + run] & 1) == (there[i] & 1);)
 			run++;
@@ -247,7 +261,8 @@ static void *content_main(void *arg)
 	const uint64_t n_pages = c->config.ram_bytes / PAGE;
 
 	pthread_setname_np(pthread_self(), "content");
-	c->clock_ns = mb_now_ns();
+	c->budget.ppm = c->config.budget_ppm;
+	c->budget.clock_ns = mb_now_ns();
 	while (!mb_content_is_over(c)) {
 		const uint64_t begin_ns = mb_now_ns();
 

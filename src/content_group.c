@@ -103,6 +103,9 @@ static void on_done(void *ctx, const struct mb_commons_done *done)
 		g->wanted = done->wanted;
 		return;
 	}
+	/* For the first view what is wanted is given, and the others fetch it. */
+	if (!view && g->wanted >> i & 1)
+		mb_content_count(&g->content->stats.given_bytes, PAGE);
 	g->place[i] = done->offset;
 	g->placed[view] |= 1ull << i;
 	keep(g, done->offset / PIECE);
@@ -265,8 +268,6 @@ static void ask_for(struct group *g, unsigned view, unsigned i, const void *page
 			  : mb_commons_fetch(g->base, g->node[view], &g->hash[i], context(view, i));
 	while (may_again(g, rc));
 	g->n_asked += !rc;
-	if (page && !rc)
-		mb_content_count(&g->content->stats.given_bytes, PAGE);
 }
 
 void mb_content_group_take(struct mb_content *c, const struct chunk *chunk, uint64_t same)

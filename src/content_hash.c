@@ -30,12 +30,25 @@ static inline void rounds(struct state *s, unsigned n)
 	}
 }
 
-static uint64_t end(struct state *s, uint64_t mark)
+static struct state begin(const struct mb_content_key *key)
 {
-	if (mark == 0xee)
-		s->v2 ^= mark;
-	else
-		s->v1 ^= mark;
+	return (struct state){
+		.v0 = key->word[0] ^ 0x736f6d6570736575ull,
+		.v1 = key->word[1] ^ 0x646f72616e646f6dull,
+		.v2 = key->word[0] ^ 0x6c7967656e657261ull,
+		.v3 = key->word[1] ^ 0x7465646279746573ull,
+	};
+}
+
+static inline void add(struct state *s, uint64_t word)
+{
+	s->v3 ^= word;
+	rounds(s, 2);
+	s->v0 ^= word;
+}
+
+static uint64_t end(struct state *s)
+{
 	rounds(s, 4);
 	return s->v0 ^ s->v1 ^ s->v2 ^ s->v3;
 }
@@ -50,24 +63,30 @@ int mb_content_key_make(struct mb_content_key *key)
 struct mb_content_hash mb_content_hash(const struct mb_content_key *key, const void *page)
 {
 	const uint64_t *word = page;
-	struct state s = {
-		.v0 = key->word[0] ^ 0x736f6d6570736575ull,
-		.v1 = key->word[1] ^ 0x646f72616e646f6dull ^ 0xee,
-		.v2 = key->word[0] ^ 0x6c7967656e657261ull,
-		.v3 = key->word[1] ^ 0x7465646279746573ull,
-	};
+	struct state s = begin(key);
 	struct mb_content_hash hash;
 
-	for (unsigned i = 0; i < MB_CONTENT_PAGE / sizeof(*word); i++) {
-		s.v3 ^= word[i];
-		rounds(&s, 2);
-		s.v0 ^= word[i];
-	}
+	s.v1 ^= 0xee;
+	for (unsigned i = 0; i < MB_CONTENT_PAGE / sizeof(*word); i++)
+		add(&s, word[i]);
 	/* The last word has the length, of which a page's lowest byte is 0, and no byte is left. */
-	rounds(&s, 2);
-	hash.word[0] = end(&s, 0xee);
-	hash.word[1] = end(&s, 0xdd);
+	add(&s, 0);
+	s.v2 ^= 0xee;
+	hash.word[0] = end(&s);
+	s.v1 ^= 0xdd;
+	hash.word[1] = end(&s);
 	return hash;
+}
+
+uint64_t mb_content_mix(const struct mb_content_key *key, const struct mb_content_hash *hash)
+{
+	struct state s = begin(key);
+
+	add(&s, hash->word[0]);
+	add(&s, hash->word[1]);
+	add(&s, (uint64_t)sizeof(*hash) << 56);
+	s.v2 ^= 0xff;
+	return end(&s);
 }
 
 bool mb_content_is_zero(const void *page)

@@ -19,6 +19,12 @@ struct chunk {
 	char *data;	  /* CHUNK_PAGES pages: what was there when they were read */
 };
 
+/* CPU time that may be used, and was. */
+struct mb_content_budget {
+	uint64_t ppm;
+	uint64_t clock_ns, used_ns; /* since when, and what the thread had used by then */
+};
+
 struct mb_content {
 	struct mb_content_config config;
 	pthread_t thread;
@@ -32,8 +38,7 @@ struct mb_content {
 			   known */
 	char *data;	/* of a chunk */
 	struct back_off *back_off; /* of each block */
-	uint64_t clock_ns,
-		used_ns;     /* the budget's: since when, and what the thread had used by then */
+	struct mb_content_budget budget;
 	struct group *group; /* NULL: none */
 
 	bool ready; /* atomic: the group is there */
@@ -42,6 +47,8 @@ struct mb_content {
 };
 
 bool mb_content_is_over(const struct mb_content *c);
+/* How long to rest now; 0: not. */
+uint64_t mb_content_rest_ns(struct mb_content_budget *budget, uint64_t now_ns, uint64_t used_ns);
 /* Rests where more than the budget was used. False: it is over. */
 bool mb_content_pay(struct mb_content *c);
 void mb_content_count(uint64_t *what, uint64_t n);

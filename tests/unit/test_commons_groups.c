@@ -8,7 +8,22 @@
 
 #include <sys/un.h>
 
+#include <sys/syscall.h>
+
 #define N 8u
+
+/* A host that has no memory for pages: the daemon runs in here, and this comes before the
+ * library's. */
+static bool no_memory; /* atomic */
+
+int fallocate(int fd, int mode, off_t offset, off_t len)
+{
+	if (offset < (off_t)PIECE && __atomic_load_n(&no_memory, __ATOMIC_RELAXED)) {
+		errno = ENOSPC;
+		return -1;
+	}
+	return (int)syscall(SYS_fallocate, fd, mode, offset, len);
+}
 
 static struct mb_commons_base *join(struct mb_commons *commons, const char *name)
 {
@@ -55,14 +70,20 @@ static void offer(
 	ck_assert_int_eq(wait_done(commons, before, mb_commons_offer(group, hash, n, NULL)), 0);
 }
 
-static int give(struct mb_commons *commons, struct mb_commons_base *group, uint64_t page)
+static int give_on(
+	struct mb_commons *commons, struct mb_commons_base *group, unsigned node, uint64_t page)
 {
 	struct mb_content_hash hash = hash_of(group, page);
 	unsigned before = f.n_done;
 	uint64_t data[PAGE / 8];
 
 	make_page(9, page, data);
-	return wait_done(commons, before, mb_commons_give(group, node_id(), &hash, data, NULL));
+	return wait_done(commons, before, mb_commons_give(group, node, &hash, data, NULL));
+}
+
+static int give(struct mb_commons *commons, struct mb_commons_base *group, uint64_t page)
+{
+	return give_on(commons, group, node_id(), page);
 }
 
 static int fetch_on(
@@ -217,38 +238,271 @@ START_TEST(test_nodes)
 }
 END_TEST
 
-/* No client makes the daemon remember without end, and what it said long ago goes first. */
-START_TEST(test_notes)
+static void get_longest(void *arg)
 {
+	const struct base *base;
+
+	TAILQ_FOREACH(base, &f.server->bases, all)
+	if (base->group)
+		*(unsigned *)arg = mb_commons_group_longest(base->group);
+}
+
+/* One of a client's choice: they differ in one word, and not in the other. */
+static struct mb_content_hash made_up(unsigned word, uint64_t i)
+{
+	struct mb_content_hash hash = {{1, 1}};
+
+	hash.word[word] = i;
+	return hash;
+}
+
+static void evict_one(void *arg)
+{
+	ck_assert_uint_gt(mb_commons_evict(f.server, -1, 1), 0);
+}
+
+/* A second node where there may be none; its memory comes from wherever it does. */
+static unsigned other_node(void)
+{
+	struct mb_topology *topology = &f.server->topology;
+
+	if (topology->n_nodes == 1) {
+		topology->node[1] = topology->node[0];
+		topology->node[1].id++;
+		topology->n_nodes = 2;
+	}
+	topology->node[1].has_memory = true;
+	return topology->node[1].id;
+}
+
+/* One node's piece goes, another node's of the same places stays: what only the first had can be
+ * given again, and what the other has is there. */
+START_TEST(test_node_goes)
+{
+	const unsigned other = other_node();
 	struct mb_commons *a, *b;
 	struct mb_commons_base *in_a, *in_b;
-	struct mb_content_hash hash[MB_COMMONS_OFFER_MAX];
-	uint64_t n = MB_COMMONS_CLIENT_NOTES + 10 * MB_COMMONS_OFFER_MAX;
+	uint64_t place;
 
 	start_server();
 	a = new_client();
 	b = new_client();
 	in_a = join(a, "web");
 	in_b = join(b, "web");
+	have_both(a, in_a, b, in_b, 0);
+	have_both(a, in_a, b, in_b, 1);
+	ck_assert_int_eq(fetch_on(a, in_a, other, 1), 0);
+	offer(a, in_a, 2, 1);
+	offer(b, in_b, 2, 1);
+	ck_assert_int_eq(give_on(b, in_b, other, 2), 0);
+	place = f.done.offset;
+	ck_assert_uint_lt(place, PIECE);
+	ck_assert_uint_eq(stat_of("content_pages"), 4);
+	mb_commons_release(in_b, node_id(), 0);
+	ck_assert(becomes("references", 2));
+	mb_loop_call(f.server->loop, evict_one, NULL);
+	ck_assert_uint_eq(stat_of("content_pages"), 2);
+	offer(a, in_a, 0, 3);
+	ck_assert_uint_eq(f.done.there, 6);
+	ck_assert_int_eq(fetch(a, in_a, 0), -ENOENT);
+	ck_assert_int_eq(fetch(a, in_a, 1), 0);
+	ck_assert(has(in_a, f.done.offset, 1));
+	ck_assert_int_eq(fetch(a, in_a, 2), 0);
+	ck_assert(has(in_a, place, 2));
+	offer(b, in_b, 0, 1);
+	ck_assert_uint_eq(f.done.wanted, 1);
+	ck_assert_int_eq(give(b, in_b, 0), 0);
+	ck_assert_uint_gt(f.done.offset, place);
+	ck_assert(has(in_b, f.done.offset, 0));
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+	ck_assert(becomes("references", 0));
+	mb_loop_call(f.server->loop, evict_one, NULL);
+	mb_loop_call(f.server->loop, evict_one, NULL);
+	ck_assert(becomes("groups", 0));
+}
+END_TEST
+
+/* No client makes the daemon remember without end, and what it said long ago goes first. */
+static void offer_many(
+	struct mb_commons *commons, struct mb_commons_base *group, unsigned word, uint64_t n)
+{
+	struct mb_content_hash hash[MB_COMMONS_OFFER_MAX];
+
 	for (uint64_t first = 0; first < n; first += MB_COMMONS_OFFER_MAX) {
 		unsigned before = f.n_done;
 
 		for (unsigned i = 0; i < MB_COMMONS_OFFER_MAX; i++)
-			hash[i] = (struct mb_content_hash){{first + i, 1}};
-		ck_assert_int_eq(wait_done(a, before,
-					 mb_commons_offer(in_a, hash, MB_COMMONS_OFFER_MAX, NULL)),
+			hash[i] = made_up(word, first + i);
+		ck_assert_int_eq(wait_done(commons, before,
+					 mb_commons_offer(group, hash, MB_COMMONS_OFFER_MAX, NULL)),
 			0);
 	}
+}
+
+START_TEST(test_notes)
+{
+	struct mb_commons *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+	struct mb_content_hash hash[MB_COMMONS_OFFER_MAX];
+	const uint64_t n = MB_COMMONS_CLIENT_NOTES + 10 * MB_COMMONS_OFFER_MAX;
+	const unsigned word = (unsigned)_i;
+	unsigned longest = 0;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	offer_many(a, in_a, word, n);
 	ck_assert_uint_eq(stat_of("noted_hashes"), MB_COMMONS_CLIENT_NOTES);
+	/* Two in each of 32768 buckets, on average; 32 in one is not chance. */
+	mb_loop_call(f.server->loop, get_longest, &longest);
+	ck_assert_uint_ge(longest, 2);
+	ck_assert_uint_lt(longest, 32);
 	for (unsigned i = 0; i < 2; i++) {
 		unsigned before = f.n_done;
 
-		hash[0] = (struct mb_content_hash){{i ? n - 1 : 0, 1}};
+		hash[0] = made_up(word, i ? n - 1 : 0);
 		ck_assert_int_eq(wait_done(b, before, mb_commons_offer(in_b, hash, 1, NULL)), 0);
 		ck_assert_uint_eq(f.done.wanted, i);
 	}
 	mb_commons_destroy(a);
 	ck_assert(becomes("noted_hashes", 1));
+	mb_commons_destroy(b);
+}
+END_TEST
+
+/* Nor do many of them together keep another one from being heard: who has most forgets. */
+START_TEST(test_all_notes)
+{
+	enum { MANY = MB_COMMONS_MAX_NOTES / MB_COMMONS_CLIENT_NOTES };
+	struct mb_commons *many[MANY], *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+
+	start_server();
+	for (unsigned i = 0; i < MANY; i++) {
+		char name[] = "many0";
+
+		name[4] = (char)('0' + i);
+		many[i] = new_client();
+		offer_many(many[i], join(many[i], name), 0, MB_COMMONS_CLIENT_NOTES);
+	}
+	ck_assert_uint_eq(stat_of("noted_hashes"), MB_COMMONS_MAX_NOTES);
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	offer(a, in_a, 0, N);
+	offer(b, in_b, 0, N);
+	ck_assert_uint_eq(f.done.wanted, (1u << N) - 1);
+	offer(a, in_a, N, N);
+	offer(b, in_b, N, N);
+	ck_assert_uint_eq(f.done.wanted, (1u << N) - 1);
+	ck_assert_uint_eq(stat_of("noted_hashes"), MB_COMMONS_MAX_NOTES);
+	for (unsigned i = 0; i < MANY; i++)
+		mb_commons_destroy(many[i]);
+	ck_assert(becomes("noted_hashes", 2 * N));
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+}
+END_TEST
+
+/* Groups that nobody is in make way for one that somebody joins. */
+START_TEST(test_unused_groups)
+{
+	struct mb_commons *a, *b;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	for (unsigned i = 0; i < MB_COMMONS_MAX_BASES; i++) {
+		struct mb_commons_base *in_a, *in_b;
+		char name[16];
+
+		snprintf(name, sizeof(name), "g%u", i);
+		in_a = join(a, name);
+		in_b = join(b, name);
+		have_both(a, in_a, b, in_b, i);
+		mb_commons_close_base(in_a);
+		mb_commons_close_base(in_b);
+	}
+	ck_assert(becomes("references", 0));
+	ck_assert_uint_eq(stat_of("groups"), MB_COMMONS_MAX_BASES);
+	join(a, "web");
+	ck_assert_uint_eq(stat_of("groups"), 1);
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+}
+END_TEST
+
+static void age_notes(void *arg)
+{
+	f.server->config.note_ns = 1;
+	f.server->unwatched_bytes = 1ull << 40; /* so that memory is looked at for the next page */
+}
+
+static void keep_notes(void *arg)
+{
+	f.server->config.note_ns = 0;
+}
+
+/* The note that a page is given for is forgotten while room is made for the page. */
+START_TEST(test_old_note)
+{
+	struct mb_commons *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+	int rc;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	have_both(a, in_a, b, in_b, 0);
+	for (unsigned i = 1; i < 4; i++) {
+		offer(a, in_a, i, 1);
+		offer(b, in_b, i, 1);
+		ck_assert_uint_eq(f.done.wanted, 1);
+		mb_loop_call(f.server->loop, age_notes, NULL);
+		rc = give(b, in_b, i);
+		mb_loop_call(f.server->loop, keep_notes, NULL);
+		/* ENOENT: it was the second's look at memory that forgot it. */
+		ck_assert(rc == -EAGAIN || rc == -ENOENT);
+		ck_assert_uint_eq(stat_of("noted_hashes"), 0);
+		/* Another try has another place. */
+		have_both(a, in_a, b, in_b, i);
+		ck_assert_uint_ge(f.done.offset, i * PAGE);
+		ck_assert(has(in_b, f.done.offset, i));
+	}
+	ck_assert_int_eq(fetch(a, in_a, 0), 0);
+	ck_assert(has(in_a, f.done.offset, 0));
+	mb_commons_destroy(a);
+	mb_commons_destroy(b);
+}
+END_TEST
+
+/* Where there is no memory for a page it is told, and the next time all is as before. */
+START_TEST(test_no_memory)
+{
+	struct mb_commons *a, *b;
+	struct mb_commons_base *in_a, *in_b;
+
+	start_server();
+	a = new_client();
+	b = new_client();
+	in_a = join(a, "web");
+	in_b = join(b, "web");
+	offer(a, in_a, 0, 1);
+	offer(b, in_b, 0, 1);
+	__atomic_store_n(&no_memory, true, __ATOMIC_RELAXED);
+	ck_assert_int_eq(give(b, in_b, 0), -ENOSPC);
+	ck_assert_uint_eq(stat_of("content_pages"), 0);
+	ck_assert_uint_eq(stat_of("noted_hashes"), 1);
+	__atomic_store_n(&no_memory, false, __ATOMIC_RELAXED);
+	ck_assert_int_eq(give(b, in_b, 0), 0);
+	ck_assert(has(in_b, f.done.offset, 0));
+	mb_commons_destroy(a);
 	mb_commons_destroy(b);
 }
 END_TEST
@@ -549,7 +803,12 @@ int main(void)
 	} else {
 		tcase_add_test(all, test_shares);
 		tcase_add_test(all, test_nodes);
-		tcase_add_test(all, test_notes);
+		tcase_add_test(all, test_node_goes);
+		tcase_add_loop_test(all, test_notes, 0, 2);
+		tcase_add_test(all, test_all_notes);
+		tcase_add_test(all, test_unused_groups);
+		tcase_add_test(all, test_old_note);
+		tcase_add_test(all, test_no_memory);
 		tcase_add_test(all, test_room);
 		tcase_add_test(all, test_new_daemon);
 		tcase_add_test(all, test_wrong_content);

@@ -5,6 +5,8 @@
  */
 #include "run.h"
 
+#include "../../src/content_impl.h"
+
 #include <fcntl.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/content.h>
@@ -19,7 +21,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PAGE	  MB_HEAT_PAGE_BYTES
 #define BLOCK	  MB_HEAT_BLOCK_BYTES
 #define RAM_BYTES (32ull << 20)
 #define N_PAGES	  (RAM_BYTES / PAGE)
@@ -34,8 +35,11 @@ START_TEST(test_hash)
 	const struct mb_content_key key = {{0x0706050403020100ull, 0x0f0e0d0c0b0a0908ull}};
 	static uint64_t page[PAGE / 8];
 	struct mb_content_hash hash = mb_content_hash(&key, page);
+	const struct mb_content_hash bytes = {{0x0706050403020100ull, 0x0f0e0d0c0b0a0908ull}};
 	struct mb_content_key one, other;
 
+	/* The same with size:8. */
+	ck_assert_uint_eq(mb_content_mix(&key, &bytes), 0x3f2acc7f57c29bdbull);
 	ck_assert(mb_content_is_zero(page));
 	ck_assert_uint_eq(hash.word[0], 0x08b83775fcbc4126ull);
 	ck_assert_uint_eq(hash.word[1], 0x62fb6231d9c346ecull);
@@ -237,6 +241,32 @@ START_TEST(test_budget)
 }
 END_TEST
 
+/* A month, by a clock that is told. */
+START_TEST(test_long_budget)
+{
+	static const uint64_t ppm[] = {100, 20000, 1000000};
+	const uint64_t month_ns = 30ull * 86400 * 1000000000, look_ns = 3000000;
+	struct mb_content_budget b = {.ppm = ppm[_i], .clock_ns = 4711};
+	uint64_t now_ns = b.clock_ns, used_ns = 0;
+
+	/* What is earned and what is spent are the same all the time: nothing makes it begin anew.
+	 */
+	while (now_ns < month_ns) {
+		now_ns += look_ns * 1000000 / ppm[_i] * 1000;
+		used_ns += look_ns * 1000;
+		ck_assert_uint_eq(mb_content_rest_ns(&b, now_ns, used_ns), 0);
+	}
+	/* Now it owes. */
+	used_ns += look_ns;
+	ck_assert_uint_eq(mb_content_rest_ns(&b, now_ns, used_ns), look_ns * 1000000 / ppm[_i]);
+	/* A rest of a month earns no more than a little. */
+	now_ns += month_ns;
+	ck_assert_uint_eq(mb_content_rest_ns(&b, now_ns, used_ns), 0);
+	ck_assert_uint_eq(mb_content_rest_ns(&b, now_ns, used_ns + 50000000 + look_ns),
+		look_ns * 1000000 / ppm[_i]);
+}
+END_TEST
+
 /* ---- a guest that writes ---- */
 
 static bool stop; /* atomic */
@@ -320,6 +350,7 @@ int main(void)
 	tcase_add_loop_test(all, test_zeroes, 0, 2);
 	tcase_add_test(all, test_backs_off);
 	tcase_add_loop_test(all, test_budget, 0, 2);
+	tcase_add_loop_test(all, test_long_budget, 0, 3);
 	tcase_add_test(all, test_written_meanwhile);
 	suite_add_tcase(suite, all);
 	return run_suite(suite);

@@ -23,6 +23,8 @@ struct mb_commons_server_config {
 	bool any_user;	    /* serves everybody who can connect, not only this user and root */
 	const char *root;   /* in front of /proc and /sys for memory's state, for tests; NULL:
 			       nothing. Must stay. */
+	uint64_t note_ns;   /* a hash is forgotten so long after it was offered, for tests; 0: an
+			       hour */
 };
 
 int mb_commons_server_create(const struct mb_commons_server_config *config,
