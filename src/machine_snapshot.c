@@ -106,7 +106,8 @@ static int put_data(struct mb_machine *machine, struct mb_snapshot_maker *maker,
 
 	for (uint64_t next; at < end && !rc; at = next) {
 		next = end - at < CHUNK ? end : at + CHUNK;
-		if (mb_machine_signalled(machine))
+		/* Not a signal that has only pressed the power button: whoever gets it may go on. */
+		if (__atomic_load_n(&machine->asked, __ATOMIC_ACQUIRE) & MB_ASK_QUIT)
 			return mb_error_set(err, EINTR, "the machine ends");
 		rc = mb_snapshot_put_ram(maker, base + at, next - at, err);
 	}
