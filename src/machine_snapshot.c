@@ -37,12 +37,17 @@ static int check(struct mb_machine *machine, struct mb_error *err)
 		if (rc)
 			return rc;
 	}
-	for (unsigned i = 0; i < config->n_nics; i++)
+	for (unsigned i = 0; i < config->n_nics; i++) {
+		int rc = mb_snapshot_check_passt(config->nic[i].passt_args, err);
+
+		if (rc)
+			return rc;
 		if (!config->nic[i].passt && !config->nic[i].tap_name)
 			return mb_error_set(err, ENOTSUP,
 				"has a network by a descriptor (tap-fd), which cannot be opened "
 				"again; "
 				"a snapshot takes taps by name, and passt");
+	}
 	return 0;
 }
 
