@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/log.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -53,6 +54,7 @@ struct asked {
 	unsigned number;
 	const char *name, *output, *from;
 	bool help, version;
+	const sigset_t *mask; /* signals as they were before some were held; NULL: none is */
 };
 
 static int set_option(void *ctx, int index, char *value, struct mb_error *err)
@@ -122,7 +124,6 @@ static int be(const struct child *child, const struct mb_snapshot *snapshot, con
 		.config = *mb_snapshot_config(snapshot), .started = started, .started_ctx = ready};
 	int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
-	setsid();
 	dup2(null, STDIN_FILENO);
 	dup2(ready->out_fd, STDOUT_FILENO);
 	run.config.name = child->name;
@@ -153,6 +154,9 @@ static int start(struct child *child, const struct mb_snapshot *snapshot, const 
 	child->pid = fork();
 	if (!child->pid) {
 		close(pipe_fd[0]);
+		setsid();
+		if (asked->mask)
+			sigprocmask(SIG_SETMASK, asked->mask, NULL);
 		_exit(be(child, snapshot, dir, &ready, start_ns));
 	}
 	close(pipe_fd[1]);
@@ -181,6 +185,35 @@ static bool runs(struct child *child)
 	return false;
 }
 
+/* ---- signals, as long as there is something to remove ---- */
+
+/* Not SIGQUIT: it is the way out of a machine that does not answer. */
+static const int held[] = {SIGINT, SIGTERM, SIGHUP};
+
+static void hold_signals(sigset_t *before)
+{
+	struct sigaction action;
+	sigset_t set;
+
+	sigemptyset(&set);
+	/* One that is ignored would be kept nevertheless if it were blocked (nohup). */
+	for (unsigned i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+		if (!sigaction(held[i], NULL, &action) && action.sa_handler != SIG_IGN)
+			sigaddset(&set, held[i]);
+	sigprocmask(SIG_BLOCK, &set, before);
+}
+
+static bool end_is_asked(void)
+{
+	sigset_t set;
+
+	sigpending(&set);
+	for (unsigned i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+		if (sigismember(&set, held[i]))
+			return true;
+	return false;
+}
+
 /* ---- all ---- */
 
 static int clone_all(const char *dir, const struct asked *asked)
@@ -195,7 +228,7 @@ static int clone_all(const char *dir, const struct asked *asked)
 	rc = child ? mb_snapshot_open(dir, &snapshot, &err)
 		   : mb_error_set(&err, ENOMEM, "clone: out of memory");
 	name = rc ? "" : asked->name ? asked->name : mb_snapshot_config(snapshot)->name;
-	while (!rc && n < asked->number) {
+	while (!rc && n < asked->number && !end_is_asked()) {
 		snprintf(child[n].name, sizeof(child[n].name), "%.*s-%u", NAME_MAX - 32, name,
 			n + 1);
 		rc = start(&child[n], snapshot, dir, asked, &err);
@@ -232,18 +265,23 @@ static void remove_snapshot(const char *path)
 	rmdir(path);
 }
 
-static int clone_running(const struct asked *asked)
+/* A signal that comes meanwhile ends us when the snapshot is removed. */
+static int clone_running(struct asked *asked)
 {
 	const char *tmp = getenv("TMPDIR");
 	char parent[PATH_MAX / 2], path[PATH_MAX];
 	json_t *answer = NULL;
 	struct mb_error err;
+	sigset_t before;
 	int rc;
 
 	snprintf(parent, sizeof(parent), "%s/mirrorball-clone-XXXXXX",
 		tmp && *tmp == '/' ? tmp : "/var/tmp");
+	hold_signals(&before);
+	asked->mask = &before;
 	if (!mkdtemp(parent)) {
 		mb_log("clone: %s: %s; TMPDIR names another directory", parent, strerror(errno));
+		sigprocmask(SIG_SETMASK, &before, NULL);
 		return CLI_FAILED;
 	}
 	snprintf(path, sizeof(path), "%s/snapshot", parent);
@@ -257,6 +295,8 @@ static int clone_running(const struct asked *asked)
 	}
 	remove_snapshot(path);
 	rmdir(parent);
+	asked->mask = NULL;
+	sigprocmask(SIG_SETMASK, &before, NULL);
 	return rc;
 }
 

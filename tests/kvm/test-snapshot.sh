@@ -209,6 +209,16 @@ nothing_left
 for snap in gone?.snap; do
 	[ ! -e "$snap" ] || expect 131 '' timeout --preserve-status -s QUIT 1 "$MIRRORBALL" restore --check "$snap"
 done
+# Who clones is ended: no snapshot is left.
+for i in 1 2 3 4 5 6; do
+	"$MIRRORBALL" clone long -n 2 --name "ended$i" >ended.pids &
+	pid=$!
+	sleep "0.0$i"
+	kill -TERM "$pid" 2>/dev/null || true
+	wait "$pid" || true
+	while read -r _ clone; do kill -QUIT "$clone"; done <ended.pids
+done
+check test -z "$(find "$work" -maxdepth 1 -name 'mirrorball-clone-*')"
 # The machine is ended meanwhile.
 "$MIRRORBALL" snapshot long end.snap >end.log 2>&1 &
 pid=$!
