@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client.h"
 #include "guard.h"
+#include "machines.h"
 #include "parse.h"
 #include "restore.h"
 #include <errno.h>
@@ -216,21 +217,38 @@ static bool end_is_asked(void)
 
 /* ---- all ---- */
 
+/* NAME-k with the next k, from *k + 1 on, that no machine has which runs. */
+static void next_name(
+	struct child *child, const char *name, const struct cli_machines *running, unsigned *k)
+{
+	bool taken;
+
+	do {
+		snprintf(child->name, sizeof(child->name), "%.*s-%u", NAME_MAX - 32, name, ++*k);
+		taken = false;
+		for (unsigned i = 0; i < running->n; i++)
+			taken |= !strcmp(running->machine[i].name, child->name);
+	} while (taken);
+}
+
 static int clone_all(const char *dir, const struct asked *asked)
 {
 	struct child *child = calloc(asked->number, sizeof(*child));
 	struct mb_snapshot *snapshot = NULL;
+	struct cli_machines running;
 	const char *name;
-	struct mb_error err;
-	unsigned n = 0, n_failed = 0;
+	struct mb_error err, ignored;
+	unsigned n = 0, n_failed = 0, k = 0;
 	int rc;
 
 	rc = child ? mb_snapshot_open(dir, &snapshot, &err)
 		   : mb_error_set(&err, ENOMEM, "clone: out of memory");
 	name = rc ? "" : asked->name ? asked->name : mb_snapshot_config(snapshot)->name;
+	/* Two of one name would be no more than hard to tell apart. */
+	if (cli_machines_list(&running, &ignored))
+		running = (struct cli_machines){0};
 	while (!rc && n < asked->number && !end_is_asked()) {
-		snprintf(child[n].name, sizeof(child[n].name), "%.*s-%u", NAME_MAX - 32, name,
-			n + 1);
+		next_name(&child[n], name, &running, &k);
 		rc = start(&child[n], snapshot, dir, asked, &err);
 		n += !rc;
 	}
@@ -242,6 +260,7 @@ static int clone_all(const char *dir, const struct asked *asked)
 		else
 			n_failed++;
 	}
+	cli_machines_finish(&running);
 	mb_snapshot_close(snapshot);
 	free(child);
 	return rc || n_failed || cli_flush() ? CLI_FAILED : CLI_OK;

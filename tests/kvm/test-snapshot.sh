@@ -89,8 +89,9 @@ begin origin splash churn ms=6000 every_ms=200
 mkdir logs
 expect 0 '^origin-3 [0-9]+$' "$MIRRORBALL" clone origin -n 3 --output logs
 check test "$(grep -c '^origin-[123] [0-9]*$' <<<"$out")" = 3
+expect 0 '^origin-4 [0-9]+$' "$MIRRORBALL" clone origin --output logs
 expect 0 '^other-2 [0-9]+$' "$MIRRORBALL" clone ./churn.snap --name other --number 2 --output logs
-for name in origin-1 origin-2 origin-3 other-1 other-2; do
+for name in origin-1 origin-2 origin-3 origin-4 other-1 other-2; do
 	await "logs/$name.log" ': ok$'
 	await "logs/$name.log" "mirrorball: $name: powered off"
 done
