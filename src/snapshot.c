@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #define PAGE	  4096u
-#define MAX_STATE (1u << 30)
 #define MAX_TRIES 100u
 
 static const char magic[8] = "mbsnap\r\n";
@@ -91,7 +90,7 @@ static int read_state(struct mb_snapshot *s, int dir_fd, struct header *h, struc
 
 	if (fd < 0)
 		return mb_error_set(err, -fd, "file state: %s", strerror(-fd));
-	rc = st.st_size > MAX_STATE ? -EFBIG : 0;
+	rc = st.st_size > MB_STATE_MAX_BYTES ? -EFBIG : 0;
 	if (!rc && st.st_size < (off_t)sizeof(*h))
 		rc = -ENODATA;
 	s->bytes = rc ? NULL : malloc((size_t)st.st_size);
