@@ -95,7 +95,7 @@ static int put_hole(struct mb_machine *machine, struct mb_snapshot_maker *maker,
 	for (uint64_t next; at < end && !rc; at = next) {
 		bool merged = mb_replicas_is_merged(machine->replicas, at, PAGE);
 
-		next = at + PAGE;
+		next = machine->replicas ? at + PAGE : end;
 		while (next < end && mb_replicas_is_merged(machine->replicas, next, PAGE) == merged)
 			next += PAGE;
 		rc = mb_snapshot_put_ram(maker, merged ? base + at : NULL, next - at, err);
