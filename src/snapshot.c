@@ -427,6 +427,35 @@ int mb_snapshot_disk(struct mb_snapshot_maker *maker, unsigned i, struct mb_erro
 	return maker->disk_fd[i];
 }
 
+const char *mb_snapshot_temporary(const struct mb_snapshot_maker *maker)
+{
+	return maker->temporary;
+}
+
+void mb_snapshot_remove_temporary(const char *temporary)
+{
+	static const char *const name[] = {"state", "ram"};
+	char gone[PATH_MAX + 8];
+	int fd;
+
+	/* It is renamed by us or by who makes it: by one of both. */
+	snprintf(gone, sizeof(gone), "%s.gone", temporary);
+	if (rename(temporary, gone))
+		return;
+	fd = open(gone, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	for (unsigned i = 0; i < MB_MAX_DISKS && fd >= 0; i++) {
+		char disk[16];
+
+		snprintf(disk, sizeof(disk), "disk-%u", i);
+		unlinkat(fd, disk, 0);
+	}
+	for (unsigned i = 0; i < 2 && fd >= 0; i++)
+		unlinkat(fd, name[i], 0);
+	if (fd >= 0)
+		close(fd);
+	rmdir(gone);
+}
+
 /* The files that are there, behind the config and in front of the rest. */
 static int put_files(
 	struct mb_snapshot_maker *maker, struct mb_state_out *out, struct mb_error *err)

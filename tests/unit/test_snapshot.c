@@ -295,6 +295,29 @@ START_TEST(test_given_up)
 }
 END_TEST
 
+/* By another one than who makes it, who gets an error then; not when it has its name. */
+START_TEST(test_removed)
+{
+	struct mb_snapshot_maker *maker;
+	struct mb_state_out out = {0};
+	char temporary[128];
+
+	ck_assert_int_eq(mb_snapshot_begin(path, &maker, &err), 0);
+	snprintf(temporary, sizeof(temporary), "%s", mb_snapshot_temporary(maker));
+	mb_snapshot_put_config(&out, &config);
+	ck_assert_int_eq(mb_snapshot_put_ram(maker, ram, MEMORY, &err), 0);
+	ck_assert_int_ge(mb_snapshot_disk(maker, 0, &err), 0);
+	mb_snapshot_remove_temporary(temporary);
+	run("test $(ls | wc -l) = 0");
+	ck_assert_int_eq(mb_snapshot_finish(maker, &out, &err), -ENOENT);
+	run("test $(ls | wc -l) = 0");
+	mb_state_out_finish(&out);
+	ck_assert_int_eq(make(), 0);
+	mb_snapshot_remove_temporary(temporary);
+	ck_assert_int_eq(open_it(), 0);
+}
+END_TEST
+
 /* What may not be in one. */
 START_TEST(test_config_refused)
 {
@@ -362,6 +385,7 @@ int main(void)
 	tcase_add_test(tcase, test_ram_damaged);
 	tcase_add_test(tcase, test_given_up);
 	tcase_add_test(tcase, test_config_refused);
+	tcase_add_test(tcase, test_removed);
 	tcase_add_test(tcase, test_passt);
 	suite_add_tcase(suite, tcase);
 	return run_suite(suite);
