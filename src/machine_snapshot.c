@@ -352,6 +352,22 @@ static int new_identity(struct mb_machine *machine, struct mb_error *err)
 	return rc;
 }
 
+/*
+ * A level interrupt that a vCPU had ended, but of which KVM had not told us when it stood still
+ * (KVM_EXIT_IOAPIC_EOI comes before the guest goes on, and is no part of a vCPU's state): no APIC
+ * has it any more, and nobody else would ever end it.
+ */
+static int end_interrupts(struct mb_machine *machine, struct mb_error *err)
+{
+	uint64_t vectors[MB_VECTOR_WORDS];
+	int rc = mb_vcpus_get_vectors(machine->vcpus, vectors, err);
+
+	for (unsigned v = 0; v < 64 * MB_VECTOR_WORDS && !rc; v++)
+		if (!(vectors[v / 64] >> v % 64 & 1))
+			mb_ioapic_eoi(machine->ioapic, (uint8_t)v);
+	return rc;
+}
+
 int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_state_in in = mb_snapshot_state(machine->config.snapshot);
@@ -359,6 +375,8 @@ int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err)
 
 	if (!rc)
 		rc = load_devices(machine, &in, err);
+	if (!rc)
+		rc = end_interrupts(machine, err);
 	if (rc)
 		return mb_error_prefix(err, rc, "snapshot");
 	rc = new_identity(machine, err);
