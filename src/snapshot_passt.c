@@ -78,8 +78,7 @@ int mb_snapshot_check_passt(const char *const *args, struct mb_error *err)
 		}
 		mb_error_set(err, ENOTSUP,
 			"has a network with the argument '%s' for passt, which may write files or "
-			"is not "
-			"known; a snapshot takes those about addresses and ports (man "
+			"is not known; a snapshot takes those about addresses and ports (man "
 			"mirrorball-snapshot)",
 			args[n]);
 		mb_error_make_printable(err->text);
