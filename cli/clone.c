@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client.h"
 #include "guard.h"
+#include "machines.h"
 #include "parse.h"
 #include "restore.h"
 #include <errno.h>
@@ -8,6 +9,7 @@
 #include <limits.h>
 #include <mirrorball/clock.h>
 #include <mirrorball/log.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -53,6 +55,7 @@ struct asked {
 	unsigned number;
 	const char *name, *output, *from;
 	bool help, version;
+	const sigset_t *mask; /* signals as they were before some were held; NULL: none is */
 };
 
 static int set_option(void *ctx, int index, char *value, struct mb_error *err)
@@ -122,7 +125,6 @@ static int be(const struct child *child, const struct mb_snapshot *snapshot, con
 		.config = *mb_snapshot_config(snapshot), .started = started, .started_ctx = ready};
 	int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
-	setsid();
 	dup2(null, STDIN_FILENO);
 	dup2(ready->out_fd, STDOUT_FILENO);
 	run.config.name = child->name;
@@ -153,6 +155,9 @@ static int start(struct child *child, const struct mb_snapshot *snapshot, const 
 	child->pid = fork();
 	if (!child->pid) {
 		close(pipe_fd[0]);
+		setsid();
+		if (asked->mask)
+			sigprocmask(SIG_SETMASK, asked->mask, NULL);
 		_exit(be(child, snapshot, dir, &ready, start_ns));
 	}
 	close(pipe_fd[1]);
@@ -181,23 +186,69 @@ static bool runs(struct child *child)
 	return false;
 }
 
+/* ---- signals, as long as there is something to remove ---- */
+
+/* Not SIGQUIT: it is the way out of a machine that does not answer. */
+static const int held[] = {SIGINT, SIGTERM, SIGHUP};
+
+static void hold_signals(sigset_t *before)
+{
+	struct sigaction action;
+	sigset_t set;
+
+	sigemptyset(&set);
+	/* One that is ignored would be kept nevertheless if it were blocked (nohup). */
+	for (unsigned i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+		if (!sigaction(held[i], NULL, &action) && action.sa_handler != SIG_IGN)
+			sigaddset(&set, held[i]);
+	sigprocmask(SIG_BLOCK, &set, before);
+}
+
+static bool end_is_asked(void)
+{
+	sigset_t set;
+
+	sigpending(&set);
+	for (unsigned i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+		if (sigismember(&set, held[i]))
+			return true;
+	return false;
+}
+
 /* ---- all ---- */
+
+/* NAME-k with the next k, from *k + 1 on, that no machine has which runs. */
+static void next_name(
+	struct child *child, const char *name, const struct cli_machines *running, unsigned *k)
+{
+	bool taken;
+
+	do {
+		snprintf(child->name, sizeof(child->name), "%.*s-%u", NAME_MAX - 32, name, ++*k);
+		taken = false;
+		for (unsigned i = 0; i < running->n; i++)
+			taken |= !strcmp(running->machine[i].name, child->name);
+	} while (taken);
+}
 
 static int clone_all(const char *dir, const struct asked *asked)
 {
 	struct child *child = calloc(asked->number, sizeof(*child));
 	struct mb_snapshot *snapshot = NULL;
+	struct cli_machines running;
 	const char *name;
-	struct mb_error err;
-	unsigned n = 0, n_failed = 0;
+	struct mb_error err, ignored;
+	unsigned n = 0, n_failed = 0, k = 0;
 	int rc;
 
 	rc = child ? mb_snapshot_open(dir, &snapshot, &err)
 		   : mb_error_set(&err, ENOMEM, "clone: out of memory");
 	name = rc ? "" : asked->name ? asked->name : mb_snapshot_config(snapshot)->name;
-	while (!rc && n < asked->number) {
-		snprintf(child[n].name, sizeof(child[n].name), "%.*s-%u", NAME_MAX - 32, name,
-			n + 1);
+	/* Two of one name would be no more than hard to tell apart. */
+	if (cli_machines_list(&running, &ignored))
+		running = (struct cli_machines){0};
+	while (!rc && n < asked->number && !end_is_asked()) {
+		next_name(&child[n], name, &running, &k);
 		rc = start(&child[n], snapshot, dir, asked, &err);
 		n += !rc;
 	}
@@ -209,6 +260,7 @@ static int clone_all(const char *dir, const struct asked *asked)
 		else
 			n_failed++;
 	}
+	cli_machines_finish(&running);
 	mb_snapshot_close(snapshot);
 	free(child);
 	return rc || n_failed || cli_flush() ? CLI_FAILED : CLI_OK;
@@ -232,18 +284,23 @@ static void remove_snapshot(const char *path)
 	rmdir(path);
 }
 
-static int clone_running(const struct asked *asked)
+/* A signal that comes meanwhile ends us when the snapshot is removed. */
+static int clone_running(struct asked *asked)
 {
 	const char *tmp = getenv("TMPDIR");
 	char parent[PATH_MAX / 2], path[PATH_MAX];
 	json_t *answer = NULL;
 	struct mb_error err;
+	sigset_t before;
 	int rc;
 
 	snprintf(parent, sizeof(parent), "%s/mirrorball-clone-XXXXXX",
 		tmp && *tmp == '/' ? tmp : "/var/tmp");
+	hold_signals(&before);
+	asked->mask = &before;
 	if (!mkdtemp(parent)) {
 		mb_log("clone: %s: %s; TMPDIR names another directory", parent, strerror(errno));
+		sigprocmask(SIG_SETMASK, &before, NULL);
 		return CLI_FAILED;
 	}
 	snprintf(path, sizeof(path), "%s/snapshot", parent);
@@ -257,6 +314,8 @@ static int clone_running(const struct asked *asked)
 	}
 	remove_snapshot(path);
 	rmdir(parent);
+	asked->mask = NULL;
+	sigprocmask(SIG_SETMASK, &before, NULL);
 	return rc;
 }
 

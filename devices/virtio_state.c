@@ -195,6 +195,10 @@ static int start_again(
 	for (unsigned i = 0; i < vdev->config.n_queues; i++)
 		if (vdev->queue[i].resumes && !vdev->queue[i].started)
 			return mb_error_set(err, EINVAL, "%s: cannot go on as it was", vdev->name);
+	/* From here on a queue that starts is a new one: after a device's being stopped without a
+	 * reset, and one that the driver has enabled since. */
+	for (unsigned i = 0; i < vdev->config.n_queues; i++)
+		vdev->queue[i].resumes = false;
 	return 0;
 }
 

@@ -12,6 +12,8 @@
 #define MSR_IA32_TSC_DEADLINE 0x6e0u
 #define MSR_IA32_SMBASE	      0x09eu /* in KVM: readable and writable by the host, and by nobody else */
 #define MSR_MTRR_DEF_TYPE     0x2ffu
+#define MSR_KVM_WALL	      0x011u	  /* MSR_KVM_WALL_CLOCK */
+#define MSR_KVM_WALL_NEW      0x4b564d00u /* MSR_KVM_WALL_CLOCK_NEW */
 #define MISC_ENABLE_FAST_STR  1ull
 #define MTRR_ENABLE	      (1ull << 11)
 #define MTRR_TYPE_WRITE_BACK  6ull
@@ -146,6 +148,16 @@ static int get_one(const struct mb_host *host, int vcpu_fd, uint32_t index, uint
 	return rc ? rc : one.n ? 0 : -ENOENT;
 }
 
+/*
+ * Writing where the wall clock is to be makes KVM write it there, once (msr.rst): into what may be
+ * something else by now, and from a clock that is not set yet. A guest writes it whenever it wants
+ * to know.
+ */
+static bool is_a_request(uint32_t index)
+{
+	return index == MSR_KVM_WALL || index == MSR_KVM_WALL_NEW;
+}
+
 int mb_msrs_restore(
 	const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs, uint32_t *refused)
 {
@@ -156,13 +168,15 @@ int mb_msrs_restore(
 			uint64_t now;
 			int rc;
 
-			if ((e->index == MSR_IA32_TSC_DEADLINE) != (pass == 1))
+			if ((e->index == MSR_IA32_TSC_DEADLINE) != (pass == 1) ||
+				is_a_request(e->index))
 				continue;
 			rc = mb_msr_set(host, vcpu_fd, e->index, e->data);
 			if (!rc)
 				continue;
 			/* Some are there to be read only. */
-			if (rc == -EINVAL && !get_one(host, vcpu_fd, e->index, &now) && now == e->data)
+			if (rc == -EINVAL && !get_one(host, vcpu_fd, e->index, &now) &&
+				now == e->data)
 				continue;
 			*refused = e->index;
 			return rc;

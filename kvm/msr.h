@@ -38,7 +38,7 @@ int mb_msrs_set(const struct mb_host *host, int vcpu_fd, const struct mb_msrs *m
 
 /*
  * The same for a vCPU that is to be what another one was: -EINVAL for the first one that KVM refuses and that
- * does not have that value already. *refused: its index.
+ * does not have that value already. *refused: its index. Where KVM is to write the wall clock is left out.
  */
 int mb_msrs_restore(
 	const struct mb_host *host, int vcpu_fd, const struct mb_msrs *msrs, uint32_t *refused);

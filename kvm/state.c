@@ -14,6 +14,10 @@ void mb_state_put(struct mb_state_out *out, const void *data, size_t len)
 {
 	if (out->rc || !len)
 		return;
+	if (len > MB_STATE_MAX_BYTES - out->len) {
+		out->rc = -EFBIG;
+		return;
+	}
 	if (len > out->max - out->len) {
 		size_t max = out->max ? out->max : FIRST_BYTES;
 		uint8_t *grown;

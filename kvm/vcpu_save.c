@@ -17,6 +17,8 @@
 #define MAX_XSAVE     (1u << 20)
 #define MAX_MSRS      4096u
 #define MAX_CPUID     1024u
+#define LAPIC_ISR     0x100u /* of 32 vectors each, every 16 bytes (SDM vol. 3, 11.4.1) */
+#define LAPIC_IRR     0x200u
 
 /* ---- the processor that guests see ---- */
 
@@ -309,4 +311,26 @@ int mb_vcpus_load(struct mb_vcpus *set, struct mb_state_in *in, struct mb_error 
 		return rc;
 	rc = mb_host_ioctl(mb_vm_host(set->vm), mb_vm_fd(set->vm), KVM_SET_CLOCK, &clock);
 	return rc ? mb_error_set(err, -rc, "KVM does not take the clock: %s", strerror(-rc)) : 0;
+}
+
+int mb_vcpus_get_vectors(
+	struct mb_vcpus *set, uint64_t vectors[MB_VECTOR_WORDS], struct mb_error *err)
+{
+	memset(vectors, 0, MB_VECTOR_WORDS * sizeof(vectors[0]));
+	for (unsigned i = 0; i < set->n; i++) {
+		struct kvm_lapic_state lapic;
+		int rc = mb_vcpu_ioctl(&set->vcpu[i], KVM_GET_LAPIC, &lapic);
+
+		if (rc)
+			return mb_error_set(err, -rc, "KVM: cannot read the APIC of vCPU %u: %s", i,
+				strerror(-rc));
+		for (unsigned k = 0; k < 2 * MB_VECTOR_WORDS; k++) {
+			uint32_t isr, irr;
+
+			memcpy(&isr, lapic.regs + LAPIC_ISR + 16 * k, sizeof(isr));
+			memcpy(&irr, lapic.regs + LAPIC_IRR + 16 * k, sizeof(irr));
+			vectors[k / 2] |= (uint64_t)(isr | irr) << 32 * (k % 2);
+		}
+	}
+	return 0;
 }

@@ -146,6 +146,7 @@ struct mb_machine {
 	bool ending;	   /* atomic: nobody waits for the terminal any more */
 	bool restarting;   /* atomic: nor meanwhile */
 	int signal;	   /* atomic: the last one that asked for the end; stored before doing is loaded */
+	char *making;	   /* atomic: directory of a snapshot that is being made; whoever takes it frees it */
 	const char *doing; /* atomic: what goes on before the guest runs; NULL from then on */
 	int ask_fd;	   /* eventfd */
 	struct mb_watch ask_watch;
@@ -308,6 +309,8 @@ int mb_machine_answer_heat(void *ctx, uint64_t connection, json_t **answer, stru
 void mb_machine_heat_closed(void *ctx, uint64_t connection);
 
 /* src/machine_snapshot.c: a request of the control socket; and what a machine from a snapshot begins with. */
+/* The process is about to end: removes what is there of a snapshot that is being made. Signals' thread. */
+void mb_machine_drop_snapshot(struct mb_machine *machine);
 int mb_machine_answer_snapshot(
 	void *ctx, const char *path, json_t **answer, struct mb_error *err);
 int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err);

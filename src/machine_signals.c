@@ -58,6 +58,8 @@ static void watch_end(struct mb_machine *machine, int signal, const char *early)
 			continue;
 		doing = __atomic_load_n(&machine->doing, __ATOMIC_ACQUIRE);
 		if (machine->config.stuck)
+			mb_machine_drop_snapshot(machine);
+		if (machine->config.stuck)
 			machine->config.stuck(
 				machine->config.stuck_ctx, more > 0 ? more : signal, doing ? doing : early);
 		return;

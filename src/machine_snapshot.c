@@ -3,7 +3,10 @@
 #include <mirrorball/acpi.h>
 #include <mirrorball/json.h>
 #include <mirrorball/snapshot.h>
+#include <mirrorball/thread.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "machine_internal.h"
@@ -15,10 +18,12 @@
  *
  * In: vCPUs with their APICs first, for devices interrupt them as soon as they are there.
  */
-#define PAUSE_NS  1000000000ull	 /* a vCPU may wait for a terminal that nobody reads */
-#define DEVICE_NS 10000000000ull /* a disk may not answer */
-#define PAGE	  4096u
-#define CHUNK	  (2u << 20) /* between two looks whether the machine is to end */
+#define PAUSE_NS     1000000000ull  /* a vCPU may wait for a terminal that nobody reads */
+#define DEVICE_NS    10000000000ull /* a disk may not answer */
+#define PAGE	     4096u
+#define CHUNK	     (2u << 20) /* between two looks whether the machine is to end */
+#define REMOVE_S     1
+#define REMOVE_STACK (64u << 10)
 
 /* ---- what can be saved ---- */
 
@@ -37,12 +42,17 @@ static int check(struct mb_machine *machine, struct mb_error *err)
 		if (rc)
 			return rc;
 	}
-	for (unsigned i = 0; i < config->n_nics; i++)
+	for (unsigned i = 0; i < config->n_nics; i++) {
+		int rc = mb_snapshot_check_passt(config->nic[i].passt_args, err);
+
+		if (rc)
+			return rc;
 		if (!config->nic[i].passt && !config->nic[i].tap_name)
 			return mb_error_set(err, ENOTSUP,
 				"has a network by a descriptor (tap-fd), which cannot be opened "
 				"again; "
 				"a snapshot takes taps by name, and passt");
+	}
 	return 0;
 }
 
@@ -90,7 +100,7 @@ static int put_hole(struct mb_machine *machine, struct mb_snapshot_maker *maker,
 	for (uint64_t next; at < end && !rc; at = next) {
 		bool merged = mb_replicas_is_merged(machine->replicas, at, PAGE);
 
-		next = at + PAGE;
+		next = machine->replicas ? at + PAGE : end;
 		while (next < end && mb_replicas_is_merged(machine->replicas, next, PAGE) == merged)
 			next += PAGE;
 		rc = mb_snapshot_put_ram(maker, merged ? base + at : NULL, next - at, err);
@@ -106,7 +116,9 @@ static int put_data(struct mb_machine *machine, struct mb_snapshot_maker *maker,
 
 	for (uint64_t next; at < end && !rc; at = next) {
 		next = end - at < CHUNK ? end : at + CHUNK;
-		if (mb_machine_signalled(machine))
+		/* Not a signal that has only pressed the power button: whoever gets it may go on.
+		 */
+		if (__atomic_load_n(&machine->asked, __ATOMIC_ACQUIRE) & MB_ASK_QUIT)
 			return mb_error_set(err, EINTR, "the machine ends");
 		rc = mb_snapshot_put_ram(maker, base + at, next - at, err);
 	}
@@ -200,6 +212,36 @@ static int put_all(struct mb_machine *machine, struct mb_snapshot_maker *maker,
 	return rc ? rc : put_ram(machine, maker, err);
 }
 
+static void set_making(struct mb_machine *machine, char *path)
+{
+	free(__atomic_exchange_n(&machine->making, path, __ATOMIC_ACQ_REL));
+}
+
+static void *remove_main(void *arg)
+{
+	mb_snapshot_remove_temporary(arg);
+	free(arg);
+	return NULL;
+}
+
+/* Files on a disk that does not answer cannot be removed either: that has its time, too. */
+void mb_machine_drop_snapshot(struct mb_machine *machine)
+{
+	char *path = __atomic_exchange_n(&machine->making, NULL, __ATOMIC_ACQ_REL);
+	struct timespec limit;
+	pthread_t thread;
+
+	if (!path)
+		return;
+	if (mb_thread_start(&thread, REMOVE_STACK, NULL, remove_main, path)) {
+		free(path);
+		return;
+	}
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += REMOVE_S;
+	pthread_timedjoin_np(thread, NULL, &limit);
+}
+
 /* It runs again before what was written is durable: that takes longest. */
 static int save(struct mb_machine *machine, const char *path, struct mb_error *err)
 {
@@ -211,6 +253,7 @@ static int save(struct mb_machine *machine, const char *path, struct mb_error *e
 		rc = mb_snapshot_begin(path, &maker, err);
 	if (rc)
 		return rc;
+	set_making(machine, strdup(mb_snapshot_temporary(maker)));
 	mb_machine_hold_memory(machine);
 	if (!mb_vcpus_pause_within(machine->vcpus, PAUSE_NS)) {
 		rc = mb_error_set(err, EBUSY,
@@ -234,6 +277,7 @@ static int save(struct mb_machine *machine, const char *path, struct mb_error *e
 		mb_snapshot_finish(maker, NULL, NULL);
 	else
 		rc = mb_snapshot_finish(maker, &out, err);
+	set_making(machine, NULL);
 	mb_state_out_finish(&out);
 	return rc;
 }
@@ -308,6 +352,22 @@ static int new_identity(struct mb_machine *machine, struct mb_error *err)
 	return rc;
 }
 
+/*
+ * A level interrupt that a vCPU had ended, but of which KVM had not told us when it stood still
+ * (KVM_EXIT_IOAPIC_EOI comes before the guest goes on, and is no part of a vCPU's state): no APIC
+ * has it any more, and nobody else would ever end it.
+ */
+static int end_interrupts(struct mb_machine *machine, struct mb_error *err)
+{
+	uint64_t vectors[MB_VECTOR_WORDS];
+	int rc = mb_vcpus_get_vectors(machine->vcpus, vectors, err);
+
+	for (unsigned v = 0; v < 64 * MB_VECTOR_WORDS && !rc; v++)
+		if (!(vectors[v / 64] >> v % 64 & 1))
+			mb_ioapic_eoi(machine->ioapic, (uint8_t)v);
+	return rc;
+}
+
 int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_state_in in = mb_snapshot_state(machine->config.snapshot);
@@ -315,6 +375,8 @@ int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err)
 
 	if (!rc)
 		rc = load_devices(machine, &in, err);
+	if (!rc)
+		rc = end_interrupts(machine, err);
 	if (rc)
 		return mb_error_prefix(err, rc, "snapshot");
 	rc = new_identity(machine, err);

@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #define PAGE	  4096u
-#define MAX_STATE (1u << 30)
 #define MAX_TRIES 100u
 
 static const char magic[8] = "mbsnap\r\n";
@@ -91,7 +90,7 @@ static int read_state(struct mb_snapshot *s, int dir_fd, struct header *h, struc
 
 	if (fd < 0)
 		return mb_error_set(err, -fd, "file state: %s", strerror(-fd));
-	rc = st.st_size > MAX_STATE ? -EFBIG : 0;
+	rc = st.st_size > MB_STATE_MAX_BYTES ? -EFBIG : 0;
 	if (!rc && st.st_size < (off_t)sizeof(*h))
 		rc = -ENODATA;
 	s->bytes = rc ? NULL : malloc((size_t)st.st_size);
@@ -426,6 +425,35 @@ int mb_snapshot_disk(struct mb_snapshot_maker *maker, unsigned i, struct mb_erro
 	snprintf(name, sizeof(name), "disk-%u", i);
 	maker->disk_fd[i] = make_file(maker, name, err);
 	return maker->disk_fd[i];
+}
+
+const char *mb_snapshot_temporary(const struct mb_snapshot_maker *maker)
+{
+	return maker->temporary;
+}
+
+void mb_snapshot_remove_temporary(const char *temporary)
+{
+	static const char *const name[] = {"state", "ram"};
+	char gone[PATH_MAX + 8];
+	int fd;
+
+	/* It is renamed by us or by who makes it: by one of both. */
+	snprintf(gone, sizeof(gone), "%s.gone", temporary);
+	if (rename(temporary, gone))
+		return;
+	fd = open(gone, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	for (unsigned i = 0; i < MB_MAX_DISKS && fd >= 0; i++) {
+		char disk[16];
+
+		snprintf(disk, sizeof(disk), "disk-%u", i);
+		unlinkat(fd, disk, 0);
+	}
+	for (unsigned i = 0; i < 2 && fd >= 0; i++)
+		unlinkat(fd, name[i], 0);
+	if (fd >= 0)
+		close(fd);
+	rmdir(gone);
 }
 
 /* The files that are there, behind the config and in front of the rest. */

@@ -131,7 +131,7 @@ static int get_nic(
 	if (nic->passt == (nic->tap_name != NULL) || !nic->n_pairs ||
 		nic->n_pairs > (MB_VIRTIO_MAX_QUEUES - 1) / 2)
 		return mb_state_refuse(part, err, "has a network that cannot be");
-	return 0;
+	return mb_snapshot_check_passt(nic->passt_args, err);
 }
 
 static int get_devices(struct mb_snapshot *snapshot, struct mb_state_in *part, struct mb_error *err)

@@ -89,8 +89,9 @@ begin origin splash churn ms=6000 every_ms=200
 mkdir logs
 expect 0 '^origin-3 [0-9]+$' "$MIRRORBALL" clone origin -n 3 --output logs
 check test "$(grep -c '^origin-[123] [0-9]*$' <<<"$out")" = 3
+expect 0 '^origin-4 [0-9]+$' "$MIRRORBALL" clone origin --output logs
 expect 0 '^other-2 [0-9]+$' "$MIRRORBALL" clone ./churn.snap --name other --number 2 --output logs
-for name in origin-1 origin-2 origin-3 other-1 other-2; do
+for name in origin-1 origin-2 origin-3 origin-4 other-1 other-2; do
 	await "logs/$name.log" ': ok$'
 	await "logs/$name.log" "mirrorball: $name: powered off"
 done
@@ -209,6 +210,16 @@ nothing_left
 for snap in gone?.snap; do
 	[ ! -e "$snap" ] || expect 131 '' timeout --preserve-status -s QUIT 1 "$MIRRORBALL" restore --check "$snap"
 done
+# Who clones is ended: no snapshot is left.
+for i in 1 2 3 4 5 6; do
+	"$MIRRORBALL" clone long -n 2 --name "ended$i" >ended.pids &
+	pid=$!
+	sleep "0.0$i"
+	kill -TERM "$pid" 2>/dev/null || true
+	wait "$pid" || true
+	while read -r _ clone; do kill -QUIT "$clone"; done <ended.pids
+done
+check test -z "$(find "$work" -maxdepth 1 -name 'mirrorball-clone-*')"
 # The machine is ended meanwhile.
 "$MIRRORBALL" snapshot long end.snap >end.log 2>&1 &
 pid=$!

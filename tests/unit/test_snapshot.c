@@ -295,6 +295,29 @@ START_TEST(test_given_up)
 }
 END_TEST
 
+/* By another one than who makes it, who gets an error then; not when it has its name. */
+START_TEST(test_removed)
+{
+	struct mb_snapshot_maker *maker;
+	struct mb_state_out out = {0};
+	char temporary[128];
+
+	ck_assert_int_eq(mb_snapshot_begin(path, &maker, &err), 0);
+	snprintf(temporary, sizeof(temporary), "%s", mb_snapshot_temporary(maker));
+	mb_snapshot_put_config(&out, &config);
+	ck_assert_int_eq(mb_snapshot_put_ram(maker, ram, MEMORY, &err), 0);
+	ck_assert_int_ge(mb_snapshot_disk(maker, 0, &err), 0);
+	mb_snapshot_remove_temporary(temporary);
+	run("test $(ls | wc -l) = 0");
+	ck_assert_int_eq(mb_snapshot_finish(maker, &out, &err), -ENOENT);
+	run("test $(ls | wc -l) = 0");
+	mb_state_out_finish(&out);
+	ck_assert_int_eq(make(), 0);
+	mb_snapshot_remove_temporary(temporary);
+	ck_assert_int_eq(open_it(), 0);
+}
+END_TEST
+
 /* What may not be in one. */
 START_TEST(test_config_refused)
 {
@@ -318,6 +341,36 @@ START_TEST(test_config_refused)
 }
 END_TEST
 
+/* What passt does for a snapshot's sake is not to write files. */
+START_TEST(test_passt)
+{
+	static const char *const good[][4] = {{NULL}, {"-t", "8080,22:2222", NULL},
+		{"-t8080", "--udp-ports=53", NULL}, {"--tcp-ports", "all", "-4", NULL},
+		{"-D", "", "--no-map-gw", NULL}, {"--dns=1.1.1.1", "--ipv6-only", "--no-dhcp", NULL}};
+	static const char *const bad[][4] = {{"-p", "/x", NULL}, {"--pcap", "/x", NULL},
+		{"--pcap=/x", NULL}, {"--pc=/x", NULL}, {"-p/x", NULL}, {"-P", "/x", NULL},
+		{"-l", "/x", NULL}, {"--log-file=/x", NULL}, {"-4P", "/x", NULL}, {"-4P/x", NULL},
+		{"-t", "--pcap=/x", NULL}, {"-t", "80", "x", NULL}, {"x", NULL}, {"", NULL},
+		{"--", NULL}, {"-", NULL}, {"--tcp", "80", NULL}, {"--tcp-portsx", NULL},
+		{"--ipv4-only=x", NULL}, {"--no-tcp=x", NULL}, {"--runas=0", NULL},
+		{"-s", "/x", NULL}};
+	struct mb_machine_config before = config;
+
+	ck_assert_int_eq(mb_snapshot_check_passt(NULL, &err), 0);
+	for (unsigned i = 0; i < sizeof(good) / sizeof(good[0]); i++)
+		ck_assert_msg(!mb_snapshot_check_passt(good[i], &err), "%u: %s", i, err.text);
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		ck_assert_msg(mb_snapshot_check_passt(bad[i], &err) == -ENOTSUP, "%u", i);
+		config.nic[0].passt_args = bad[i];
+		ck_assert_int_eq(make(), 0);
+		ck_assert_msg(open_it() == -ENOTSUP, "%u", i);
+		ck_assert_ptr_nonnull(strstr(err.text, "for passt"));
+		run("rm -rf snap");
+	}
+	config = before;
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("snapshot");
@@ -332,6 +385,8 @@ int main(void)
 	tcase_add_test(tcase, test_ram_damaged);
 	tcase_add_test(tcase, test_given_up);
 	tcase_add_test(tcase, test_config_refused);
+	tcase_add_test(tcase, test_removed);
+	tcase_add_test(tcase, test_passt);
 	suite_add_tcase(suite, tcase);
 	return run_suite(suite);
 }

@@ -156,6 +156,21 @@ START_TEST(test_crc)
 }
 END_TEST
 
+/* More than anybody would read: refused before it is copied, and whatever follows. */
+START_TEST(test_too_large)
+{
+	volatile size_t len = MB_STATE_MAX_BYTES;
+
+	mb_state_begin(&out, "first", 3);
+	mb_state_put(&out, "", len);
+	ck_assert_int_eq(out.rc, -EFBIG);
+	mb_state_put_u8(&out, 1);
+	mb_state_end(&out);
+	ck_assert_int_eq(out.rc, -EFBIG);
+	ck_assert_uint_eq(out.len, MB_STATE_PART_BYTES);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("state");
@@ -166,6 +181,7 @@ int main(void)
 	tcase_add_test(tcase, test_wrong);
 	tcase_add_test(tcase, test_damage);
 	tcase_add_test(tcase, test_crc);
+	tcase_add_test(tcase, test_too_large);
 	suite_add_tcase(suite, tcase);
 	return run_suite(suite);
 }

@@ -20,13 +20,14 @@
 #define MB_STATE_NAME_BYTES 12u
 #define MB_STATE_PART_BYTES (MB_STATE_NAME_BYTES + 8u) /* in front of each part */
 #define MB_STATE_MAX_TEXT   8192u
+#define MB_STATE_MAX_BYTES  (1u << 30) /* all parts: none is longer than its length can say */
 
 /* Being written; zero to begin with. */
 struct mb_state_out {
 	uint8_t *data;
 	size_t len, max;
 	size_t part; /* where the open one begins */
-	int rc;	     /* 0 or -ENOMEM: then what is there is of no use */
+	int rc;	     /* 0, -ENOMEM, or -EFBIG: then what is there is of no use */
 };
 
 void mb_state_begin(struct mb_state_out *out, const char *name, uint32_t version);

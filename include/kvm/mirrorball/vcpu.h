@@ -149,6 +149,10 @@ int mb_vcpus_reset(struct mb_vcpus *vcpus);
  */
 int mb_vcpus_save(struct mb_vcpus *vcpus, struct mb_state_out *out, struct mb_error *err);
 int mb_vcpus_load(struct mb_vcpus *vcpus, struct mb_state_in *in, struct mb_error *err);
+/* A bit for each vector that waits at a vCPU's APIC or has not ended there (IRR, ISR). */
+#define MB_VECTOR_WORDS 4
+int mb_vcpus_get_vectors(
+	struct mb_vcpus *vcpus, uint64_t vectors[MB_VECTOR_WORDS], struct mb_error *err);
 
 /* Long mode, flat segments, paging on: what the 64-bit boot protocols ask for. */
 struct mb_vcpu_start {

@@ -65,8 +65,20 @@ int mb_snapshot_put_ram(
 /* A new file for the changes of disk i, to be written until mb_snapshot_finish, which closes it.
  * -errno */
 int mb_snapshot_disk(struct mb_snapshot_maker *maker, unsigned i, struct mb_error *err);
+/* The directory as it is called meanwhile; maker's. */
+const char *mb_snapshot_temporary(const struct mb_snapshot_maker *maker);
+/*
+ * Removes such a directory when whoever makes it will not: another thread may hang in it, and gets
+ * -ENOENT if it goes on. One that has its name by now stays as it is.
+ */
+void mb_snapshot_remove_temporary(const char *temporary);
 /* The config, for `state` to begin with. */
 void mb_snapshot_put_config(struct mb_state_out *out, const struct mb_machine_config *config);
+/*
+ * Arguments for passt, NULL-terminated or NULL: -ENOTSUP if one is among them that no snapshot may
+ * have, as it could make passt write files. Looked at when one is made, and when one is opened.
+ */
+int mb_snapshot_check_passt(const char *const *args, struct mb_error *err);
 /*
  * Writes `state`, makes it all durable and gives it its name. Whatever comes of it, maker is gone;
  * where it failed, so is what was written. state NULL: it is given up.
