@@ -30,20 +30,14 @@ fill() {
 	expect "$1: hardly any memory is free where it belongs" 1 "$(($(node_kib MemFree) * 25 < $(node_kib MemTotal)))"
 }
 
-# born_on_node_1: what is started now has its memory there, since the cpuset says so; any_node: and then no more
-born_on_node_1() {
-	mkdir -p /sys/fs/cgroup/born
-	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
-	echo 1 >/sys/fs/cgroup/born/cpuset.mems
-	# shellcheck disable=SC2016 # of the inner shell
-	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/born/cgroup.procs; exec "$@"' sh)
-}
-any_node() { echo 0-1 >/sys/fs/cgroup/born/cpuset.mems; }
-
-# Everything begins on node 1, where only half of it belongs.
+# Everything begins on node 1, where only half of it belongs: the cpuset says so, and then no more.
 wrong() {
 	local before after moved=0 end
-	born_on_node_1
+	mkdir -p /sys/fs/cgroup/wrong
+	echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control
+	echo 1 >/sys/fs/cgroup/wrong/cpuset.mems
+	# shellcheck disable=SC2016 # of the inner shell
+	as_user=(sh -c 'echo $$ >/sys/fs/cgroup/wrong/cgroup.procs; exec "$@"' sh)
 	begin wrong private size=64M ms=400000
 	as_user=()
 	answers wrong
@@ -51,7 +45,7 @@ wrong() {
 	before=$(kib_on_nodes "$pid" ram)
 	echo "wrong: $(asked wrong "(m['locality'] or 0) * 100") % local at first"
 	fill wrong
-	any_node
+	echo 0-1 >/sys/fs/cgroup/wrong/cpuset.mems
 	end=$((SECONDS + 150))
 	until [ "${moved:-0}" -ge $((24 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
 		sleep 1
@@ -74,35 +68,45 @@ wrong() {
 	expect "wrong: status" 130 "$status"
 }
 
-# Home is on node 1, and node 0 is full of file caches: the copy for who runs on node 0 is there nevertheless. What there is
-# on node 1 is for the other view, of what has its home on node 0.
-crowded() {
-	local end here=0 there=0 home copied i
-	fill crowded
-	born_on_node_1
+# Home is on node 1 for the most part, since node 0 has no memory at all; then it has file caches, which make room: the copy for
+# who runs on node 0 is there. $here and $there: KiB of copies on nodes 0 and 1, $of_1: KiB that view 1 has.
+crowd() {
+	local end i
+	mkdir -p more && mount -t tmpfs -o size=100% more more
+	echo 3 >/proc/sys/vm/drop_caches
+	taskset -c 0 fallocate -l "$(node_kib MemFree)K" more/full
 	start crowded --quiet --views 2 --cpus 4 --memory 256M --track on,budget=50 --migrate on --replicas 50% splash readshare size=16M ms=400000
-	as_user=()
-	# Once it has filled its table, and sooner than the first copy of that
+	# Until it has filled its table
 	for ((i = 0; i < 600; i++)); do
 		[ "$(stat -L -c %b "$(find "/proc/$pid/fd" -lname '*mirrorball-ram*' 2>/dev/null | head -n 1)" 2>/dev/null || echo 0)" -lt $((16 << 11)) ] || break
 		sleep 0.1
 	done
-	copied=$(asked crowded "a['replicas']['copied_bytes'] >> 10")
-	any_node
-	echo "crowded: table filled after $((SECONDS - begun)) s, ${copied:=0} KiB copied by then"
-	expect "crowded: few copies by then" 1 "$((copied < 4096))"
-	end=$((SECONDS + 120))
+	umount more
+	fill crowded
+	echo "crowded: table filled, and caches, after $((SECONDS - begun)) s; guest memory: $(kib_on_nodes "$pid" ram)"
+	answers crowded
+	end=$((SECONDS + 90))
 	until [ "${here:-0}" -ge $((4 << 10)) ] || [ "$SECONDS" -ge "$end" ]; do
 		sleep 1
 		read -r here there _ < <(kib_on_nodes "$pid" copies)
 	done
-	home=$(kib_on_nodes "$pid" ram)
-	echo "crowded: $(node_kib MemFree) KiB of node 0 free, copies: $here KiB there, $there on node 1, guest memory: $home"
-	expect "crowded: copies where they are of use" 1 "$((here >= 4 << 10))"
-	expect "crowded: and none where they are not" 1 "$((there <= ${home%% *} + copied + 1024))"
+	of_1=$(asked crowded "a['replicas']['view_bytes'][1] >> 10")
+	read -r here there _ < <(kib_on_nodes "$pid" copies)
+	echo "crowded: $(node_kib MemFree) KiB of node 0 free, copies: $here KiB there, $there on node 1, of view 1: ${of_1:=0}"
 	kill -INT "$pid"
 	ended 20
 	rm /tmp/full
+}
+
+# Linux may find memory on node 0 after all, where it needs no copies: once more, then.
+crowded() {
+	local here=0 there=0 of_1 try
+	for try in 1 2 3; do
+		crowd
+		expect "crowded: no copies where they are not of use, $try" 1 "$((there <= of_1 + 1024))"
+		[ "$here" -lt $((4 << 10)) ] || break
+	done
+	expect "crowded: copies where they are of use" 1 "$((here >= 4 << 10))"
 }
 
 # Memory changes its user every few seconds, and is followed some of the time.
