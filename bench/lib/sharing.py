@@ -95,12 +95,12 @@ def cpu_s(stat):
 
 
 def sharing_cpu_s(pids):
-    """Of ksmd; of mirrorballd, and of the threads that merge and take writes."""
+    """Of ksmd; of mirrorballd, and of the threads that merge, take writes and look for zeroes."""
     total = sum(cpu_s(f"/proc/{pid}/stat") for name in ("ksmd", "mirrorballd") for pid in named(name))
     for pid in pids:
         for task in glob.glob(f"/proc/{pid}/task/*"):
             with open(f"{task}/comm", encoding="ascii", errors="replace") as file:
-                if file.read().strip() in ("share", "writes", "collapse"):
+                if file.read().strip() in ("share", "writes", "collapse", "content"):
                     total += cpu_s(f"{task}/stat")
     return total
 
