@@ -90,8 +90,13 @@ crowd() {
 		sleep 1
 		read -r here there _ < <(kib_on_nodes "$pid" copies)
 	done
-	of_1=$(asked crowded "a['replicas']['view_bytes'][1] >> 10")
-	read -r here there _ < <(kib_on_nodes "$pid" copies)
+	# What is just being copied is on its way.
+	for ((i = 0; i < 30; i++)); do
+		read -r here there _ < <(kib_on_nodes "$pid" copies)
+		of_1=$(asked crowded "a['replicas']['view_bytes'][1] >> 10")
+		[ "$there" -gt $((of_1 + 1024)) ] || break
+		sleep 1
+	done
 	echo "crowded: $(node_kib MemFree) KiB of node 0 free, copies: $here KiB there, $there on node 1, of view 1: ${of_1:=0}"
 	kill -INT "$pid"
 	ended 20
