@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blk_impl.h"
 #include <errno.h>
+#include <mirrorball/clock.h>
 #include <sys/stat.h>
 
 /* Snapshots of a disk: of what the guest has chosen, and of what it has changed. */
@@ -38,7 +39,7 @@ static int64_t mtime_ns(const struct mb_blk *blk)
 
 	if (blk->file.block_device || fstat(blk->file.fd, &st))
 		return 0;
-	return st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
+	return mb_timespec_ns(&st.st_mtim);
 }
 
 int mb_blk_save(struct mb_blk *blk, int delta_fd, struct mb_state_out *out, struct mb_error *err)

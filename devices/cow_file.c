@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <mirrorball/clock.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,14 +18,9 @@
 
 #define COARSE_NS 20000000ll /* two changes of a file closer than that may have the same time */
 
-static int64_t nanoseconds(const struct timespec *ts)
-{
-	return ts->tv_sec * 1000000000ll + ts->tv_nsec;
-}
-
 bool mb_cow_is_base(const struct mb_qcow2_base *base, const struct stat *st)
 {
-	return (uint64_t)st->st_size == base->bytes && nanoseconds(&st->st_mtim) == base->mtime_ns;
+	return (uint64_t)st->st_size == base->bytes && mb_timespec_ns(&st->st_mtim) == base->mtime_ns;
 }
 
 int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
@@ -40,12 +36,12 @@ int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
 		return mb_error_set(err, errno, "disk %s: %s", path, strerror(errno));
 	/* Changed just now: what comes next could look as if it had been before. */
 	clock_gettime(CLOCK_REALTIME, &now);
-	if (llabs(nanoseconds(&now) - nanoseconds(&st.st_mtim)) < COARSE_NS) {
+	if (llabs(mb_timespec_ns(&now) - mb_timespec_ns(&st.st_mtim)) < COARSE_NS) {
 		nanosleep(&wait, NULL);
 		if (fstat(fd, &st))
 			return mb_error_set(err, errno, "disk %s: %s", path, strerror(errno));
 	}
-	base->mtime_ns = nanoseconds(&st.st_mtim);
+	base->mtime_ns = mb_timespec_ns(&st.st_mtim);
 	return 0;
 }
 

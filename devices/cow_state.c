@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blk_impl.h"
 #include "cow_impl.h"
-#include "file_io.h"
 #include <errno.h>
 #include <inttypes.h>
+#include <mirrorball/file_io.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blk_impl.h"
 #include "cow_impl.h"
-#include "file_io.h"
 #include "sparse.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <mirrorball/file_io.h>
 #include <mirrorball/image.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #ifndef MIRRORBALL_QCOW2_IMPL_H
 #define MIRRORBALL_QCOW2_IMPL_H
 
-#include "file_io.h"
+#include <mirrorball/file_io.h>
 #include "qcow2.h"
 #include <stddef.h>
 

@@ -26,9 +26,7 @@ struct punch {
 /* By the kernel's own copy of it in our mapping, which nobody reads or writes meanwhile. */
 static bool is_zero(const struct mb_replicas *r, uint64_t page)
 {
-	const char *at = (const char *)r->config.own_base + page * PAGE;
-
-	return !*at && !memcmp(at, at + 1, PAGE - 1);
+	return mb_is_zero((const char *)r->config.own_base + page * PAGE, PAGE);
 }
 
 /* How many pages from here on are all zero, or all not. */

@@ -2,6 +2,7 @@
 #include "content_impl.h"
 #include <errno.h>
 #include <mirrorball/clock.h>
+#include <mirrorball/range.h>
 #include <mirrorball/replica.h>
 #include <mirrorball/thread.h>
 #include <poll.h>
@@ -127,7 +128,7 @@ static uint64_t look_at(const struct mb_content *c, const struct chunk *chunk, u
 	const char *page = chunk->data + i * PAGE;
 	uint64_t hash;
 
-	if (mb_content_is_zero(page))
+	if (mb_is_zero(page, PAGE))
 		return ZERO;
 	hash = mb_content_hash(&c->key, page).word[0];
 	return hash > ZERO ? hash : ZERO + 1;

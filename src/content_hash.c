@@ -88,10 +88,3 @@ uint64_t mb_content_mix(const struct mb_content_key *key, const struct mb_conten
 	s.v2 ^= 0xff;
 	return end(&s);
 }
-
-bool mb_content_is_zero(const void *page)
-{
-	const char *at = page;
-
-	return !*at && !memcmp(at, at + 1, MB_CONTENT_PAGE - 1);
-}

@@ -5,6 +5,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <mirrorball/clock.h>
+#include <mirrorball/file_io.h>
+#include <mirrorball/range.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,12 +32,6 @@ struct header {
 
 _Static_assert(sizeof(struct header) == MB_SNAPSHOT_HEADER, "as in snapshot.h");
 
-/* A file that is known by its size and its time of change. */
-static int64_t mtime_ns(const struct stat *st)
-{
-	return st->st_mtim.tv_sec * 1000000000ll + st->st_mtim.tv_nsec;
-}
-
 /* Of pages that are not zero, each with its number. */
 static uint32_t page_crc(uint32_t crc, uint64_t page, const void *data)
 {
@@ -42,32 +39,7 @@ static uint32_t page_crc(uint32_t crc, uint64_t page, const void *data)
 	return mb_crc32c(crc, data, PAGE);
 }
 
-static bool is_zero(const void *page)
-{
-	const uint64_t *word = page;
-	uint64_t all = 0;
-
-	for (unsigned i = 0; i < PAGE / sizeof(*word) && !all; i += 8)
-		all = word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] |
-		      word[i + 5] | word[i + 6] | word[i + 7];
-	return !all;
-}
-
 /* ---- reading ---- */
-
-static int read_file(int fd, uint8_t *to, size_t len)
-{
-	for (size_t done = 0; done < len;) {
-		ssize_t n = read(fd, to + done, len - done);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -ENODATA;
-		done += (size_t)n;
-	}
-	return 0;
-}
 
 /* -EINVAL where it is no regular file: another one could make us wait. */
 static int open_file(int dir_fd, const char *name, struct stat *st)
@@ -97,7 +69,7 @@ static int read_state(struct mb_snapshot *s, int dir_fd, struct header *h, struc
 	if (!rc && !s->bytes)
 		rc = -ENOMEM;
 	if (!rc)
-		rc = read_file(fd, s->bytes, (size_t)st.st_size);
+		rc = mb_file_read(fd, s->bytes, (size_t)st.st_size, 0);
 	close(fd);
 	if (rc)
 		return mb_error_set(err, rc == -ENODATA ? EINVAL : -rc, "file state: %s",
@@ -135,7 +107,7 @@ static int open_known(int dir_fd, const char *name, uint64_t bytes, int64_t time
 	if ((uint64_t)st.st_size != bytes)
 		return mb_error_set(err, EINVAL, "file %s: has %lld bytes instead of %llu", name,
 			(long long)st.st_size, (unsigned long long)bytes);
-	if (mtime_ns(&st) != time_ns)
+	if (mb_timespec_ns(&st.st_mtim) != time_ns)
 		return mb_error_set(err, EINVAL,
 			"file %s: was changed since the snapshot was made; if it is a copy, make "
 			"it with cp -a",
@@ -268,7 +240,7 @@ int mb_snapshot_check_ram(const struct mb_snapshot *s, struct mb_error *err)
 				return mb_error_set(err, n < 0 ? errno : EINVAL,
 					"snapshot %s: file ram: %s", s->dir,
 					n < 0 ? strerror(errno) : "is cut off");
-			if (!is_zero(page))
+			if (!mb_is_zero(page, PAGE))
 				crc = page_crc(crc, (uint64_t)at / PAGE, page);
 		}
 	}
@@ -380,24 +352,6 @@ int mb_snapshot_begin(const char *path, struct mb_snapshot_maker **out, struct m
 	return 0;
 }
 
-static int write_at(int fd, const void *data, size_t len, uint64_t at)
-{
-	const uint8_t *from = data;
-
-	while (len) {
-		ssize_t n = pwrite(fd, from, len, (off_t)at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : -EIO;
-		from += n;
-		at += (uint64_t)n;
-		len -= (size_t)n;
-	}
-	return 0;
-}
-
 int mb_snapshot_put_ram(
 	struct mb_snapshot_maker *maker, const void *data, uint64_t len, struct mb_error *err)
 {
@@ -408,12 +362,12 @@ int mb_snapshot_put_ram(
 	maker->ram_bytes += len;
 	for (uint64_t at = 0, end; from && at < len && !rc; at = end) {
 		end = at + PAGE;
-		if (is_zero(from + at))
+		if (mb_is_zero(from + at, PAGE))
 			continue;
 		maker->ram_crc = page_crc(maker->ram_crc, (first + at) / PAGE, from + at);
-		for (; end < len && !is_zero(from + end); end += PAGE)
+		for (; end < len && !mb_is_zero(from + end, PAGE); end += PAGE)
 			maker->ram_crc = page_crc(maker->ram_crc, (first + end) / PAGE, from + end);
-		rc = write_at(maker->ram_fd, from + at, end - at, first + at);
+		rc = mb_file_write(maker->ram_fd, from + at, end - at, first + at);
 	}
 	return rc ? failed(maker, "ram", -rc, err) : 0;
 }
@@ -474,7 +428,7 @@ static int put_files(
 			return failed(maker, "disk", errno, err);
 		mb_state_put_u32(out, i);
 		mb_state_put_u64(out, (uint64_t)st.st_size);
-		mb_state_put_u64(out, (uint64_t)mtime_ns(&st));
+		mb_state_put_u64(out, (uint64_t)mb_timespec_ns(&st.st_mtim));
 	}
 	mb_state_end(out);
 	return 0;
@@ -497,7 +451,7 @@ static int write_state(
 		fstat(maker->ram_fd, &st))
 		return failed(maker, "ram", errno, err);
 	memcpy(h.magic, magic, sizeof(magic));
-	h.ram_mtime_ns = mtime_ns(&st);
+	h.ram_mtime_ns = mb_timespec_ns(&st.st_mtim);
 	/* The config comes first. */
 	rc = mb_state_enter(&in, "machine", 1, &config, err);
 	if (rc)
@@ -514,7 +468,7 @@ static int write_state(
 		h.crc = mb_crc32c(0, out.data, out.len);
 		memcpy(out.data, &h, sizeof(h));
 		fd = make_file(maker, "state", err);
-		rc = fd < 0 ? fd : write_at(fd, out.data, out.len, 0);
+		rc = fd < 0 ? fd : mb_file_write(fd, out.data, out.len, 0);
 		if (fd >= 0 && !rc && fsync(fd))
 			rc = -errno;
 		if (fd >= 0 && rc)

@@ -12,6 +12,7 @@
 #include <mirrorball/content.h>
 #include <mirrorball/content_hash.h>
 #include <mirrorball/ram_file.h>
+#include <mirrorball/range.h>
 #include <mirrorball/replica.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -40,13 +41,13 @@ START_TEST(test_hash)
 
 	/* The same with size:8. */
 	ck_assert_uint_eq(mb_content_mix(&key, &bytes), 0x3f2acc7f57c29bdbull);
-	ck_assert(mb_content_is_zero(page));
+	ck_assert(mb_is_zero(page, MB_CONTENT_PAGE));
 	ck_assert_uint_eq(hash.word[0], 0x08b83775fcbc4126ull);
 	ck_assert_uint_eq(hash.word[1], 0x62fb6231d9c346ecull);
 	for (unsigned i = 0; i < PAGE / 8; i++)
 		page[i] = i * 0x9e3779b97f4a7c15ull;
 	hash = mb_content_hash(&key, page);
-	ck_assert(!mb_content_is_zero(page));
+	ck_assert(!mb_is_zero(page, MB_CONTENT_PAGE));
 	ck_assert_uint_eq(hash.word[0], 0x60903587b9818fcdull);
 	ck_assert_uint_eq(hash.word[1], 0x07e86b236cbb5abdull);
 	ck_assert_int_eq(mb_content_key_make(&one), 0);
@@ -55,7 +56,7 @@ START_TEST(test_hash)
 	/* The last bit counts. */
 	memset(page, 0, PAGE);
 	page[PAGE / 8 - 1] = 1ull << 63;
-	ck_assert(!mb_content_is_zero(page));
+	ck_assert(!mb_is_zero(page, MB_CONTENT_PAGE));
 }
 END_TEST
 

@@ -5,6 +5,12 @@
 #include <stdint.h>
 #include <time.h>
 
+/* Of a time of day, also one before 1970. */
+static inline int64_t mb_timespec_ns(const struct timespec *ts)
+{
+	return ts->tv_sec * 1000000000ll + ts->tv_nsec;
+}
+
 static inline uint64_t mb_clock_ns(clockid_t clock)
 {
 	struct timespec ts;

@@ -26,6 +26,5 @@ int mb_content_key_make(struct mb_content_key *key);
 struct mb_content_hash mb_content_hash(const struct mb_content_key *key, const void *page);
 /* SipHash-2-4 with 64 bits of result, of a hash that anybody may have made up. */
 uint64_t mb_content_mix(const struct mb_content_key *key, const struct mb_content_hash *hash);
-bool mb_content_is_zero(const void *page);
 
 #endif

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "file_io.h"
 #include <errno.h>
+#include <mirrorball/file_io.h>
 #include <unistd.h>
 
 int mb_file_read(int fd, void *buf, size_t len, uint64_t at)
