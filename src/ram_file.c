@@ -155,7 +155,8 @@ static void advise(void *at, uint64_t len)
 	madvise(at, len, MADV_DONTDUMP);
 }
 
-int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
+/* kind: MAP_SHARED or MAP_PRIVATE */
+static int map_aligned(int fd, uint64_t bytes, int kind, struct mb_ram_mapping *m)
 {
 	void *base;
 
@@ -166,12 +167,35 @@ int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
 		return -errno;
 	m->reserved = base;
 	base = mmap((void *)mb_align_up((uintptr_t)base, MB_RAM_ALIGN), bytes,
-		PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0);
+		PROT_READ | PROT_WRITE, kind | MAP_FIXED | MAP_NORESERVE, fd, 0);
 	if (base == MAP_FAILED)
 		return -errno;
 	m->base = base;
-	advise(base, bytes);
 	return 0;
+}
+
+int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
+{
+	int rc = map_aligned(fd, bytes, MAP_SHARED, m);
+
+	if (!rc)
+		advise(m->base, bytes);
+	return rc;
+}
+
+/*
+ * Linux before 6.12 may unmap what is there before it fails for want of memory. What is mapped into
+ * such a hole next, by whomever, would be the guest's.
+ */
+static bool is_hole(void *at, uint64_t len)
+{
+	return msync(at, len, MS_ASYNC);
+}
+
+static void end_with_hole(int rc)
+{
+	mb_log("a hole in guest memory cannot be closed: %s", strerror(-rc));
+	abort();
 }
 
 int mb_ram_file_remap(int fd, const struct mb_ram_mapping *m, uint64_t offset, uint64_t len)
@@ -185,16 +209,10 @@ int mb_ram_file_remap(int fd, const struct mb_ram_mapping *m, uint64_t offset, u
 		struct timespec wait = {.tv_nsec = 10000000};
 		int rc = -errno;
 
-		if (!msync(at, len, MS_ASYNC))
+		if (!is_hole(at, len))
 			return rc;
-		/*
-		 * Linux before 6.12 may unmap what is there before it fails for want of memory.
-		 * What is mapped into such a hole next, by whomever, would be the guest's.
-		 */
-		if (i == HOLE_TRIES) {
-			mb_log("a hole in guest memory cannot be closed: %s", strerror(-rc));
-			abort();
-		}
+		if (i == HOLE_TRIES)
+			end_with_hole(rc);
 		nanosleep(&wait, NULL);
 	}
 	advise(at, len);
@@ -210,25 +228,20 @@ void mb_ram_file_unmap(struct mb_ram_mapping *m, uint64_t bytes)
 
 /* ---- of a snapshot ---- */
 
+/* A child must not share pages that the kernel has been given for an I/O. */
+static void advise_private(void *at, uint64_t len)
+{
+	madvise(at, len, MADV_DONTFORK);
+	madvise(at, len, MADV_DONTDUMP);
+}
+
 int mb_ram_file_map_private(int fd, uint64_t bytes, struct mb_ram_mapping *m)
 {
-	void *base;
+	int rc = map_aligned(fd, bytes, MAP_PRIVATE, m);
 
-	*m = (struct mb_ram_mapping){0};
-	base = mmap(NULL, bytes + MB_RAM_ALIGN, PROT_NONE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (base == MAP_FAILED)
-		return -errno;
-	m->reserved = base;
-	base = mmap((void *)mb_align_up((uintptr_t)base, MB_RAM_ALIGN), bytes,
-		PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, 0);
-	if (base == MAP_FAILED)
-		return -errno;
-	m->base = base;
-	/* A child must not share pages that the kernel has been given for an I/O. */
-	madvise(base, bytes, MADV_DONTFORK);
-	madvise(base, bytes, MADV_DONTDUMP);
-	return 0;
+	if (!rc)
+		advise_private(m->base, bytes);
+	return rc;
 }
 
 int mb_ram_file_map_zeroes(const struct mb_ram_mapping *m, uint64_t offset, uint64_t len)
@@ -239,15 +252,11 @@ int mb_ram_file_map_zeroes(const struct mb_ram_mapping *m, uint64_t offset, uint
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
 		int rc = -errno;
 
-		/* Linux before 6.12 may have unmapped what was there (mb_ram_file_remap). */
-		if (msync(at, len, MS_ASYNC)) {
-			mb_log("a hole in guest memory cannot be closed: %s", strerror(-rc));
-			abort();
-		}
+		if (is_hole(at, len))
+			end_with_hole(rc);
 		return rc;
 	}
-	madvise(at, len, MADV_DONTFORK);
-	madvise(at, len, MADV_DONTDUMP);
+	advise_private(at, len);
 	return 0;
 }
 
