@@ -6,10 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 /* A monitor's bases and the pieces that it has of them. */
+
+#define MORE_PIECES 16u /* than guest memory would fill, that a machine keeps */
+#define FILES_SHARE 4u /* of those that the process may have open: a piece is one on each node */
 
 struct mb_commons_request mb_commons_request_of(enum mb_commons_type type)
 {
@@ -182,6 +186,31 @@ const void *mb_commons_lookup(
 		!is_present(held, offset, len))
 		return NULL;
 	return held->data + offset % MB_COMMONS_PIECE_BYTES;
+}
+
+bool mb_commons_find(struct mb_commons_base *base, unsigned node, uint64_t offset, uint64_t len,
+	int *fd, uint64_t *fd_offset)
+{
+	struct mb_commons_piece piece;
+
+	if (!mb_commons_lookup(base, node, offset, len) ||
+		mb_commons_piece(base, node, offset, &piece))
+		return false;
+	*fd = piece.fd;
+	*fd_offset = piece.fd_offset + offset - piece.base_offset;
+	return true;
+}
+
+unsigned mb_commons_most_pieces(uint64_t ram_bytes, unsigned n_views, unsigned max)
+{
+	uint64_t most = ram_bytes / MB_COMMONS_PIECE_BYTES + MORE_PIECES, files = max;
+	struct rlimit limit;
+
+	if (!getrlimit(RLIMIT_NOFILE, &limit))
+		files = limit.rlim_cur / FILES_SHARE / n_views;
+	most = most < files ? most : files;
+	most = most < max ? most : max;
+	return most ? (unsigned)most : 1;
 }
 
 bool mb_commons_read(

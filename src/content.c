@@ -16,9 +16,7 @@
 #define SETTLE_NS   2000000000ull
 #define PASS_NS	    30000000000ull
 #define EARLY	    6u /* passes, which come so many times as fast */
-#define DEBT_NS                                                                                    \
-	2000000ull /* of CPU time, and then it rests: few long rests, not many short ones          \
-		    */
+#define DEBT_NS	    2000000ull /* of CPU time, and then it rests: few long rests */
 #define CREDIT_NS   50000000ull /* of CPU time at most that a rest earns */
 #define PPM	    1000000ull
 #define STACK_BYTES (256u << 10)
@@ -104,7 +102,9 @@ static void read_chunk(struct mb_content *c, struct chunk *chunk, uint64_t page,
 	unsigned char there[CHUNK_PAGES];
 	const unsigned n = end - page < CHUNK_PAGES ? (unsigned)(end - page) : CHUNK_PAGES;
 
-	*chunk = (struct chunk){.page = page, .data = c->data};
+	chunk->page = page;
+	chunk->present = 0;
+	chunk->data = c->data;
 	if (mincore((char *)c->config.own_base + page * PAGE, n * PAGE, there))
 		return;
 	/* What is merged is in the daemon's file, which own_base has mapped there: ours has a hole.
@@ -123,15 +123,14 @@ static void read_chunk(struct mb_content *c, struct chunk *chunk, uint64_t page,
 	}
 }
 
-static uint64_t look_at(const struct mb_content *c, const struct chunk *chunk, unsigned i)
+static uint64_t look_at(const struct mb_content *c, struct chunk *chunk, unsigned i)
 {
 	const char *page = chunk->data + i * PAGE;
-	uint64_t hash;
 
 	if (mb_is_zero(page, PAGE))
 		return ZERO;
-	hash = mb_content_hash(&c->key, page).word[0];
-	return hash > ZERO ? hash : ZERO + 1;
+	chunk->hash[i] = mb_content_hash(&c->key, page);
+	return chunk->hash[i].word[0] > ZERO ? chunk->hash[i].word[0] : ZERO + 1;
 }
 
 /* The first look: what each page has. False: there is nothing to come back for. */

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 
 /*
  * Pages that did not change between two looks, and the commons of a group. 64 at a time are
@@ -19,9 +18,7 @@
 #define PIECE	    ((uint64_t)MB_COMMONS_PIECE)
 #define PATIENCE_NS 5000000000ull
 #define JOIN_NS	    1000000000ull /* a pass waits for a daemon that has just been started */
-#define MORE_PIECES 16u		  /* than guest memory would fill, that a machine keeps */
 #define MAX_PIECES  512u
-#define FILES_SHARE 4u /* of those that the process may have open: a piece is one on each node */
 
 /* A piece of the group that is kept for us. */
 struct kept {
@@ -36,7 +33,6 @@ struct group {
 	unsigned n_asked; /* answers to come */
 
 	/* Of the offer that is under way. */
-	struct mb_content_hash hash[CHUNK_PAGES];
 	uint64_t there, wanted;		/* bits of the chunk's pages */
 	uint64_t place[CHUNK_PAGES];	/* in the group */
 	uint64_t placed[MB_HEAT_VIEWS]; /* bits: known to be there on this view's node */
@@ -193,15 +189,10 @@ static void merge(struct group *g, const struct chunk *chunk, unsigned i, unsign
 	struct mb_replicas_source source[MB_HEAT_VIEWS];
 	struct mb_merged done = {0};
 
-	for (unsigned v = 0; v < config->n_views; v++) {
-		struct mb_commons_piece piece;
-
-		if (!mb_commons_lookup(g->base, g->node[v], at, len) ||
-			mb_commons_piece(g->base, g->node[v], at, &piece))
+	for (unsigned v = 0; v < config->n_views; v++)
+		if (!mb_commons_find(
+			    g->base, g->node[v], at, len, &source[v].fd, &source[v].offset))
 			return;
-		source[v] = (struct mb_replicas_source){
-			.fd = piece.fd, .offset = piece.fd_offset + at - piece.base_offset};
-	}
 	if (mb_replicas_merge(config->replicas, (chunk->page + i) * PAGE, len, source, &done))
 		return;
 	mb_content_count(&g->content->stats.were_shared_bytes, done.merged_bytes);
@@ -230,7 +221,7 @@ static void merge_all(struct group *g, const struct chunk *chunk)
 
 /* ---- asking ---- */
 
-static bool offer(struct group *g, uint64_t same)
+static bool offer(struct group *g, const struct chunk *chunk, uint64_t same)
 {
 	struct mb_content_hash hash[CHUNK_PAGES];
 	uint64_t there = 0, wanted = 0;
@@ -238,7 +229,7 @@ static bool offer(struct group *g, uint64_t same)
 	int rc;
 
 	for (uint64_t left = same; left; left &= left - 1)
-		hash[n++] = g->hash[__builtin_ctzll(left)];
+		hash[n++] = chunk->hash[__builtin_ctzll(left)];
 	g->there = g->wanted = 0;
 	do
 		rc = mb_commons_offer(g->base, hash, n, context(0, OFFERED));
@@ -257,15 +248,17 @@ static bool offer(struct group *g, uint64_t same)
 	return there | wanted;
 }
 
-/* page NULL: it is there. */
-static void ask_for(struct group *g, unsigned view, unsigned i, const void *page)
+/* give: it is not there yet. */
+static void ask_for(
+	struct group *g, const struct chunk *chunk, unsigned view, unsigned i, bool give)
 {
+	const struct mb_content_hash *hash = &chunk->hash[i];
 	int rc;
 
 	do
-		rc = page ? mb_commons_give(
-				    g->base, g->node[view], &g->hash[i], page, context(view, i))
-			  : mb_commons_fetch(g->base, g->node[view], &g->hash[i], context(view, i));
+		rc = give ? mb_commons_give(g->base, g->node[view], hash, chunk->data + i * PAGE,
+				    context(view, i))
+			  : mb_commons_fetch(g->base, g->node[view], hash, context(view, i));
 	while (may_again(g, rc));
 	g->n_asked += !rc;
 }
@@ -277,23 +270,18 @@ void mb_content_group_take(struct mb_content *c, const struct chunk *chunk, uint
 	/* It may have gone since, or be another one. */
 	if (!same || !g || g->n_asked || !is_current(g))
 		return;
-	for (uint64_t left = same; left; left &= left - 1) {
-		unsigned i = (unsigned)__builtin_ctzll(left);
-
-		g->hash[i] = mb_content_hash(&c->key, chunk->data + i * PAGE);
-	}
 	memset(g->placed, 0, sizeof(g->placed));
-	if (!offer(g, same) || !is_current(g))
+	if (!offer(g, chunk, same) || !is_current(g))
 		return;
 	for (uint64_t left = g->there | g->wanted; left; left &= left - 1) {
 		unsigned i = (unsigned)__builtin_ctzll(left);
 
-		ask_for(g, 0, i, g->wanted >> i & 1 ? chunk->data + i * PAGE : NULL);
+		ask_for(g, chunk, 0, i, g->wanted >> i & 1);
 	}
 	/* What was given has a place now, and the other nodes get it from there. */
 	for (unsigned v = 1; v < c->config.n_views && await_answers(g, 0); v++)
 		for (uint64_t left = first_on(g, v) == v ? g->placed[0] : 0; left; left &= left - 1)
-			ask_for(g, v, (unsigned)__builtin_ctzll(left), NULL);
+			ask_for(g, chunk, v, (unsigned)__builtin_ctzll(left), false);
 	if (await_answers(g, 0))
 		merge_all(g, chunk);
 }
@@ -322,18 +310,6 @@ const char *mb_content_group_state(const struct mb_content *c)
 
 /* ---- its life ---- */
 
-static unsigned most_pieces(const struct mb_content_config *config)
-{
-	uint64_t most = config->ram_bytes / PIECE + MORE_PIECES, files = MAX_PIECES;
-	struct rlimit limit;
-
-	if (!getrlimit(RLIMIT_NOFILE, &limit))
-		files = limit.rlim_cur / FILES_SHARE / config->n_views;
-	most = most < files ? most : files;
-	most = most < MAX_PIECES ? most : MAX_PIECES;
-	return most ? (unsigned)most : 1;
-}
-
 int mb_content_group_create(struct mb_content *c, struct mb_error *err)
 {
 	struct mb_commons_config commons = {
@@ -345,7 +321,7 @@ int mb_content_group_create(struct mb_content *c, struct mb_error *err)
 		return mb_error_set(err, ENOMEM, "sharing by content: out of memory");
 	c->group = g;
 	g->content = c;
-	g->max_kept = most_pieces(&c->config);
+	g->max_kept = mb_commons_most_pieces(c->config.ram_bytes, c->config.n_views, MAX_PIECES);
 	if (!c->config.patience_ns)
 		c->config.patience_ns = PATIENCE_NS;
 	g->merged = calloc((c->config.ram_bytes / PAGE + 63) / 64, sizeof(*g->merged));

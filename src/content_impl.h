@@ -17,6 +17,7 @@ struct chunk {
 	uint64_t page;	  /* of guest memory, the first */
 	uint64_t present; /* have memory */
 	char *data;	  /* CHUNK_PAGES pages: what was there when they were read */
+	struct mb_content_hash hash[CHUNK_PAGES]; /* of those that were looked at, but for zeroes */
 };
 
 /* CPU time that may be used, and was. */

@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -25,9 +24,7 @@
 #define PATIENCE_NS 5000000000ull
 #define GAP_BYTES   (64ull << 10) /* is rather read, too, than asked for with another message */
 #define WORK_NS	    20000000ull	  /* and as long a rest */
-#define MORE_PIECES 16u /* than guest memory would fill, that a machine keeps */
 #define MAX_PIECES  1024u
-#define FILES_SHARE 4u /* of those that the process may have open: a piece is one on each node */
 #define STACK_BYTES (256u << 10)
 
 /* Pages of guest memory that came from a base, side by side in both. */
@@ -373,18 +370,12 @@ static void merge(struct mb_share *s, const struct run *run)
 	uint64_t len = run->n_pages * PAGE;
 	struct mb_merged done = {0};
 
-	for (unsigned v = 0; v < s->config.n_views; v++) {
-		struct mb_commons_base *base = s->base[run->base];
-		struct mb_commons_piece piece;
-
-		if (!mb_commons_lookup(base, s->node[v], run->at, len) ||
-			mb_commons_piece(base, s->node[v], run->at, &piece)) {
+	for (unsigned v = 0; v < s->config.n_views; v++)
+		if (!mb_commons_find(s->base[run->base], s->node[v], run->at, len, &source[v].fd,
+			    &source[v].offset)) {
 			put_off(s, run);
 			return;
 		}
-		source[v] = (struct mb_replicas_source){
-			.fd = piece.fd, .offset = piece.fd_offset + run->at - piece.base_offset};
-	}
 	if (mb_replicas_merge(s->config.replicas, run->ram, len, source, &done)) {
 		count(&s->stats.dropped_bytes, len);
 		return;
@@ -516,18 +507,6 @@ static void *share_main(void *arg)
 
 /* ---- its life ---- */
 
-static unsigned most_pieces(const struct mb_share_config *config)
-{
-	uint64_t most = config->ram_bytes / PIECE + MORE_PIECES, files = MAX_PIECES;
-	struct rlimit limit;
-
-	if (!getrlimit(RLIMIT_NOFILE, &limit))
-		files = limit.rlim_cur / FILES_SHARE / config->n_views;
-	most = most < files ? most : files;
-	most = most < MAX_PIECES ? most : MAX_PIECES;
-	return most ? (unsigned)most : 1;
-}
-
 /* Untouched but where pages are marked. */
 static int make_marks(struct mb_share *s)
 {
@@ -550,7 +529,7 @@ int mb_share_create(const struct mb_share_config *config, struct mb_share **out,
 	if (!s)
 		return mb_error_set(err, ENOMEM, "sharing: out of memory");
 	s->config = *config;
-	s->max_held = most_pieces(config);
+	s->max_held = mb_commons_most_pieces(config->ram_bytes, config->n_views, MAX_PIECES);
 	if (!s->config.settle_ns)
 		s->config.settle_ns = SETTLE_NS;
 	if (!s->config.patience_ns)

@@ -144,6 +144,13 @@ int mb_commons_piece(struct mb_commons_base *base, unsigned node, uint64_t offse
 const void *mb_commons_lookup(
 	struct mb_commons_base *base, unsigned node, uint64_t offset, uint64_t len);
 
+/* The same as a place in the piece's file, for who maps it (mb_commons_piece). False: not there. */
+bool mb_commons_find(struct mb_commons_base *base, unsigned node, uint64_t offset, uint64_t len,
+	int *fd, uint64_t *fd_offset);
+/* How many pieces a machine does well to keep, at least 1 and at most max: what fits its memory, by
+ * as many descriptors as it may have. */
+unsigned mb_commons_most_pieces(uint64_t ram_bytes, unsigned n_views, unsigned max);
+
 /*
  * The same into a buffer, from any thread, as long as the base is open: whether it was there. Any
  * range of the base; several pieces.

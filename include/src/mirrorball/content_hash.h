@@ -2,7 +2,6 @@
 #ifndef MIRRORBALL_CONTENT_HASH_H
 #define MIRRORBALL_CONTENT_HASH_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 /*
