@@ -43,6 +43,22 @@ json_t *cli_said_json(const struct cli_said *said)
 		"error", error.text);
 }
 
+int cli_said_table(const struct cli_said *said, unsigned n, const struct cli_column *columns,
+	unsigned n_columns, void (*fill)(const struct cli_said *said, char (*cell)[CLI_CELL_BYTES]))
+{
+	char(*cell)[CLI_CELL_BYTES] = calloc((n + 1) * n_columns, sizeof(*cell));
+	unsigned n_rows = 0;
+
+	if (!cell)
+		return -ENOMEM;
+	for (unsigned i = 0; i < n; i++)
+		if (!said[i].ended)
+			fill(&said[i], &cell[n_rows++ * n_columns]);
+	cli_table_show(columns, n_columns, cell, n_rows);
+	free(cell);
+	return 0;
+}
+
 static int ask_and_show(const struct cli_command *command, const struct cli_json_asked *asked,
 	struct cli_said *said, unsigned n,
 	int (*show)(void *ctx, struct cli_said *said, unsigned n), void *ctx)

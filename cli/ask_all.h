@@ -4,6 +4,7 @@
 
 #include "cli.h"
 #include "machines.h"
+#include "table.h"
 #include <jansson.h>
 
 struct cli_client;
@@ -28,5 +29,9 @@ int cli_ask_all_main(const struct cli_command *command, const struct cli_json_as
 /* As a member of a list, with one reference: its answer, or who did not answer and why. NULL: out
  * of memory. */
 json_t *cli_said_json(const struct cli_said *said);
+
+/* A table with a row for each that runs, whose cells fill writes. -ENOMEM. */
+int cli_said_table(const struct cli_said *said, unsigned n, const struct cli_column *columns,
+	unsigned n_columns, void (*fill)(const struct cli_said *said, char (*cell)[CLI_CELL_BYTES]));
 
 #endif

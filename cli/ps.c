@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ask_all.h"
 #include "parse.h"
-#include "table.h"
 #include "units.h"
-#include <errno.h>
 #include <mirrorball/json.h>
-#include <stdlib.h>
 #include <string.h>
 
 static int ps_main(const struct cli_command *command, int argc, char **argv);
@@ -69,21 +66,6 @@ static void fill(const struct cli_said *said, char (*cell)[CLI_CELL_BYTES])
 	cli_format_ms(number(said->answer, "uptime_ms"), cell[UPTIME], CLI_CELL_BYTES);
 }
 
-static int show_table(const struct cli_said *said, unsigned n)
-{
-	char(*cell)[CLI_CELL_BYTES] = calloc((n + 1) * N_COLUMNS, sizeof(*cell));
-	unsigned n_rows = 0;
-
-	if (!cell)
-		return -ENOMEM;
-	for (unsigned i = 0; i < n; i++)
-		if (!said[i].ended)
-			fill(&said[i], &cell[n_rows++ * N_COLUMNS]);
-	cli_table_show(columns, N_COLUMNS, cell, n_rows);
-	free(cell);
-	return 0;
-}
-
 static int show_json(const struct cli_said *said, unsigned n)
 {
 	json_t *list = json_array();
@@ -102,7 +84,8 @@ static int show(void *ctx, struct cli_said *said, unsigned n)
 {
 	const struct cli_json_asked *asked = ctx;
 
-	return asked->json ? show_json(said, n) : show_table(said, n);
+	return asked->json ? show_json(said, n)
+			   : cli_said_table(said, n, columns, N_COLUMNS, fill);
 }
 
 static int ps_main(const struct cli_command *command, int argc, char **argv)

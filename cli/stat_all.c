@@ -2,7 +2,6 @@
 #include "stat_all.h"
 #include "ask_all.h"
 #include "footprint.h"
-#include "table.h"
 #include "units.h"
 #include <errno.h>
 #include <mirrorball/json.h>
@@ -71,18 +70,12 @@ static void fill(const struct cli_said *said, char (*cell)[CLI_CELL_BYTES])
 
 static int show_table(const struct cli_said *said, unsigned n, const json_t *host)
 {
-	char(*cell)[CLI_CELL_BYTES] = calloc((n + 1) * N_COLUMNS, sizeof(*cell));
 	uint64_t machines = cli_footprint_number(host, "machines");
 	char taken[32], commons[32], saved[32];
-	unsigned n_rows = 0;
+	int rc = cli_said_table(said, n, columns, N_COLUMNS, fill);
 
-	if (!cell)
-		return -ENOMEM;
-	for (unsigned i = 0; i < n; i++)
-		if (!said[i].ended)
-			fill(&said[i], &cell[n_rows++ * N_COLUMNS]);
-	cli_table_show(columns, N_COLUMNS, cell, n_rows);
-	free(cell);
+	if (rc)
+		return rc;
 	cli_format_bytes(cli_footprint_number(host, "taken_bytes"), taken, sizeof(taken));
 	cli_format_bytes(cli_footprint_number(host, "commons_bytes"), commons, sizeof(commons));
 	cli_format_bytes(cli_footprint_number(host, "saved_bytes"), saved, sizeof(saved));
