@@ -4,6 +4,7 @@
  * written.
  */
 #include "replica_case.h"
+#include "replica_fails.h"
 
 #include <limits.h>
 #include <numaif.h>
@@ -148,31 +149,6 @@ START_TEST(test_pinned)
 END_TEST
 
 /* ---- system calls that fail ---- */
-
-static int fail_after = INT_MAX, fail_times; /* calls; atomic */
-
-static bool fails(void)
-{
-	int n = __atomic_sub_fetch(&fail_after, 1, __ATOMIC_RELAXED);
-
-	errno = ENOMEM;
-	return n < 0 && n >= -fail_times;
-}
-
-static void *bad_map(void *at, size_t len, int prot, int flags, int to, off_t offset)
-{
-	return fails() ? MAP_FAILED : mmap(at, len, prot, flags, to, offset);
-}
-
-static void *bad_remap(void *at, size_t old_len, size_t len, int flags, void *to)
-{
-	return fails() ? MAP_FAILED : mremap(at, old_len, len, flags, to);
-}
-
-static int bad_control(int to, unsigned long request, void *arg)
-{
-	return fails() ? -1 : ioctl(to, request, arg);
-}
 
 static const struct mb_replica_calls bad_calls = {.map = bad_map,
 	.move_pages = move_pages,
