@@ -21,14 +21,12 @@ int mb_blk_can_save(const struct mb_blk *blk, struct mb_error *err)
 	if (blk->nbd)
 		return mb_error_set(err, ENOTSUP,
 			"%s: is on the network, where nobody knows whether it stays as it is; a "
-			"snapshot "
-			"takes files and block devices, ro or cow",
+			"snapshot takes files and block devices, ro or cow",
 			blk->name);
 	if (!blk->readonly && (!blk->cow || !mb_cow_is_volatile(blk->cow)))
 		return mb_error_set(err, ENOTSUP,
 			"%s: is written, and would not stay as it is at the snapshot; a snapshot "
-			"takes "
-			"disks that are ro or cow",
+			"takes disks that are ro or cow",
 			blk->name);
 	return 0;
 }
@@ -85,8 +83,7 @@ int mb_blk_load(struct mb_blk *blk, int delta_fd, struct mb_state_in *in, struct
 		return rc;
 	if (n_sectors != blk->n_sectors || mtime != mtime_ns(blk))
 		return mb_error_set(err, ESTALE,
-			"%s: was changed since the snapshot was made, which does not fit it any "
-			"more",
+			"%s: was changed since the snapshot was made, which does not fit it any more",
 			blk->name);
 	rc = blk->cow ? mb_cow_load(blk->cow, delta_fd, in, err) : 0;
 	return rc ? rc : mb_virtio_load(blk->vdev, in, err);

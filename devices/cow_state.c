@@ -150,8 +150,7 @@ int mb_cow_load(struct mb_cow *cow, int fd, struct mb_state_in *in, struct mb_er
 		(!cow->base_is_device && mtime_ns != cow->base.mtime_ns))
 		return mb_error_set(err, ESTALE,
 			"disk %s: was changed since the snapshot was made, which does not fit it "
-			"any "
-			"more",
+			"any more",
 			cow->base_path);
 	pthread_mutex_lock(&cow->lock);
 	rc = load_runs(cow, fd, &part, err);

@@ -50,8 +50,7 @@ static int check(struct mb_machine *machine, struct mb_error *err)
 		if (!config->nic[i].passt && !config->nic[i].tap_name)
 			return mb_error_set(err, ENOTSUP,
 				"has a network by a descriptor (tap-fd), which cannot be opened "
-				"again; "
-				"a snapshot takes taps by name, and passt");
+				"again; a snapshot takes taps by name, and passt");
 	}
 	return 0;
 }

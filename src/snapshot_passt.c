@@ -8,8 +8,7 @@
  * Arguments for passt(1) in a snapshot. Some of passt's make it write files (--pcap, --log-file,
  * --pid), open sockets or change its user: not because a snapshot says so. What is let through says
  * which addresses and ports there are; each written out, as getopt_long takes "--pc=" for --pcap
- * and
- * "-4P" for -4 -P.
+ * and "-4P" for -4 -P.
  */
 struct option {
 	char letter; /* 0: has none */
