@@ -4,6 +4,7 @@
 # their logs. $verbose: show what they say.
 
 child=
+cpu_ms=0
 lanes=()
 
 # A test is a process group of its own (timeout makes it): end it, and what it started, with us.
@@ -21,6 +22,19 @@ stop() {
 	exit 130
 }
 
+# Of this shell's children that have ended. Not in a subshell: that one's are others.
+children_ms() { # sets cpu_ms
+	local user system
+	times >"$logs/times.$BASHPID"
+	{ read -r user && read -r user system; } <"$logs/times.$BASHPID"
+	rm "$logs/times.$BASHPID"
+	cpu_ms=0
+	for user in "$user" "$system"; do
+		system=${user#*m} system=${system%s}
+		cpu_ms=$((cpu_ms + ${user%%m*} * 60000 + ${system%.*} * 1000 + 10#${system#*.}))
+	done
+}
+
 now_ms() {
 	local t=$EPOCHREALTIME
 	echo $((${t%[.,]*} * 1000 + 10#${t#*[.,]} / 1000))
@@ -30,8 +44,10 @@ now_ms() {
 
 tell() { flock "$logs/telling" cat; }
 
+# $cpu_ms: processors' time, of what was waited for
 say() { # mark name ms [note]
-	printf '%-5s %-44s %5d.%d s%s\n' "$1" "$2" $(($3 / 1000)) $(($3 % 1000 / 100)) "${4:+  $4}"
+	printf '%-5s %-44s %5d.%d s %5d.%d s of CPU%s\n' "$1" "$2" $(($3 / 1000)) $(($3 % 1000 / 100)) \
+		$((cpu_ms / 1000)) $((cpu_ms % 1000 / 100)) "${4:+  $4}"
 }
 
 # Its end, and before that what it says failed.
@@ -75,11 +91,13 @@ verdict() {
 # ---- one test
 
 # Runs a command under a time limit with its output in a log. $1 log, $2 limit in seconds, rest: command.
-# Sets status and took_ms.
+# Sets status, took_ms, and cpu_ms.
 run_limited() {
-	local log=$1 limit=$2 start
+	local log=$1 limit=$2 start before
 	shift 2
 	start=$(now_ms)
+	children_ms
+	before=$cpu_ms
 	status=0
 	# A background job of a script is born with SIGINT ignored; tests send that signal and mean it.
 	timeout -k 15 "$limit" env --default-signal=INT,QUIT "$@" >"$log" 2>&1 </dev/null &
@@ -87,6 +105,8 @@ run_limited() {
 	wait "$child" || status=$?
 	child=
 	took_ms=$(($(now_ms) - start))
+	children_ms
+	cpu_ms=$((cpu_ms - before))
 	[ -z "$verbose" ] || sed 's/^/      | /' "$log" | tell
 }
 
