@@ -231,7 +231,11 @@ static void next_name(
 	} while (taken);
 }
 
-static int clone_all(const char *dir, const struct asked *asked)
+static void remove_snapshot(const char *path);
+
+/* removes: what is in dir, before anything runs from it: the commons know a file by its time of change, which that
+ * changes. */
+static int clone_all(const char *dir, bool removes, const struct asked *asked)
 {
 	struct child *child = calloc(asked->number, sizeof(*child));
 	struct mb_snapshot *snapshot = NULL;
@@ -243,6 +247,8 @@ static int clone_all(const char *dir, const struct asked *asked)
 
 	rc = child ? mb_snapshot_open(dir, &snapshot, &err)
 		   : mb_error_set(&err, ENOMEM, "clone: out of memory");
+	if (removes)
+		remove_snapshot(dir);
 	name = rc ? "" : asked->name ? asked->name : mb_snapshot_config(snapshot)->name;
 	/* Two of one name would be no more than hard to tell apart. */
 	if (cli_machines_list(&running, &ignored))
@@ -310,9 +316,8 @@ static int clone_running(struct asked *asked)
 		mb_log("clone: %s", err.text);
 		rc = CLI_FAILED;
 	} else {
-		rc = clone_all(path, asked);
+		rc = clone_all(path, true, asked);
 	}
-	remove_snapshot(path);
 	rmdir(parent);
 	asked->mask = NULL;
 	sigprocmask(SIG_SETMASK, &before, NULL);
@@ -356,7 +361,7 @@ static int clone_main(const struct cli_command *command, int argc, char **argv)
 	else if (asked.version)
 		cli_version(stdout);
 	else
-		return strchr(asked.from, '/') ? clone_all(asked.from, &asked)
+		return strchr(asked.from, '/') ? clone_all(asked.from, false, &asked)
 					       : clone_running(&asked);
 	return cli_flush();
 }

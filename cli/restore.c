@@ -99,6 +99,11 @@ int cli_restore_run(struct cli_run *run, const char *dir)
 	sigaction(SIGBUS, &action, NULL);
 	if (!rc) {
 		rc = mb_host_check(&host, &err);
+		if (!rc && run->config.n_views > host.n_views)
+			rc = mb_error_set(&err, ENOTSUP,
+				"%s: the machine has %u views of memory, and this host's KVM "
+				"offers %u (mirrorball doctor says why)",
+				dir, run->config.n_views, host.n_views);
 		if (!rc)
 			rc = cli_run_resolve(run, &host, &err);
 		if (!rc)

@@ -11,7 +11,7 @@
  * structures have it, and read on a host whose KVM offers its guests the very same processor: CPUID
  * is compared, it is not made to fit.
  */
-#define VCPU_VERSION  1u
+#define VCPU_VERSION  2u
 #define CLOCK_VERSION 1u
 #define CPUID_VERSION 1u
 #define MAX_XSAVE     (1u << 20)
@@ -107,6 +107,7 @@ static int save_vcpu(struct mb_vcpu *vcpu, struct mb_state_out *out, struct mb_e
 		mb_state_begin(out, "vcpu", VCPU_VERSION);
 		mb_state_put_u32(out, vcpu->index);
 		mb_state_put_u32(out, khz);
+		mb_state_put_u8(out, vcpu->away);
 		mb_state_put(out, &now.mp_state, sizeof(now.mp_state));
 		mb_state_put(out, &now.regs, sizeof(now.regs));
 		mb_state_put(out, &now.sregs, sizeof(now.sregs));
@@ -127,15 +128,22 @@ static int save_vcpu(struct mb_vcpu *vcpu, struct mb_state_out *out, struct mb_e
 	return rc;
 }
 
+/* What is no part of KVM's state of a vCPU. */
+struct beside {
+	uint32_t tsc_khz;
+	bool away; /* vcpu_view.c */
+};
+
 /* What KVM makes of the values is KVM's: it checks those of hostile programs all the time. */
-static int read_vcpu(struct mb_vcpu *vcpu, struct mb_state_in *part, uint32_t *khz,
+static int read_vcpu(struct mb_vcpu *vcpu, struct mb_state_in *part, struct beside *beside,
 	struct vcpu_power_on *to, struct mb_error *err)
 {
 	uint32_t n;
 
 	if (mb_state_get_u32(part) != vcpu->index)
 		return mb_state_refuse(part, err, "is of another vCPU");
-	*khz = mb_state_get_u32(part);
+	beside->tsc_khz = mb_state_get_u32(part);
+	beside->away = mb_state_get_bool(part);
 	mb_state_get(part, &to->mp_state, sizeof(to->mp_state));
 	mb_state_get(part, &to->regs, sizeof(to->regs));
 	mb_state_get(part, &to->sregs, sizeof(to->sregs));
@@ -225,7 +233,8 @@ static int write_vcpu(struct mb_vcpu *vcpu, struct vcpu_power_on *from, struct m
 	}
 	if (!rc) {
 		what = "its events";
-		/* There is one view, and no other reason for that mode (design, section 2). */
+		/* A view is all that this mode is for (design, section 2); each vCPU finds its own
+		 * again. */
 		memset(&from->events.smi, 0, sizeof(from->events.smi));
 		if (!host->cap[MB_CAP_X86_SMM])
 			from->events.flags &= ~(uint32_t)KVM_VCPUEVENT_VALID_SMM;
@@ -245,16 +254,18 @@ static int write_vcpu(struct mb_vcpu *vcpu, struct vcpu_power_on *from, struct m
 static int load_vcpu(struct mb_vcpu *vcpu, struct mb_state_in *in, struct mb_error *err)
 {
 	struct vcpu_power_on state = {0};
+	struct beside beside = {0};
 	struct mb_state_in part;
-	uint32_t khz = 0;
 	int rc = mb_state_enter(in, "vcpu", VCPU_VERSION, &part, err);
 
 	if (!rc)
-		rc = read_vcpu(vcpu, &part, &khz, &state, err);
+		rc = read_vcpu(vcpu, &part, &beside, &state, err);
 	if (!rc)
-		rc = set_tsc_khz(vcpu, khz, err);
+		rc = set_tsc_khz(vcpu, beside.tsc_khz, err);
 	if (!rc)
 		rc = write_vcpu(vcpu, &state, err);
+	if (!rc)
+		vcpu->away = beside.away;
 	mb_vcpu_power_on_finish(&state);
 	return rc;
 }

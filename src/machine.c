@@ -21,7 +21,8 @@ static int make_memory(struct mb_machine *machine, struct mb_error *err)
 	const struct mb_snapshot *snapshot = machine->config.snapshot;
 	uint64_t bytes = machine->config.memory_bytes;
 
-	return snapshot ? mb_ram_create_private(machine->vm, bytes, mb_snapshot_ram_fd(snapshot),
+	/* What is mapped several times cannot be each one's own. */
+	return snapshot && machine->n_views == 1 ? mb_ram_create_private(machine->vm, bytes, mb_snapshot_ram_fd(snapshot),
 				  &machine->ram, err)
 			: mb_ram_create(machine->vm, bytes, &machine->ram, err);
 }
@@ -123,7 +124,8 @@ static void choose_groups(struct mb_machine *machine)
 		n = MB_MAX_GROUPS;
 	if (n < 2)
 		return;
-	machine->n_views = n < machine->host->n_views ? n : machine->host->n_views;
+	if (!config->n_views)
+		machine->n_views = n < machine->host->n_views ? n : machine->host->n_views;
 	machine->n_groups = config->replica_bytes && config->replica_bytes != MB_REPLICAS_AUTO
 				    ? machine->n_views
 				    : n;
@@ -133,7 +135,11 @@ static void choose_groups(struct mb_machine *machine)
 static void choose_views(struct mb_machine *machine)
 {
 	struct mb_machine_config *config = &machine->config;
+	/* Its guest was told how many, and that is all that is known. */
+	const bool chosen = config->n_views && !config->snapshot;
 
+	machine->asked_for.track = config->track;
+	machine->asked_for.replica_bytes = config->replica_bytes;
 	machine->by_itself = mb_machine_migrates_by_itself(machine, nodes_with_vcpus(machine));
 	if (machine->by_itself)
 		config->track = MB_TRACK_ON;
@@ -141,7 +147,7 @@ static void choose_views(struct mb_machine *machine)
 	if (machine->n_views > MB_MAX_GROUPS)
 		machine->n_views = MB_MAX_GROUPS;
 	machine->n_groups = machine->n_views;
-	if (!config->n_views && machine->host->n_views > 1 && config->track == MB_TRACK_ON)
+	if (!chosen && config->n_views != 1 && machine->host->n_views > 1 && config->track == MB_TRACK_ON)
 		choose_groups(machine);
 	mb_machine_choose_replicas(machine);
 }
@@ -447,6 +453,8 @@ static const struct {
 	{"starting to share by content", mb_machine_start_content},
 	{"starting its migration", mb_machine_add_manager},
 	{"watching its nodes", mb_machine_add_rebalance},
+	/* When all is there that has to find memory in one mapping. */
+	{"sharing what it has of its snapshot", mb_machine_share_snapshot},
 	/* Last: a machine that others can see is one that runs. */
 	{"making its control socket", mb_machine_add_control},
 };

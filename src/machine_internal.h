@@ -105,6 +105,10 @@ struct mb_machine {
 	struct mb_share *share;	      /* NULL: no page is merged with other machines' */
 	struct mb_content *content;   /* NULL: its memory is not looked through */
 	struct mb_machine_base *bases; /* of disks, that other machines may have, too */
+	struct {
+		enum mb_track track;
+		uint64_t replica_bytes;
+	} asked_for; /* config's, before what was left to the machine was decided */
 	const char *why_no_copies;    /* where that was left to the machine; for people */
 	uint64_t copies_on[MB_MAX_GROUPS]; /* nodes of each view, bits of the topology's index; atomic */
 	bool said_copies_stay;	      /* only the main loop */
@@ -281,6 +285,8 @@ void mb_machine_remove_share(struct mb_machine *machine);
 void mb_machine_share_disk(
 	struct mb_machine *machine, unsigned disk, struct mb_blk_config *config);
 int mb_machine_share_base(struct mb_machine *machine, unsigned disk, struct mb_error *err);
+/* Memory at this offset was read from its snapshot, at the same. */
+void mb_machine_saw_snapshot(struct mb_machine *machine, uint64_t offset, uint64_t len);
 /* The node where each view's copies of what is common are best: the kernel's numbers. */
 void mb_machine_share_nodes(struct mb_machine *machine, unsigned node[MB_MAX_GROUPS]);
 json_t *mb_machine_share_json(struct mb_machine *machine, int *rc);
@@ -314,6 +320,8 @@ void mb_machine_drop_snapshot(struct mb_machine *machine);
 int mb_machine_answer_snapshot(
 	void *ctx, const char *path, json_t **answer, struct mb_error *err);
 int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err);
+/* Of a snapshot: what its memory has in common with other machines' is shared from now on (machine_share.c). */
+int mb_machine_share_snapshot(struct mb_machine *machine, struct mb_error *err);
 
 /* src/machine_control.c: name and PID, into an answer. */
 void mb_machine_put_name(const struct mb_machine *machine, json_t *object, int *rc);

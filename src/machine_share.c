@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mirrorball/json.h>
+#include <mirrorball/snapshot.h>
 #include <stdlib.h>
 
 #include "machine_internal.h"
 
-/* What disks with a base have in common with other machines' (share.h). It is worth less than the
- * machine: what fails is said, and the machine runs. */
+/* What disks with a base, and memory from a snapshot, have in common with other machines' (share.h). It
+ * is worth less than the machine: what fails is said, and the machine runs. */
 
 struct mb_machine_base {
 	struct mb_machine *machine;
@@ -29,7 +30,8 @@ bool mb_machine_has_base(const struct mb_machine *machine)
 
 static bool shares_bases(const struct mb_machine *machine)
 {
-	return mb_machine_has_base(machine) && !machine->config.no_share && !machine->config.dry;
+	return (mb_machine_has_base(machine) || machine->config.snapshot) &&
+	       !machine->config.no_share && !machine->config.dry;
 }
 
 bool mb_machine_shares(const struct mb_machine *machine)
@@ -48,6 +50,22 @@ static void nodes(void *ctx, unsigned node[MB_HEAT_VIEWS])
 	mb_machine_share_nodes(ctx, node);
 }
 
+/* The last of the bases is a snapshot's memory. */
+static struct mb_machine_base *of_snapshot(struct mb_machine *machine)
+{
+	return &machine->bases[machine->config.n_disks];
+}
+
+static void add_base(struct mb_machine *machine, struct mb_machine_base *base, int fd)
+{
+	struct mb_error why;
+
+	if (mb_share_add_base(machine->share, fd, &base->base, &why))
+		say(machine, &why);
+	else
+		__atomic_store_n(&base->known, true, __ATOMIC_RELEASE);
+}
+
 int mb_machine_add_share(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_share_config config = {
@@ -63,11 +81,13 @@ int mb_machine_add_share(struct mb_machine *machine, struct mb_error *err)
 
 	if (!shares_bases(machine) || !machine->replicas)
 		return 0;
-	machine->bases = calloc(machine->config.n_disks, sizeof(*machine->bases));
+	machine->bases = calloc(machine->config.n_disks + 1, sizeof(*machine->bases));
 	if (!machine->bases)
 		return mb_error_set(err, ENOMEM, "sharing: out of memory");
 	if (mb_share_create(&config, &machine->share, &why))
 		say(machine, &why);
+	else if (machine->config.snapshot)
+		add_base(machine, of_snapshot(machine), mb_snapshot_ram_fd(machine->config.snapshot));
 	return 0;
 }
 
@@ -103,15 +123,19 @@ void mb_machine_share_disk(
 int mb_machine_share_base(struct mb_machine *machine, unsigned disk, struct mb_error *err)
 {
 	int fd = mb_blk_base_fd(machine->blk[disk]);
-	struct mb_error why;
 
-	if (!machine->share || fd < 0)
-		return 0;
-	if (mb_share_add_base(machine->share, fd, &machine->bases[disk].base, &why))
-		say(machine, &why);
-	else
-		__atomic_store_n(&machine->bases[disk].known, true, __ATOMIC_RELEASE);
+	if (machine->share && fd >= 0)
+		add_base(machine, &machine->bases[disk], fd);
 	return 0;
+}
+
+void mb_machine_saw_snapshot(struct mb_machine *machine, uint64_t offset, uint64_t len)
+{
+	struct iovec iov = {
+		.iov_base = (char *)mb_ram_own_base(machine->ram) + offset, .iov_len = len};
+
+	if (machine->share && of_snapshot(machine)->known)
+		mb_share_saw(machine->share, of_snapshot(machine)->base, offset, &iov, 1, len);
 }
 
 int mb_machine_start_share(struct mb_machine *machine, struct mb_error *err)

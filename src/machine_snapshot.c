@@ -31,11 +31,6 @@ static int check(struct mb_machine *machine, struct mb_error *err)
 {
 	const struct mb_machine_config *config = &machine->config;
 
-	if (machine->n_views > 1)
-		return mb_error_set(err, ENOTSUP,
-			"has %u views of memory, and a snapshot takes machines with one; start it "
-			"with --views 1",
-			machine->n_views);
 	for (unsigned i = 0; i < config->n_disks; i++) {
 		int rc = mb_blk_can_save(machine->blk[i], err);
 
@@ -158,6 +153,9 @@ static void put_config(struct mb_machine *machine, struct mb_state_out *out)
 {
 	struct mb_machine_config config = machine->config;
 
+	config.n_views = machine->n_views; /* the guest's CPUID depends on it */
+	config.track = machine->asked_for.track;
+	config.replica_bytes = machine->asked_for.replica_bytes;
 	for (unsigned i = 0; i < config.n_disks; i++)
 		config.disk[i].n_queues = mb_blk_n_queues(machine->blk[i]);
 	for (unsigned i = 0; i < config.n_nics; i++) {
@@ -304,6 +302,67 @@ int mb_machine_answer_snapshot(void *ctx, const char *path, json_t **answer, str
 
 /* ---- in ---- */
 
+/* Calls fn for what is no hole in the snapshot's memory, until it fails; never across 2 MiB. */
+static int each_part(struct mb_machine *machine,
+	int (*fn)(struct mb_machine *machine, uint64_t at, uint64_t len, struct mb_error *err),
+	struct mb_error *err)
+{
+	const int fd = mb_snapshot_ram_fd(machine->config.snapshot);
+	const off_t bytes = (off_t)machine->config.memory_bytes;
+	int rc = 0;
+
+	for (off_t at = 0, hole = 0; at < bytes && !rc;) {
+		if (at >= hole) {
+			at = lseek(fd, at, SEEK_DATA);
+			if (at < 0 && errno == ENXIO)
+				break;
+			hole = at < 0 ? -1 : lseek(fd, at, SEEK_HOLE);
+			if (hole < 0)
+				return mb_error_set(err, errno, "snapshot: cannot read memory: %s",
+					strerror(errno));
+		}
+		off_t next = (at / CHUNK + 1) * CHUNK;
+
+		if (next > hole)
+			next = hole;
+		rc = fn(machine, (uint64_t)at, (uint64_t)(next - at), err);
+		at = next;
+	}
+	return rc;
+}
+
+static int load_part(struct mb_machine *machine, uint64_t at, uint64_t len, struct mb_error *err)
+{
+	const int fd = mb_snapshot_ram_fd(machine->config.snapshot);
+	int rc;
+
+	if (mb_machine_signalled(machine))
+		return mb_error_set(err, EINTR, "stopped");
+	rc = mb_ram_load(machine->ram, mb_ram_gpa(machine->ram, at), fd, at, len);
+	return rc ? mb_error_set(err, -rc, "snapshot: cannot read memory: %s",
+			    rc == -EIO ? "file ram is cut off, or its disk failed" : strerror(-rc))
+		  : 0;
+}
+
+/* Memory that is mapped several times is the machine's own: no mapping of a file can be private to it. */
+static int load_ram(struct mb_machine *machine, struct mb_error *err)
+{
+	return mb_ram_is_private(machine->ram) ? 0 : each_part(machine, load_part, err);
+}
+
+static int share_part(struct mb_machine *machine, uint64_t at, uint64_t len, struct mb_error *err)
+{
+	mb_machine_saw_snapshot(machine, at, len);
+	return 0;
+}
+
+int mb_machine_share_snapshot(struct mb_machine *machine, struct mb_error *err)
+{
+	if (!machine->config.snapshot || mb_ram_is_private(machine->ram))
+		return 0;
+	return each_part(machine, share_part, err);
+}
+
 static int load_devices(struct mb_machine *machine, struct mb_state_in *in, struct mb_error *err)
 {
 	const struct mb_snapshot *snapshot = machine->config.snapshot;
@@ -370,8 +429,11 @@ static int end_interrupts(struct mb_machine *machine, struct mb_error *err)
 int mb_machine_go_on(struct mb_machine *machine, struct mb_error *err)
 {
 	struct mb_state_in in = mb_snapshot_state(machine->config.snapshot);
-	int rc = mb_vcpus_load(machine->vcpus, &in, err);
+	int rc = load_ram(machine, err);
 
+	if (rc)
+		return rc;
+	rc = mb_vcpus_load(machine->vcpus, &in, err);
 	if (!rc)
 		rc = load_devices(machine, &in, err);
 	if (!rc)

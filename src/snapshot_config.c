@@ -4,14 +4,14 @@
 #include <errno.h>
 #include <limits.h>
 #include <mirrorball/blk.h>
+#include <mirrorball/heat.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/virtio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* The machine's config in a snapshot: what it takes to build one that is the same. */
-#define CONFIG_VERSION 1u
-#define MAX_MEMORY     (8ull << 40)
+#define MAX_MEMORY (8ull << 40)
 
 /* ---- writing ---- */
 
@@ -49,19 +49,31 @@ static void put_nic(struct mb_state_out *out, const struct mb_nic_config *nic)
 	mb_state_put_u32(out, nic->n_pairs);
 }
 
+/* What is done with its memory. On which nodes that is depends on the host; and a file does not put
+ * a machine into a trust group. */
+static void put_memory(struct mb_state_out *out, const struct mb_machine_config *config)
+{
+	mb_state_put_u64(out, config->memory_bytes);
+	mb_state_put_u32(out, config->n_views);
+	mb_state_put_u8(out, (uint8_t)config->track);
+	mb_state_put_u8(out, (uint8_t)config->migrate);
+	mb_state_put_u64(out, config->replica_bytes);
+	mb_state_put_u8(out, config->no_share);
+	mb_state_put_u8(out, config->no_reporting);
+}
+
 void mb_snapshot_put_config(struct mb_state_out *out, const struct mb_machine_config *config)
 {
-	mb_state_begin(out, "machine", CONFIG_VERSION);
+	mb_state_begin(out, "machine", MB_SNAPSHOT_CONFIG_VERSION);
 	mb_state_put_text(out, config->name);
 	mb_state_put_u32(out, config->n_vcpus);
-	mb_state_put_u64(out, config->memory_bytes);
+	put_memory(out, config);
 	mb_state_put_text(out, config->splash);
 	put_path(out, config->kernel_path);
 	put_path(out, config->initrd_path);
 	mb_state_put_text(out, config->cmdline);
 	mb_state_put_u8(out, (uint8_t)config->console);
 	mb_state_put_u8(out, config->no_reboot);
-	mb_state_put_u8(out, config->no_reporting);
 	mb_state_put_u32(out, config->n_disks);
 	for (unsigned i = 0; i < config->n_disks; i++)
 		put_disk(out, &config->disk[i]);
@@ -154,6 +166,45 @@ static int get_devices(struct mb_snapshot *snapshot, struct mb_state_in *part, s
 	return rc;
 }
 
+static void get_memory(struct mb_snapshot *snapshot, struct mb_state_in *part)
+{
+	struct mb_machine_config *config = &snapshot->config;
+
+	config->memory_bytes = mb_state_get_u64(part);
+	config->n_views = mb_state_get_u32(part);
+	config->track = mb_state_get_u8(part);
+	config->migrate = mb_state_get_u8(part);
+	config->replica_bytes = mb_state_get_u64(part);
+	config->no_share = mb_state_get_bool(part);
+	config->no_reporting = mb_state_get_bool(part);
+	if (config->n_views != 1)
+		return;
+	/* It will be a private mapping: nothing may take it out of page tables to look who puts
+	 * it back. */
+	config->track = MB_TRACK_OFF;
+	config->migrate = MB_MIGRATE_OFF;
+	config->replica_bytes = 0;
+	config->no_share = true;
+}
+
+static int check_memory(
+	const struct mb_machine_config *config, struct mb_state_in *part, struct mb_error *err)
+{
+	bool must_track;
+
+	if (!config->memory_bytes || config->memory_bytes % MB_RAM_ALIGN ||
+		config->memory_bytes > MAX_MEMORY)
+		return mb_state_refuse(part, err, "has an impossible size of memory");
+	if (!config->n_views || config->n_views > MB_HEAT_VIEWS)
+		return mb_state_refuse(part, err, "has an impossible number of views");
+	must_track = config->migrate == MB_MIGRATE_ON || config->migrate == MB_MIGRATE_STORM ||
+		     (config->replica_bytes && config->replica_bytes != MB_REPLICAS_AUTO);
+	if (config->track > MB_TRACK_OFF || config->migrate > MB_MIGRATE_STORM ||
+		(must_track && config->track != MB_TRACK_ON))
+		return mb_state_refuse(part, err, "manages its memory in no way there is");
+	return 0;
+}
+
 static int check(
 	const struct mb_machine_config *config, struct mb_state_in *part, struct mb_error *err)
 {
@@ -161,14 +212,11 @@ static int check(
 		return mb_state_refuse(part, err, "has no name that is one");
 	if (!config->n_vcpus || config->n_vcpus > MB_MAX_VCPUS)
 		return mb_state_refuse(part, err, "has an impossible number of vCPUs");
-	if (!config->memory_bytes || config->memory_bytes % MB_RAM_ALIGN ||
-		config->memory_bytes > MAX_MEMORY)
-		return mb_state_refuse(part, err, "has an impossible size of memory");
 	if (!config->splash == !config->kernel_path || !config->cmdline)
 		return mb_state_refuse(part, err, "has no guest");
 	if (config->console > MB_CONSOLE_OFF)
 		return mb_state_refuse(part, err, "has an unknown console");
-	return 0;
+	return check_memory(config, part, err);
 }
 
 int mb_snapshot_read_config(
@@ -176,20 +224,19 @@ int mb_snapshot_read_config(
 {
 	struct mb_machine_config *config = &snapshot->config;
 	struct mb_state_in part;
-	int rc = mb_state_enter(in, "machine", CONFIG_VERSION, &part, err);
+	int rc = mb_state_enter(in, "machine", MB_SNAPSHOT_CONFIG_VERSION, &part, err);
 
 	if (rc)
 		return rc;
 	config->name = get_text(snapshot, &part);
 	config->n_vcpus = mb_state_get_u32(&part);
-	config->memory_bytes = mb_state_get_u64(&part);
+	get_memory(snapshot, &part);
 	config->splash = get_text(snapshot, &part);
 	config->kernel_path = get_text(snapshot, &part);
 	config->initrd_path = get_text(snapshot, &part);
 	config->cmdline = get_text(snapshot, &part);
 	config->console = mb_state_get_u8(&part);
 	config->no_reboot = mb_state_get_bool(&part);
-	config->no_reporting = mb_state_get_bool(&part);
 	rc = get_devices(snapshot, &part, err);
 	if (!rc)
 		rc = mb_state_leave(&part, err);
@@ -197,12 +244,6 @@ int mb_snapshot_read_config(
 		rc = check(config, &part, err);
 	if (rc)
 		return rc;
-	/* Its memory is a private mapping: nothing may take it out of page tables to look who puts
-	 * it back. */
-	config->n_views = 1;
-	config->track = MB_TRACK_OFF;
-	config->migrate = MB_MIGRATE_OFF;
-	config->no_share = true;
 	config->in_fd = config->out_fd = -1;
 	config->snapshot = snapshot;
 	return 0;

@@ -2,6 +2,7 @@
 #include "run.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <mirrorball/heat.h>
 #include <mirrorball/snapshot.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,8 @@ static struct mb_machine_config config = {
 	.name = "m",
 	.n_vcpus = 3,
 	.memory_bytes = MEMORY,
+	.n_views = 1,
+	.replica_bytes = MB_REPLICAS_AUTO,
 	.kernel_path = "/nowhere/vmlinuz",
 	.cmdline = "quiet",
 	.console = MB_CONSOLE_VIRTIO,
@@ -295,6 +298,28 @@ START_TEST(test_given_up)
 }
 END_TEST
 
+/* What several views are for is as it was asked for. A file does not put a machine into a group. */
+START_TEST(test_views)
+{
+	const struct mb_machine_config *c;
+	const struct mb_machine_config one = config;
+	struct mb_snapshot *s;
+
+	config.n_views = 2;
+	config.migrate = MB_MIGRATE_OFF;
+	config.trust_group = "all";
+	ck_assert_int_eq(make(), 0);
+	ck_assert_msg(!mb_snapshot_open(path, &s, &err), "%s", err.text);
+	c = mb_snapshot_config(s);
+	ck_assert_uint_eq(c->n_views, 2);
+	ck_assert_int_eq(c->track, MB_TRACK_AUTO);
+	ck_assert_int_eq(c->migrate, MB_MIGRATE_OFF);
+	ck_assert(c->replica_bytes == MB_REPLICAS_AUTO && !c->no_share && !c->trust_group);
+	mb_snapshot_close(s);
+	config = one;
+}
+END_TEST
+
 /* By another one than who makes it, who gets an error then; not when it has its name. */
 START_TEST(test_removed)
 {
@@ -322,7 +347,8 @@ END_TEST
 START_TEST(test_config_refused)
 {
 	struct mb_machine_config good = config;
-	struct mb_machine_config bad[] = {config, config, config, config, config, config, config};
+	struct mb_machine_config bad[] = {config, config, config, config, config, config, config,
+		config, config, config, config};
 
 	bad[0].n_vcpus = 0;
 	bad[1].memory_bytes = MEMORY + 4096;
@@ -331,6 +357,12 @@ START_TEST(test_config_refused)
 	bad[4].disk[1].path = "nbd://host/export";
 	bad[5].nic[1].tap_name = NULL;
 	bad[6].name = "a/b";
+	bad[7].n_views = 0;
+	bad[8].n_views = MB_HEAT_VIEWS + 1;
+	bad[9].n_views = 2;
+	bad[9].migrate = MB_MIGRATE_STORM; /* and nobody who looks */
+	bad[10].n_views = 2;
+	bad[10].replica_bytes = MEMORY;
 	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		config = bad[i];
 		ck_assert_int_eq(make(), 0);
@@ -384,6 +416,7 @@ int main(void)
 	tcase_add_test(tcase, test_files);
 	tcase_add_test(tcase, test_ram_damaged);
 	tcase_add_test(tcase, test_given_up);
+	tcase_add_test(tcase, test_views);
 	tcase_add_test(tcase, test_config_refused);
 	tcase_add_test(tcase, test_removed);
 	tcase_add_test(tcase, test_passt);
