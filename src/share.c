@@ -91,14 +91,27 @@ static int make_runs(struct runs *runs)
 	return runs->run ? 0 : -ENOMEM;
 }
 
-/* False: no room. */
+/* Of the part of [at, end) that is in one piece. */
+static uint64_t end_in_piece(uint64_t at, uint64_t end)
+{
+	uint64_t next = (at / PIECE + 1) * PIECE;
+
+	return next < end ? next : end;
+}
+
+static uint64_t end_of(const struct run *run)
+{
+	return run->at + run->n_pages * PAGE;
+}
+
+/* False: no room. A run is in one piece. */
 static bool add_run(struct runs *runs, const struct run *run)
 {
 	struct run *last = runs->n ? &runs->run[runs->n - 1] : NULL;
 	uint64_t bytes = last ? last->n_pages * PAGE : 0;
 
 	if (last && last->base == run->base && last->tries == run->tries &&
-		last->ram + bytes == run->ram && last->at + bytes == run->at) {
+		last->ram + bytes == run->ram && last->at + bytes == run->at && run->at % PIECE) {
 		last->n_pages += run->n_pages;
 		return true;
 	}
@@ -121,6 +134,20 @@ static bool whole_pages(uint64_t ram, uint64_t at, uint64_t len, struct run *run
 	return true;
 }
 
+/* Returns what there was no room for. */
+static uint64_t add_by_piece(struct runs *runs, struct run run)
+{
+	uint64_t end = end_of(&run), next, dropped = 0;
+
+	for (; run.at < end; run.ram += next - run.at, run.at = next) {
+		next = end_in_piece(run.at, end);
+		run.n_pages = (uint32_t)((next - run.at) / PAGE);
+		if (!add_run(runs, &run))
+			dropped += next - run.at;
+	}
+	return dropped;
+}
+
 void mb_share_saw(struct mb_share *s, unsigned base, uint64_t at, const struct iovec *iov,
 	unsigned n_iov, uint64_t len)
 {
@@ -136,8 +163,7 @@ void mb_share_saw(struct mb_share *s, unsigned base, uint64_t at, const struct i
 
 		if (ram < s->config.ram_bytes && whole_pages(ram, at, n, &run)) {
 			seen += run.n_pages * PAGE;
-			if (!add_run(&s->news, &run))
-				dropped += run.n_pages * PAGE;
+			dropped += add_by_piece(&s->news, run);
 		}
 		at += n;
 		len -= n;
@@ -277,14 +303,6 @@ static void want(struct mb_share *s, unsigned base, uint64_t at, uint64_t len, b
 	}
 }
 
-/* Of the part of [at, end) that is in one piece. */
-static uint64_t end_in_piece(uint64_t at, uint64_t end)
-{
-	uint64_t next = (at / PIECE + 1) * PIECE;
-
-	return next < end ? next : end;
-}
-
 /* What other machines have read of it: so that it is read from memory from the start. */
 static void ask_what_is_there(struct mb_share *s)
 {
@@ -319,11 +337,6 @@ static int by_base(const void *a, const void *b)
 	if (one->at != other->at)
 		return one->at < other->at ? -1 : 1;
 	return one->ram < other->ram ? -1 : one->ram > other->ram;
-}
-
-static uint64_t end_of(const struct run *run)
-{
-	return run->at + run->n_pages * PAGE;
 }
 
 /* Everything of [at, end), piece by piece. */
@@ -363,20 +376,34 @@ static void put_off(struct mb_share *s, const struct run *run)
 		count(&s->stats.dropped_bytes, run->n_pages * PAGE);
 }
 
-/* A run in one piece. */
-static void merge(struct mb_share *s, const struct run *run)
-{
+/* Runs of one piece, near each other there: what they are merged with is mapped once. */
+struct near {
 	struct mb_replicas_source source[MB_HEAT_VIEWS];
+	struct mb_merging *merging; /* NULL: the commons do not have all of it */
+	unsigned base;
+	uint64_t at, end; /* of the base, within a piece */
+};
+
+/* False: the commons do not have it. */
+static bool find_all(struct mb_share *s, struct near *near)
+{
+	for (unsigned v = 0; v < s->config.n_views; v++)
+		if (!mb_commons_find(s->base[near->base], s->node[v], near->at, near->end - near->at,
+			    &near->source[v].fd, &near->source[v].offset))
+			return false;
+	return true;
+}
+
+static void merge(struct mb_share *s, const struct near *near, const struct run *run)
+{
 	uint64_t len = run->n_pages * PAGE;
 	struct mb_merged done = {0};
 
-	for (unsigned v = 0; v < s->config.n_views; v++)
-		if (!mb_commons_find(s->base[run->base], s->node[v], run->at, len, &source[v].fd,
-			    &source[v].offset)) {
-			put_off(s, run);
-			return;
-		}
-	if (mb_replicas_merge(s->config.replicas, run->ram, len, source, &done)) {
+	if (!near->merging) {
+		put_off(s, run);
+		return;
+	}
+	if (mb_replicas_merge_run(near->merging, run->ram, run->at - near->at, len, &done)) {
 		count(&s->stats.dropped_bytes, len);
 		return;
 	}
@@ -387,20 +414,44 @@ static void merge(struct mb_share *s, const struct run *run)
 		put_off(s, run);
 }
 
+/* The first of so many runs, and those that follow it closely; how many. */
+static unsigned begin_near(struct mb_share *s, const struct run *run, unsigned n, struct near *near)
+{
+	unsigned i;
+
+	*near = (struct near){.base = run->base, .at = run->at, .end = end_of(run)};
+	for (i = 1; i < n && run[i].base == run->base && run[i].at <= near->end + GAP_BYTES &&
+		    run[i].at / PIECE == run->at / PIECE;
+		i++)
+		if (end_of(&run[i]) > near->end)
+			near->end = end_of(&run[i]);
+	if (!find_all(s, near)) {
+		i = 1;
+		near->end = end_of(run);
+		if (!find_all(s, near))
+			return i;
+	}
+	if (mb_replicas_merge_begin(s->config.replicas, near->source, near->end - near->at, &near->merging))
+		near->merging = NULL;
+	return i;
+}
+
 static void merge_all(struct mb_share *s)
 {
 	uint64_t begin_ns = mb_now_ns();
 
-	for (unsigned i = 0; i < s->work.n && !is_over(s); i++) {
-		struct run run = s->work.run[i];
+	for (unsigned i = 0; i < s->work.n && !is_over(s);) {
+		struct near near;
+		unsigned end = i + begin_near(s, &s->work.run[i], s->work.n - i, &near);
+		bool tired = false;
 
-		for (uint64_t end = end_of(&run), next; run.at < end && !is_over(s);
-			run.ram += next - run.at, run.at = next) {
-			next = end_in_piece(run.at, end);
-			run.n_pages = (uint32_t)((next - run.at) / PAGE);
-			merge(s, &run);
+		while (i < end && !tired) {
+			merge(s, &near, &s->work.run[i++]);
+			tired = mb_now_ns() - begin_ns > WORK_NS || is_over(s);
 		}
-		if (mb_now_ns() - begin_ns > WORK_NS) {
+		/* Before a rest, in which the commons may take a piece away. */
+		mb_replicas_merge_end(near.merging);
+		if (tired) {
 			rest(s, WORK_NS);
 			begin_ns = mb_now_ns();
 		}
