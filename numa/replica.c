@@ -519,7 +519,8 @@ static bool has_room(struct mb_replicas *r, uint64_t n, unsigned views)
 	return false;
 }
 
-int mb_replica_protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist)
+int mb_replica_protect_all(
+	struct mb_replicas *r, uint64_t first, uint64_t n, bool insist, bool brief)
 {
 	int rc = 0;
 
@@ -528,7 +529,8 @@ int mb_replica_protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bo
 		if (rc)
 			break;
 		if (mb_replica_mapping(r->page[first].map, v) == HOME_OPEN)
-			rc = mb_replica_protect(r, v, first, n);
+			rc = brief ? mb_replica_protect_here(r, v, first, n)
+				   : mb_replica_protect(r, v, first, n);
 	}
 	return rc;
 }
@@ -583,7 +585,7 @@ static int replicate_pages(
 	if (MB_REPLICA_WRONG == WRONG_COPY_FIRST)
 		rc = copy_all(r, first, n, views, insist, stage);
 	if (!rc)
-		rc = mb_replica_protect_all(r, first, n, insist);
+		rc = mb_replica_protect_all(r, first, n, insist, false);
 	if (!rc && MB_REPLICA_WRONG != WRONG_COPY_FIRST)
 		rc = copy_all(r, first, n, views, insist, stage);
 	if (!rc)

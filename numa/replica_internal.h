@@ -131,7 +131,13 @@ enum patience { AT_ONCE, SHORT_PATIENCE, PATIENT };
 /* All on pages [first, first + n), which are alike and in one block. -errno: nothing has changed.
  */
 int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
-/* The same in place of a copy, for a collapse: uses what is in store. */
+/*
+ * The same of what is home now, where it is, with fewer calls: other mappings than those that protect
+ * makes, and so for what is soon something else. Nothing is lost meanwhile: what is written before the
+ * return is home's.
+ */
+int mb_replica_protect_here(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n);
+/* The same as protect in place of a copy, for a collapse: uses what is in store. */
 int mb_replica_withdraw(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n,
 	enum patience patience);
 /*
@@ -152,9 +158,17 @@ int mb_replica_install(struct mb_replicas *r, unsigned view, uint64_t first, uin
 /* Pages of a file that others may have, too; for install, or for drop. */
 int mb_replica_stage_merged(
 	struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, void **stage);
-/* When all views have them: our own mapping, and home gives its memory back. */
-int mb_replica_merge_home(
-	struct mb_replicas *r, int fd, uint64_t offset, uint64_t first, uint64_t n);
+/* Of a larger stage that is armed already, and stays mapped: its pages that were installed are of no
+ * use any more. For drop. */
+int mb_replica_arm_merged(
+	struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, void **stage);
+int mb_replica_install_armed(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage);
+/* To compare with, and for merge_home; for drop. */
+int mb_replica_see_merged(struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, char **seen);
+/* When all views have them: our own mapping, from `seen`, and home gives its memory back. */
+int mb_replica_merge_home(struct mb_replicas *r, const char *seen, int fd, uint64_t offset,
+	uint64_t first, uint64_t n);
 /* Those that are merged are filled with what they were merged with, and so is our own mapping, before
  * any view can write them. */
 int mb_replica_fill_home(
@@ -212,8 +226,10 @@ bool mb_replica_may_merge(struct mb_replicas *r);
 /* What there is in a part of a block is collapsed. Takes its lock. */
 int mb_replica_collapse_part(
 	struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg);
-/* Home is protected in every view. Caller has the lock. */
-int mb_replica_protect_all(struct mb_replicas *r, uint64_t first, uint64_t n, bool insist);
+/* Home is protected in every view; brief: for something that is done before the lock is given back.
+ * Caller has the lock. */
+int mb_replica_protect_all(
+	struct mb_replicas *r, uint64_t first, uint64_t n, bool insist, bool brief);
 
 /*
  * Collapses a block, for the worker: the next of those of which that frees mappings, or any.

@@ -234,24 +234,41 @@ int mb_replica_stage_merged(
 	return set_stage_of(r, MAP_PRIVATE, fd, offset, n, stage);
 }
 
+int mb_replica_see_merged(struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, char **seen)
+{
+	void *at = r->calls->map(
+		NULL, n * PAGE, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
+
+	if (at == MAP_FAILED)
+		return failed(r);
+	madvise(at, n * PAGE, MADV_DONTDUMP);
+	*seen = at;
+	return 0;
+}
+
 void mb_replica_drop(struct mb_replicas *r, void *stage, uint64_t n)
 {
 	r->calls->unmap(stage, n * PAGE);
 }
 
-static int arm(struct mb_replicas *r, void *stage, uint64_t n)
+static int register_at(struct mb_replicas *r, void *at, uint64_t n)
 {
 	struct uffdio_register reg = {
-		.range = {.start = (uintptr_t)stage, .len = n * PAGE},
+		.range = {.start = (uintptr_t)at, .len = n * PAGE},
 		.mode = UFFDIO_REGISTER_MODE_WP,
 	};
+
+	return r->calls->control(r->config.uffd, UFFDIO_REGISTER, &reg);
+}
+
+/* What is registered is trapped. */
+static int trap(struct mb_replicas *r, void *at, uint64_t n)
+{
 	struct uffdio_writeprotect wp = {
-		.range = reg.range,
+		.range = {.start = (uintptr_t)at, .len = n * PAGE},
 		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
 
-	if (r->calls->control(r->config.uffd, UFFDIO_REGISTER, &reg))
-		return failed(r);
 	/* EAGAIN: another thread moves something, and the reader has not read of it. */
 	while (r->calls->control(r->config.uffd, UFFDIO_WRITEPROTECT, &wp)) {
 		if (errno != EAGAIN)
@@ -261,13 +278,32 @@ static int arm(struct mb_replicas *r, void *stage, uint64_t n)
 	return 0;
 }
 
-/* Puts an armed stage into its place. */
-static int place(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage)
+static int arm(struct mb_replicas *r, void *stage, uint64_t n)
+{
+	return register_at(r, stage, n) ? failed(r) : trap(r, stage, n);
+}
+
+int mb_replica_arm_merged(
+	struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, void **stage)
+{
+	int rc = mb_replica_stage_merged(r, fd, offset, n, stage);
+
+	if (rc)
+		return rc;
+	rc = arm(r, *stage, n);
+	if (rc)
+		mb_replica_drop(r, *stage, n);
+	return rc;
+}
+
+/* Puts an armed stage into its place; MREMAP_DONTUNMAP: of a larger one, which stays mapped. */
+static int place(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage, int flags)
 {
 	char *at = view_at(r, view, first);
 
 	for (unsigned i = 0; r->calls->remap(stage, n * PAGE, n * PAGE,
-				     MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED;
+				     MREMAP_MAYMOVE | MREMAP_FIXED | flags, at) == MAP_FAILED;
 		i++) {
 		int rc = failed(r);
 
@@ -286,7 +322,7 @@ static int arm_and_place(
 	int rc = arm(r, stage, n);
 
 	if (!rc)
-		rc = place(r, view, first, n, stage);
+		rc = place(r, view, first, n, stage, 0);
 	if (rc)
 		mb_replica_drop(r, stage, n);
 	return rc;
@@ -303,6 +339,23 @@ int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uin
 		rc = arm_and_place(r, view, first, n, stage);
 	if (!rc)
 		note(r, view, first, n, HOME_PROTECTED);
+	return rc;
+}
+
+int mb_replica_protect_here(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
+{
+	char *at = view_at(r, view, first);
+	struct uffdio_range range = {.start = (uintptr_t)at, .len = n * PAGE};
+	int rc;
+
+	/* EBUSY: the tracker watches it. */
+	if (register_at(r, at, n))
+		return errno == EBUSY ? mb_replica_protect(r, view, first, n) : failed(r);
+	rc = trap(r, at, n);
+	if (!rc)
+		note(r, view, first, n, HOME_PROTECTED);
+	else /* what is trapped of it goes on as well */
+		ioctl(r->config.uffd, UFFDIO_UNREGISTER, &range);
 	return rc;
 }
 
@@ -381,12 +434,12 @@ static int bring(
 uint64_t mb_replica_alike(const struct mb_replicas *r, uint64_t first, uint64_t n, bool *hole)
 {
 	const off_t start = (off_t)(first * PAGE), end = (off_t)((first + n) * PAGE);
-	off_t at = lseek(r->config.ram_fd, start, SEEK_DATA);
+	off_t at = lseek(r->config.ram_fd, start, SEEK_HOLE);
 
-	/* ENXIO: no memory from there on. Whatever else it is: as if it was there. */
-	*hole = at < 0 ? errno == ENXIO : at > start;
-	if (!*hole)
-		at = lseek(r->config.ram_fd, start, SEEK_HOLE);
+	/* What cannot be told is as if it was there. */
+	*hole = at == start;
+	if (*hole)
+		at = lseek(r->config.ram_fd, start, SEEK_DATA);
 	/* Taken away, or made, in between: the first page is what it was. */
 	return at <= start || at >= end ? (at == start ? 1 : n) : (uint64_t)(at - start) / PAGE;
 }
@@ -432,6 +485,18 @@ int mb_replica_install(struct mb_replicas *r, unsigned view, uint64_t first, uin
 	return rc;
 }
 
+int mb_replica_install_armed(
+	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage)
+{
+	int rc;
+
+	note_start(r, first, n);
+	rc = place(r, view, first, n, stage, MREMAP_DONTUNMAP);
+	if (!rc)
+		note(r, view, first, n, MERGED_PROTECTED);
+	return rc;
+}
+
 /* In place of what is there. */
 static int map_over(struct mb_replicas *r, char *at, uint64_t n, int prot, int fd, uint64_t offset,
 	enum patience patience)
@@ -470,14 +535,20 @@ static char *own_at(const struct mb_replicas *r, uint64_t first)
 	return (char *)r->config.own_base + first * PAGE;
 }
 
-int mb_replica_merge_home(
-	struct mb_replicas *r, int fd, uint64_t offset, uint64_t first, uint64_t n)
+int mb_replica_merge_home(struct mb_replicas *r, const char *seen, int fd, uint64_t offset,
+	uint64_t first, uint64_t n)
 {
-	int rc = map_over(r, own_at(r, first), n, PROT_READ, fd, offset, SHORT_PATIENCE);
+	char *own = own_at(r, first);
 
-	if (rc)
-		return rc;
-	madvise(own_at(r, first), n * PAGE, MADV_DONTDUMP);
+	/* With its page table entries: they are there, from when it was compared. */
+	if (r->calls->remap((void *)seen, n * PAGE, n * PAGE,
+		    MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, own) == MAP_FAILED) {
+		int rc = map_over(r, own, n, PROT_READ, fd, offset, SHORT_PATIENCE);
+
+		if (rc)
+			return rc;
+		madvise(own, n * PAGE, MADV_DONTDUMP);
+	}
 	note_merged(r, first, n, true);
 	/* Where that fails memory is not given back, which is all. */
 	fallocate(r->config.ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(first * PAGE),

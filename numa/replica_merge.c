@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <mirrorball/range.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -20,18 +21,34 @@
 
 #define AT_ONCE_PAGES 64u /* under the lock of a block */
 
-struct merge {
-	const struct mb_replicas_source *source;
-	uint64_t offset; /* in guest memory of what the sources begin with */
-	struct mb_merged *done;
-	/* Of the part of a block that is at hand, to compare with. */
-	uint64_t first;
-	const char *seen[MB_HEAT_VIEWS];
+/*
+ * Parts of the files that are mapped once for all that is merged with them: read to compare, and armed to be
+ * moved into the views, page by page or all at once. What was moved is still mapped, but not protected.
+ */
+struct mb_merging {
+	struct mb_replicas *r;
+	struct mb_replicas_source source[MB_HEAT_VIEWS];
+	uint64_t n; /* pages */
+	char *seen[MB_HEAT_VIEWS];
+	void *armed[MB_HEAT_VIEWS]; /* NULL: it is not worth it */
+	uint64_t used; /* pages from the first on that were moved, or may have been */
 };
+
+struct merge {
+	struct mb_merging *of;
+	uint64_t first, at; /* pages: that of guest memory which has page `at` of the files */
+	struct mb_merged *done;
+};
+
+/* In the files, pages. */
+static uint64_t place(const struct merge *m, uint64_t first)
+{
+	return m->at + first - m->first;
+}
 
 static uint64_t source_at(const struct merge *m, unsigned view, uint64_t first)
 {
-	return m->source[view].offset + first * PAGE - m->offset;
+	return m->of->source[view].offset + place(m, first) * PAGE;
 }
 
 /* How many pages from here on are equal in all sources, or the other way round. */
@@ -45,7 +62,7 @@ static uint64_t alike(
 		bool same = true;
 
 		for (unsigned v = 0; v < r->config.n_views && same; v++)
-			same = !memcmp(own, m->seen[v] + (first + i - m->first) * PAGE, PAGE);
+			same = !memcmp(own, m->of->seen[v] + place(m, first + i) * PAGE, PAGE);
 		if (!i)
 			*equal = same;
 		if (same != *equal)
@@ -59,7 +76,8 @@ static int stage_all(struct mb_replicas *r, const struct merge *m, uint64_t firs
 	int rc = 0;
 
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
-		rc = mb_replica_stage_merged(r, m->source[v].fd, source_at(m, v, first), n, &stage[v]);
+		rc = mb_replica_stage_merged(
+			r, m->of->source[v].fd, source_at(m, v, first), n, &stage[v]);
 		if (rc)
 			stage[v] = NULL;
 	}
@@ -77,24 +95,39 @@ static int install_all(struct mb_replicas *r, uint64_t first, uint64_t n, void *
 	return rc;
 }
 
+/* The same of pages that nothing was moved of yet. */
+static int install_armed(
+	struct mb_replicas *r, const struct merge *m, uint64_t first, uint64_t n)
+{
+	int rc = 0;
+
+	m->of->used = place(m, first) + n;
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
+		rc = mb_replica_install_armed(
+			r, v, first, n, (char *)m->of->armed[v] + place(m, first) * PAGE);
+	return rc;
+}
+
 /* Pages [first, first + n) are HOME_OPEN, and were equal a moment ago. -ESTALE: they are not. */
 static int merge_pages(
 	struct mb_replicas *r, struct block *b, const struct merge *m, uint64_t first, uint64_t n)
 {
+	const bool armed = m->of->armed[0] && place(m, first) >= m->of->used;
 	void *stage[MB_HEAT_VIEWS] = {NULL};
 	bool equal = true;
-	int rc = mb_replica_protect_all(r, first, n, false);
+	int rc = mb_replica_protect_all(r, first, n, false, true);
 
 	if (!rc && MB_REPLICA_WRONG != WRONG_MERGE_FIRST && (alike(r, m, first, n, &equal) < n || !equal))
 		rc = -ESTALE;
-	if (!rc)
+	if (!rc && !armed)
 		rc = stage_all(r, m, first, n, stage);
 	if (!rc)
 		rc = mb_replica_is_wanted(r, first, false);
 	if (!rc)
-		rc = install_all(r, first, n, stage);
+		rc = armed ? install_armed(r, m, first, n) : install_all(r, first, n, stage);
 	if (!rc)
-		rc = mb_replica_merge_home(r, m->source[0].fd, source_at(m, 0, first), first, n);
+		rc = mb_replica_merge_home(r, m->of->seen[0] + place(m, first) * PAGE,
+			m->of->source[0].fd, source_at(m, 0, first), first, n);
 	for (unsigned v = 0; v < r->config.n_views; v++)
 		if (stage[v])
 			mb_replica_drop(r, stage[v], n);
@@ -162,21 +195,6 @@ static void merge_runs(
 	}
 }
 
-/* To compare with, while the lock of the block is not needed. */
-static int see(struct mb_replicas *r, struct merge *m, uint64_t first, uint64_t n)
-{
-	m->first = first;
-	for (unsigned v = 0; v < r->config.n_views; v++) {
-		void *seen = r->calls->map(NULL, n * PAGE, PROT_READ, MAP_SHARED | MAP_NORESERVE,
-			m->source[v].fd, (off_t)source_at(m, v, first));
-
-		if (seen == MAP_FAILED)
-			return -errno;
-		m->seen[v] = seen;
-	}
-	return 0;
-}
-
 static void merge_some(
 	struct mb_replicas *r, struct block *b, const struct merge *m, uint64_t first, uint64_t n)
 {
@@ -196,19 +214,9 @@ static void merge_some(
 /* Writers of the block, and who pins it, wait for a few pages and not for all of it. */
 static int merge_part(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n, void *arg)
 {
-	struct merge *m = arg;
-	int rc = see(r, m, first, n);
-
-	if (rc)
-		m->done->failed_bytes += n * PAGE;
-	for (uint64_t i = 0, some; i < n && !rc; i += some) {
+	for (uint64_t i = 0, some; i < n; i += some) {
 		some = n - i < AT_ONCE_PAGES ? n - i : AT_ONCE_PAGES;
-		merge_some(r, b, m, first + i, some);
-	}
-	for (unsigned v = 0; v < r->config.n_views; v++) {
-		if (m->seen[v])
-			r->calls->unmap((void *)m->seen[v], n * PAGE);
-		m->seen[v] = NULL;
+		merge_some(r, b, arg, first + i, some);
 	}
 	return 0;
 }
@@ -224,17 +232,102 @@ static bool is_sealed(const struct mb_replicas_source *source, uint64_t len)
 	       mb_range_inside(source->offset, len, 0, (uint64_t)st.st_size);
 }
 
+/* While no lock is needed. */
+static int map_files(struct mb_merging *m, bool arm)
+{
+	struct mb_replicas *r = m->r;
+	int rc = 0;
+
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
+		const struct mb_replicas_source *from = &m->source[v];
+
+		rc = mb_replica_see_merged(r, from->fd, from->offset, m->n, &m->seen[v]);
+		if (!rc && arm)
+			rc = mb_replica_arm_merged(r, from->fd, from->offset, m->n, &m->armed[v]);
+		if (rc)
+			m->armed[v] = NULL;
+	}
+	return rc;
+}
+
+static void unmap_files(struct mb_merging *m)
+{
+	for (unsigned v = 0; v < m->r->config.n_views; v++) {
+		if (m->seen[v])
+			mb_replica_drop(m->r, m->seen[v], m->n);
+		if (m->armed[v])
+			mb_replica_drop(m->r, m->armed[v], m->n);
+	}
+}
+
+static int begin(struct mb_merging *m, struct mb_replicas *r, const struct mb_replicas_source *source,
+	uint64_t len, bool arm)
+{
+	int rc;
+
+	*m = (struct mb_merging){.r = r, .n = len / PAGE};
+	if (!len || len % PAGE || !r->config.own_base)
+		return -EINVAL;
+	for (unsigned v = 0; v < r->config.n_views; v++) {
+		m->source[v] = source[v];
+		if (source[v].offset % PAGE || !is_sealed(&source[v], len))
+			return -EPERM;
+	}
+	rc = map_files(m, arm);
+	if (rc)
+		unmap_files(m);
+	return rc;
+}
+
+int mb_replicas_merge_begin(struct mb_replicas *r, const struct mb_replicas_source *source, uint64_t len,
+	struct mb_merging **out)
+{
+	struct mb_merging *m = malloc(sizeof(*m));
+	int rc = m ? begin(m, r, source, len, true) : -ENOMEM;
+
+	if (rc)
+		free(m);
+	else
+		*out = m;
+	return rc;
+}
+
+int mb_replicas_merge_run(
+	struct mb_merging *m, uint64_t offset, uint64_t at, uint64_t len, struct mb_merged *done)
+{
+	struct merge merge = {.of = m, .first = offset / PAGE, .at = at / PAGE, .done = done};
+
+	if ((offset | at | len) % PAGE || !mb_range_inside(at, len, 0, m->n * PAGE))
+		return -EINVAL;
+	return mb_replica_each_block(m->r, offset, len, merge_part, &merge);
+}
+
+void mb_replicas_merge_end(struct mb_merging *m)
+{
+	if (!m)
+		return;
+	unmap_files(m);
+	free(m);
+}
+
 int mb_replicas_merge(struct mb_replicas *r, uint64_t offset, uint64_t len,
 	const struct mb_replicas_source *source, struct mb_merged *done)
 {
-	struct merge merge = {.source = source, .offset = offset, .done = done};
+	struct mb_merging m;
+	int rc;
 
-	if ((offset | len) % PAGE || !r->config.own_base)
+	if (!mb_range_inside(offset, len, 0, r->config.ram_bytes) || offset % PAGE)
 		return -EINVAL;
-	for (unsigned v = 0; v < r->config.n_views; v++)
-		if (source[v].offset % PAGE || !is_sealed(&source[v], len))
-			return -EPERM;
-	return mb_replica_each_block(r, offset, len, merge_part, &merge);
+	rc = begin(&m, r, source, len, false);
+	if (rc == -EINVAL || rc == -EPERM)
+		return rc;
+	if (rc) {
+		done->failed_bytes += len;
+		return 0;
+	}
+	rc = mb_replicas_merge_run(&m, offset, 0, len, done);
+	unmap_files(&m);
+	return rc;
 }
 
 bool mb_replicas_is_merged(const struct mb_replicas *r, uint64_t offset, uint64_t len)

@@ -55,7 +55,7 @@ static int punch_hole(const struct mb_replicas *r, uint64_t first, uint64_t n)
 static int punch_pages(struct mb_replicas *r, struct block *b, uint64_t first, uint64_t n)
 {
 	bool zero = true;
-	int rc = mb_replica_protect_all(r, first, n, false), undo;
+	int rc = mb_replica_protect_all(r, first, n, false, true), undo;
 
 	if (!rc && MB_REPLICA_WRONG != WRONG_PUNCH_FIRST &&
 		(alike(r, first, n, &zero) < n || !zero))

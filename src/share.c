@@ -16,9 +16,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#define PAGE	    MB_HEAT_PAGE_BYTES
-#define PIECE	    ((uint64_t)MB_COMMONS_PIECE)
-#define MAX_NEWS    32768u /* runs of pages that nobody has looked at yet: 512 MiB at least, of 16 KiB each */
+#include "share_runs.h"
+
 #define MAX_TRIES   4u	   /* of what was held, or of a commons that is not there */
 #define SETTLE_NS   500000000ull
 #define PATIENCE_NS 5000000000ull
@@ -26,18 +25,6 @@
 #define WORK_NS	    20000000ull	  /* and as long a rest */
 #define MAX_PIECES  1024u
 #define STACK_BYTES (256u << 10)
-
-/* Pages of guest memory that came from a base, side by side in both. */
-struct run {
-	uint64_t ram, at; /* bytes */
-	uint32_t n_pages;
-	uint8_t base, tries;
-};
-
-struct runs {
-	struct run *run;
-	unsigned n, max;
-};
 
 /* A piece of a base that the commons keep for us. */
 struct held {
@@ -84,43 +71,6 @@ static void count(uint64_t *what, uint64_t n)
 
 /* ---- news; any thread ---- */
 
-static int make_runs(struct runs *runs)
-{
-	runs->max = MAX_NEWS;
-	runs->run = malloc(runs->max * sizeof(*runs->run));
-	return runs->run ? 0 : -ENOMEM;
-}
-
-/* False: no room. */
-static bool add_run(struct runs *runs, const struct run *run)
-{
-	struct run *last = runs->n ? &runs->run[runs->n - 1] : NULL;
-	uint64_t bytes = last ? last->n_pages * PAGE : 0;
-
-	if (last && last->base == run->base && last->tries == run->tries &&
-		last->ram + bytes == run->ram && last->at + bytes == run->at) {
-		last->n_pages += run->n_pages;
-		return true;
-	}
-	if (runs->n == runs->max)
-		return false;
-	runs->run[runs->n++] = *run;
-	return true;
-}
-
-/* The whole pages of it, if it is as far from a page's beginning in both. */
-static bool whole_pages(uint64_t ram, uint64_t at, uint64_t len, struct run *run)
-{
-	uint64_t skip = -ram % PAGE;
-
-	if ((ram - at) % PAGE || len < skip + PAGE)
-		return false;
-	run->ram = ram + skip;
-	run->at = at + skip;
-	run->n_pages = (uint32_t)((len - skip) / PAGE);
-	return true;
-}
-
 void mb_share_saw(struct mb_share *s, unsigned base, uint64_t at, const struct iovec *iov,
 	unsigned n_iov, uint64_t len)
 {
@@ -134,10 +84,9 @@ void mb_share_saw(struct mb_share *s, unsigned base, uint64_t at, const struct i
 		uint64_t ram = (uint64_t)((const char *)iov[i].iov_base - (const char *)s->config.own_base);
 		struct run run = {.base = (uint8_t)base};
 
-		if (ram < s->config.ram_bytes && whole_pages(ram, at, n, &run)) {
+		if (ram < s->config.ram_bytes && mb_run_of_whole_pages(ram, at, n, &run)) {
 			seen += run.n_pages * PAGE;
-			if (!add_run(&s->news, &run))
-				dropped += run.n_pages * PAGE;
+			dropped += mb_runs_add_by_piece(&s->news, run);
 		}
 		at += n;
 		len -= n;
@@ -277,14 +226,6 @@ static void want(struct mb_share *s, unsigned base, uint64_t at, uint64_t len, b
 	}
 }
 
-/* Of the part of [at, end) that is in one piece. */
-static uint64_t end_in_piece(uint64_t at, uint64_t end)
-{
-	uint64_t next = (at / PIECE + 1) * PIECE;
-
-	return next < end ? next : end;
-}
-
 /* What other machines have read of it: so that it is read from memory from the start. */
 static void ask_what_is_there(struct mb_share *s)
 {
@@ -301,7 +242,7 @@ static void ask_what_is_there(struct mb_share *s)
 			continue;
 		s->asked[i] = true;
 		for (uint64_t k = 0; k < s->max_held / 2 && k * PIECE < end; k++)
-			want(s, i, k * PIECE, end_in_piece(k * PIECE, end) - k * PIECE, false);
+			want(s, i, k * PIECE, mb_end_in_piece(k * PIECE, end) - k * PIECE, false);
 	}
 	__atomic_store_n(&s->stats.state,
 		!ready	  ? "on, without the commons"
@@ -310,27 +251,11 @@ static void ask_what_is_there(struct mb_share *s)
 		__ATOMIC_RELAXED);
 }
 
-static int by_base(const void *a, const void *b)
-{
-	const struct run *one = a, *other = b;
-
-	if (one->base != other->base)
-		return one->base < other->base ? -1 : 1;
-	if (one->at != other->at)
-		return one->at < other->at ? -1 : 1;
-	return one->ram < other->ram ? -1 : one->ram > other->ram;
-}
-
-static uint64_t end_of(const struct run *run)
-{
-	return run->at + run->n_pages * PAGE;
-}
-
 /* Everything of [at, end), piece by piece. */
 static void want_range(struct mb_share *s, unsigned base, uint64_t at, uint64_t end)
 {
 	for (uint64_t next; at < end && !is_over(s); at = next) {
-		next = end_in_piece(at, end);
+		next = mb_end_in_piece(at, end);
 		want(s, base, at, next - at, true);
 	}
 }
@@ -341,13 +266,13 @@ static void want_all(struct mb_share *s)
 	const struct runs *work = &s->work;
 
 	for (unsigned i = 0, next; i < work->n && !is_over(s); i = next) {
-		uint64_t end = end_of(&work->run[i]);
+		uint64_t end = mb_run_end(&work->run[i]);
 
 		for (next = i + 1; next < work->n && work->run[next].base == work->run[i].base &&
 				   work->run[next].at <= end + GAP_BYTES;
 			next++)
-			if (end_of(&work->run[next]) > end)
-				end = end_of(&work->run[next]);
+			if (mb_run_end(&work->run[next]) > end)
+				end = mb_run_end(&work->run[next]);
 		want_range(s, work->run[i].base, work->run[i].at, end);
 	}
 	await_answers(s, 0);
@@ -359,24 +284,38 @@ static void put_off(struct mb_share *s, const struct run *run)
 	struct run again = *run;
 
 	again.tries++;
-	if (again.tries > MAX_TRIES || !add_run(&s->later, &again))
+	if (again.tries > MAX_TRIES || !mb_runs_add(&s->later, &again))
 		count(&s->stats.dropped_bytes, run->n_pages * PAGE);
 }
 
-/* A run in one piece. */
-static void merge(struct mb_share *s, const struct run *run)
-{
+/* Runs of one piece, near each other there: what they are merged with is mapped once. */
+struct near {
 	struct mb_replicas_source source[MB_HEAT_VIEWS];
+	struct mb_merging *merging; /* NULL: the commons do not have all of it */
+	unsigned base;
+	uint64_t at, end; /* of the base, within a piece */
+};
+
+/* False: the commons do not have it. */
+static bool find_all(struct mb_share *s, struct near *near)
+{
+	for (unsigned v = 0; v < s->config.n_views; v++)
+		if (!mb_commons_find(s->base[near->base], s->node[v], near->at, near->end - near->at,
+			    &near->source[v].fd, &near->source[v].offset))
+			return false;
+	return true;
+}
+
+static void merge(struct mb_share *s, const struct near *near, const struct run *run)
+{
 	uint64_t len = run->n_pages * PAGE;
 	struct mb_merged done = {0};
 
-	for (unsigned v = 0; v < s->config.n_views; v++)
-		if (!mb_commons_find(s->base[run->base], s->node[v], run->at, len, &source[v].fd,
-			    &source[v].offset)) {
-			put_off(s, run);
-			return;
-		}
-	if (mb_replicas_merge(s->config.replicas, run->ram, len, source, &done)) {
+	if (!near->merging) {
+		put_off(s, run);
+		return;
+	}
+	if (mb_replicas_merge_run(near->merging, run->ram, run->at - near->at, len, &done)) {
 		count(&s->stats.dropped_bytes, len);
 		return;
 	}
@@ -387,20 +326,44 @@ static void merge(struct mb_share *s, const struct run *run)
 		put_off(s, run);
 }
 
+/* The first of so many runs, and those that follow it closely; how many. */
+static unsigned begin_near(struct mb_share *s, const struct run *run, unsigned n, struct near *near)
+{
+	unsigned i;
+
+	*near = (struct near){.base = run->base, .at = run->at, .end = mb_run_end(run)};
+	for (i = 1; i < n && run[i].base == run->base && run[i].at <= near->end + GAP_BYTES &&
+		    run[i].at / PIECE == run->at / PIECE;
+		i++)
+		if (mb_run_end(&run[i]) > near->end)
+			near->end = mb_run_end(&run[i]);
+	if (!find_all(s, near)) {
+		i = 1;
+		near->end = mb_run_end(run);
+		if (!find_all(s, near))
+			return i;
+	}
+	if (mb_replicas_merge_begin(s->config.replicas, near->source, near->end - near->at, &near->merging))
+		near->merging = NULL;
+	return i;
+}
+
 static void merge_all(struct mb_share *s)
 {
 	uint64_t begin_ns = mb_now_ns();
 
-	for (unsigned i = 0; i < s->work.n && !is_over(s); i++) {
-		struct run run = s->work.run[i];
+	for (unsigned i = 0; i < s->work.n && !is_over(s);) {
+		struct near near;
+		unsigned end = i + begin_near(s, &s->work.run[i], s->work.n - i, &near);
+		bool tired = false;
 
-		for (uint64_t end = end_of(&run), next; run.at < end && !is_over(s);
-			run.ram += next - run.at, run.at = next) {
-			next = end_in_piece(run.at, end);
-			run.n_pages = (uint32_t)((next - run.at) / PAGE);
-			merge(s, &run);
+		while (i < end && !tired) {
+			merge(s, &near, &s->work.run[i++]);
+			tired = mb_now_ns() - begin_ns > WORK_NS || is_over(s);
 		}
-		if (mb_now_ns() - begin_ns > WORK_NS) {
+		/* Before a rest, in which the commons may take a piece away. */
+		mb_replicas_merge_end(near.merging);
+		if (tired) {
 			rest(s, WORK_NS);
 			begin_ns = mb_now_ns();
 		}
@@ -442,7 +405,7 @@ static void keep_newest(struct mb_share *s, const struct run *run)
 			part.n_pages++;
 			continue;
 		}
-		if (part.n_pages && !add_run(&s->newest, &part))
+		if (part.n_pages && !mb_runs_add(&s->newest, &part))
 			count(&s->stats.dropped_bytes, part.n_pages * PAGE);
 		part.ram = run->ram + (i + 1) * PAGE;
 		part.at = run->at + (i + 1) * PAGE;
@@ -475,7 +438,7 @@ static void take_work(struct mb_share *s, bool news)
 	*from = empty;
 	pthread_mutex_unlock(&s->lock);
 	drop_stale(s);
-	qsort(s->work.run, s->work.n, sizeof(*s->work.run), by_base);
+	mb_runs_sort(&s->work);
 }
 
 static void *share_main(void *arg)
@@ -538,8 +501,8 @@ int mb_share_create(const struct mb_share_config *config, struct mb_share **out,
 	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (s->wake_fd < 0)
 		rc = mb_error_set(err, errno, "sharing: eventfd: %s", strerror(errno));
-	else if (make_runs(&s->news) || make_runs(&s->work) || make_runs(&s->later) ||
-		 make_runs(&s->newest) || make_marks(s))
+	else if (mb_runs_create(&s->news) || mb_runs_create(&s->work) || mb_runs_create(&s->later) ||
+		 mb_runs_create(&s->newest) || make_marks(s))
 		rc = mb_error_set(err, ENOMEM, "sharing: out of memory");
 	else
 		rc = mb_commons_create(&commons, &s->commons, err);

@@ -15,6 +15,7 @@ import blk
 import boot
 import machines
 import memory
+import merge
 import net
 import overlay
 import session
@@ -23,7 +24,7 @@ import start
 import unshare
 
 BENCHMARKS = {"start": start, "boot": boot, "memory": memory, "blk": blk, "overlay": overlay,
-              "sharing": sharing, "unshare": unshare, "net": net}
+              "sharing": sharing, "merge": merge, "unshare": unshare, "net": net}
 MAX_LOST = 3    # machines in a row that did not boot
 
 
@@ -117,7 +118,7 @@ def main():
     config["scratch"] = config["scratch"] or "/scratch"
     os.makedirs(config["scratch"], exist_ok=True)
     setup = Setup(config)
-    if set(config["names"]) != {"unshare"}:
+    if not set(config["names"]) <= {"merge", "unshare"}:
         setup.qemu_cpu = start.usable_qemu_cpu(setup)
     result = {"place": config["place"], "quick": setup.quick, "host": host(setup),
               "versions": {name: version(path) for name, path in setup.programs.items()},

@@ -19,6 +19,7 @@ TITLES = {
     "blk": "Disk: virtio-blk, O_DIRECT and io_uring on the same file",
     "overlay": "Disk with an overlay (qcow2) of a base that is in the page cache",
     "sharing": "Sharing: PSS of all monitors and the daemon, and the page cache of the image they have in common",
+    "merge": "Merging: CPU time for each page that is one with other machines' from then on",
     "unshare": "Unsharing: the first write to a page that other machines have, too",
     "net": "Network: virtio-net on a tap, TCP (iperf3)",
 }
@@ -197,6 +198,13 @@ def judge_sharing(summary, lab):
     return found
 
 
+def judge_merge(summary, lab):
+    """Here KSM sees nothing but pages that it merges; of a guest it reads all the others, too."""
+    return [verdict(f"{case}: at most a tenth of KSM's CPU time", f"{ratio:.2f}×", ratio <= .1)
+            for case in summary.cases("merge", "CPU time")
+            for ratio in [summary.ratio("merge", case, "CPU time")] if ratio]
+
+
 def judge_unshare(summary, lab):
     """There is no goal: what it is beside a fault that needs no other thread."""
     return [verdict(f"(no goal) {case}: {metric} against the kernel's copy-on-write", f"{ratio:.1f}×", None)
@@ -213,7 +221,7 @@ def pictures(place, bench):
 
 JUDGES = {"start": judge_start, "boot": judge_boot, "memory": judge_memory,
           "blk": judge_io("blk", "exits/request", "requests/s"),
-          "overlay": judge_overlay, "sharing": judge_sharing, "unshare": judge_unshare,
+          "overlay": judge_overlay, "sharing": judge_sharing, "merge": judge_merge, "unshare": judge_unshare,
           "net": judge_io("net", "exits/MB", "throughput")}
 
 

@@ -44,13 +44,34 @@ static void check_source(void)
 	munmap(words, BYTES);
 }
 
+static bool in_runs; /* of what is mapped once for all of them */
+
+static int merge_in_runs(uint64_t offset, uint64_t len, struct mb_merged *d)
+{
+	const uint64_t half = len / PAGE / 2 * PAGE;
+	struct mb_merging *merging;
+	int rc = mb_replicas_merge_begin(replicas, source, len, &merging);
+
+	if (rc == -ENOMEM)
+		d->failed_bytes += len;
+	if (rc)
+		return rc == -ENOMEM ? 0 : rc;
+	rc = half ? mb_replicas_merge_run(merging, offset, 0, half, d) : 0;
+	if (!rc)
+		rc = mb_replicas_merge_run(merging, offset + half, half, len - half, d);
+	mb_replicas_merge_end(merging);
+	return rc;
+}
+
 static struct mb_merged merge(uint64_t offset, uint64_t len)
 {
 	struct mb_merged d = {0};
 
 	for (unsigned v = 0; v < 3; v++)
 		source[v] = (struct mb_replicas_source){.fd = file, .offset = SKIP + offset};
-	ck_assert_int_eq(mb_replicas_merge(replicas, offset, len, source, &d), 0);
+	ck_assert_int_eq(in_runs ? merge_in_runs(offset, len, &d)
+				 : mb_replicas_merge(replicas, offset, len, source, &d),
+		0);
 	ck_assert_uint_eq(d.merged_bytes + d.there_bytes + d.waiting_bytes + d.held_bytes +
 				  d.differs_bytes + d.full_bytes + d.failed_bytes,
 		len);
@@ -76,6 +97,7 @@ static bool make_merged(unsigned n)
 
 static void finish_merged(void)
 {
+	in_runs = false;
 	check_source();
 	finish();
 	close(file);
@@ -89,8 +111,9 @@ START_TEST(test_merges)
 	} range[] = {
 		{5 * PAGE, PAGE}, {BLOCK, BLOCK}, {BLOCK - 3 * PAGE, BLOCK + 9 * PAGE}, {0, BYTES}};
 	const uint64_t offset = range[_i % 4].offset, len = range[_i % 4].len, at = offset + len - 8;
-	const unsigned n = 1 + (unsigned)_i / 4;
+	const unsigned n = 1 + (unsigned)_i / 4 % 3;
 
+	in_runs = _i >= 12;
 	config.backoff_ns = 1000000;
 	if (!make_merged(n))
 		return;
@@ -119,6 +142,53 @@ START_TEST(test_merges)
 		check();
 		usleep(10000); /* it backs off */
 	}
+	finish_merged();
+}
+END_TEST
+
+/* In any order, and the same pages of the file in several places. */
+START_TEST(test_runs)
+{
+	static const struct {
+		uint64_t to, at, n;
+	} run[] = {{40, 8, 4}, {48, 16, 8}, {60, 24, 1}, {61, 25, 3}, {70, 12, 4}, {80, 8, 4}, {90, 30, 2}};
+	struct mb_merging *merging;
+	struct mb_merged d = {0};
+	unsigned wrong = 0;
+
+	if (!make_merged(1 + (unsigned)_i))
+		return;
+	for (unsigned i = 0; i < sizeof(run) / sizeof(run[0]); i++)
+		for (uint64_t k = 0; k < run[i].n * PAGE; k += 8)
+			*word_at(0, run[i].to * PAGE + k) = word(run[i].at * PAGE + k);
+	for (unsigned v = 0; v < 3; v++)
+		source[v] = (struct mb_replicas_source){.fd = file, .offset = SKIP + 8 * PAGE};
+	ck_assert_int_eq(mb_replicas_merge_begin(replicas, source, 24 * PAGE, &merging), 0);
+	for (unsigned i = 0; i < sizeof(run) / sizeof(run[0]); i++)
+		ck_assert_int_eq(mb_replicas_merge_run(merging, run[i].to * PAGE, (run[i].at - 8) * PAGE,
+					 run[i].n * PAGE, &d),
+			0);
+	ck_assert_uint_eq(d.merged_bytes, 26 * PAGE);
+	ck_assert_int_eq(mb_replicas_merge_run(merging, 0, 23 * PAGE, 2 * PAGE, &d), -EINVAL);
+	ck_assert_int_eq(mb_replicas_merge_run(merging, 8, 0, PAGE, &d), -EINVAL);
+	ck_assert_int_eq(mb_replicas_merge_run(merging, BYTES, 0, PAGE, &d), -EINVAL);
+	mb_replicas_merge_end(merging);
+	mb_replicas_merge_end(NULL);
+	ck_assert_uint_eq(ask().merged_bytes, 26 * PAGE);
+	ck_assert_uint_eq(home_bytes(), BYTES - 26 * PAGE);
+	for (unsigned i = 0; i < sizeof(run) / sizeof(run[0]); i++)
+		for (unsigned v = 0; v < n_views; v++)
+			for (uint64_t k = 0; k < run[i].n * PAGE; k += 8)
+				wrong += *word_at(v, run[i].to * PAGE + k) != word(run[i].at * PAGE + k);
+	ck_assert_uint_eq(wrong, 0);
+	/* Each is its own: what is written is in one place, and all of it is trapped. */
+	for (unsigned i = 0; i < sizeof(run) / sizeof(run[0]); i++)
+		for (uint64_t k = 0; k < run[i].n * PAGE; k += 8)
+			*word_at(n_views - 1, run[i].to * PAGE + k) = word(run[i].to * PAGE + k);
+	ck_assert_uint_eq(ask().merged_bytes, 0);
+	check();
+	ck_assert_int_eq(mb_replicas_merge_begin(replicas, source, BYTES, &merging), -EPERM);
+	ck_assert_int_eq(mb_replicas_merge_begin(replicas, source, 8, &merging), -EINVAL);
 	finish_merged();
 }
 END_TEST
@@ -407,6 +477,7 @@ START_TEST(test_failures)
 	bool done = false;
 	unsigned failed = 0;
 
+	in_runs = _i >= 6;
 	config.calls = &bad_calls;
 	config.backoff_ns = 1;
 	if (!make_merged(1 + (unsigned)_i % 3))
@@ -414,7 +485,7 @@ START_TEST(test_failures)
 	for (int after = 0; !done; after++) {
 		struct mb_merged d;
 
-		__atomic_store_n(&fail_times, _i < 3 ? 1 : 3, __ATOMIC_RELAXED);
+		__atomic_store_n(&fail_times, _i % 6 < 3 ? 1 : 3, __ATOMIC_RELAXED);
 		__atomic_store_n(&fail_after, after, __ATOMIC_RELAXED);
 		d = merge(at, len);
 		done = fail_after > 0;
@@ -453,7 +524,8 @@ int main(void)
 	TCase *all = tcase_create("all");
 
 	tcase_set_timeout(all, 60);
-	tcase_add_loop_test(all, test_merges, 0, 12);
+	tcase_add_loop_test(all, test_merges, 0, 24);
+	tcase_add_loop_test(all, test_runs, 0, 3);
 	tcase_add_test(all, test_differs);
 	tcase_add_loop_test(all, test_hold, 0, 3);
 	tcase_add_test(all, test_unsealed);
@@ -463,7 +535,7 @@ int main(void)
 	tcase_add_test(all, test_hole);
 	tcase_add_test(all, test_discard);
 	tcase_add_test(all, test_mappings);
-	tcase_add_loop_test(all, test_failures, 0, 6);
+	tcase_add_loop_test(all, test_failures, 0, 12);
 	suite_add_tcase(suite, all);
 	return run_suite(suite);
 }

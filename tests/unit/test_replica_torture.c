@@ -309,6 +309,28 @@ static void *replicator_main(void *arg)
 	return NULL;
 }
 
+/* Some of it, by runs; backwards each is mapped by itself. */
+static int merge_runs(uint64_t seed, uint64_t offset, uint64_t len,
+	const struct mb_replicas_source *source, struct mb_merged *d)
+{
+	const bool backwards = seed & 1;
+	struct mb_merging *merging;
+	int rc = mb_replicas_merge_begin(replicas, source, len, &merging);
+
+	for (uint64_t at = 0, n; !rc && at < len; at += n) {
+		uint64_t r = rnd(&seed), from;
+
+		n = (1 + r % 8) * PAGE;
+		n = n < len - at ? n : len - at;
+		from = backwards ? len - at - n : at;
+		if (r >> 60)
+			rc = mb_replicas_merge_run(merging, offset + from, from, n, d);
+	}
+	if (!rc)
+		mb_replicas_merge_end(merging);
+	return rc;
+}
+
 /*
  * Merges pages with what they were a moment ago, in a file of its own each time. In the hot range
  * always some are written in between, most others are not.
@@ -335,7 +357,8 @@ static void *merger_main(void *arg)
 			done += (uint64_t)n;
 		}
 		ck_assert_int_eq(fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_WRITE), 0);
-		if (mb_replicas_merge(replicas, offset, len, source, &d))
+		if (r >> 62 ? merge_runs(r, offset, len, source, &d)
+			    : mb_replicas_merge(replicas, offset, len, source, &d))
 			wrong("cannot be merged", offset / PAGE);
 		close(file);
 		usleep((useconds_t)(r >> 30) % 300);

@@ -137,6 +137,18 @@ struct mb_merged {
  */
 int mb_replicas_merge(struct mb_replicas *replicas, uint64_t offset, uint64_t len,
 	const struct mb_replicas_source *source, struct mb_merged *done);
+/*
+ * The same with many runs of guest memory that are near each other in the files, for fewer system calls:
+ * begin with all of the files that is needed (meanwhile it takes page tables, a 256th for each view); then each run, `at` bytes from what the sources begin with, best in
+ * ascending order of that; then end. One thread. begin: -EPERM, -EINVAL as above; -ENOMEM. run:
+ * -EINVAL. end takes NULL.
+ */
+struct mb_merging;
+int mb_replicas_merge_begin(struct mb_replicas *replicas, const struct mb_replicas_source *source,
+	uint64_t len, struct mb_merging **out);
+int mb_replicas_merge_run(struct mb_merging *merging, uint64_t offset, uint64_t at, uint64_t len,
+	struct mb_merged *done);
+void mb_replicas_merge_end(struct mb_merging *merging);
 /* Whether any page there is merged, all in 2 MiB; as of about now. Takes NULL. */
 bool mb_replicas_is_merged(const struct mb_replicas *replicas, uint64_t offset, uint64_t len);
 
