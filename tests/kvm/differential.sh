@@ -6,10 +6,11 @@
 : "${seed:?}" "${mirrorball:?}"
 RANDOM=$((seed % 32768))
 image=$((seed % 250 + 1))
-image_mib=16
+image_mib=${image_mib:-16}
 n_checks=${n_checks:-0}
 n_deaths=0
 machine=() # options of all
+within=()  # a command to run them with
 declare -A pids=() options=() words=() ids=() shared=()
 least_kib=64 # that each machine shares of each kind
 patience_s=300
@@ -55,7 +56,7 @@ begin() {
 	local name=$1
 	shift
 	# shellcheck disable=SC2086 # several words
-	"$mirrorball" run --name "$name" "${machine[@]}" ${options[$name]} --disk phase.img,ro,direct=off \
+	"${within[@]}" "$mirrorball" run --name "$name" "${machine[@]}" ${options[$name]} --disk phase.img,ro,direct=off \
 		splash diskchurn "image=$image" "id=${ids[$name]}" "seed=$((RANDOM * 32768 + RANDOM))" \
 		"ms=$((patience_s * 1000))" ${words[$name]} "$@" >"$name.out" 2>"$name.err" </dev/null &
 	pids[$name]=$!
@@ -72,6 +73,24 @@ add() {
 }
 
 runs() { kill -0 "${pids[$1]}" 2>/dev/null; }
+
+# One that has ended by itself has found something: what is left to do is to say it.
+must_run() {
+	local name ended=0 status
+	for name in "${!pids[@]}"; do
+		! runs "$name" || continue
+		ended=1 status=0
+		wait "${pids[$name]}" 2>/dev/null || status=$?
+		bad "$name: ended with status $status"
+		cat "$name.out" "$name.err"
+		unset "pids[$name]"
+	done
+	[ $ended = 1 ] || return 0
+	n_checks=$((n_checks + 1))
+	kill -KILL "${pids[@]}" 2>/dev/null
+	finish
+	exit 1
+}
 
 any_machine() {
 	local names=("${!pids[@]}")
@@ -117,6 +136,7 @@ has_shared() {
 all_share() {
 	local name end=$((SECONDS + patience_s))
 	until has_shared || [ "$SECONDS" -ge "$end" ]; do
+		must_run
 		sleep 0.5
 		look
 	done
@@ -196,7 +216,10 @@ all_say() {
 	local pattern=$1 name end=$((SECONDS + patience_s))
 	shift
 	for name in "$@"; do
-		until grep -q "$pattern" "$name.out" || ! runs "$name" || [ "$SECONDS" -ge "$end" ]; do sleep 0.1; done
+		until grep -q "$pattern" "$name.out" || [ "$SECONDS" -ge "$end" ]; do
+			must_run
+			sleep 0.1
+		done
 		holds "$name: $pattern" grep -q "$pattern" "$name.out"
 	done
 }
@@ -223,6 +246,7 @@ all_end() {
 happen() {
 	local events=("$@") i
 	while [ ${#events[@]} -gt 0 ]; do
+		must_run
 		i=$((RANDOM % ${#events[@]}))
 		some_ms 400 1600
 		${events[i]}

@@ -54,10 +54,19 @@ struct block {
 	bool own; /* was written with success: does not come from the image any more */
 };
 
+/* A vCPU's pages that are to be written at a certain time, first in, first out. */
+#define MAX_DUE 256u
+struct due {
+	uint64_t at[MAX_DUE]; /* TSC */
+	uint32_t page[MAX_DUE];
+	uint32_t in, out;
+};
+
 struct churned {
 	uint8_t *memory;
 	struct content *page;
 	struct block *block;
+	struct due *due;		     /* [vCPU] */
 	struct line *page_lock, *block_lock; /* one a group */
 	uint64_t n_pages, n_blocks;
 	uint64_t image, id;
