@@ -12,7 +12,7 @@ n_deaths=0
 machine=() # options of all
 within=()  # a command to run them with
 declare -A pids=() options=() words=() ids=() shared=()
-least_kib=64 # that each machine shares of each kind
+least_kib=${least_kib:-64} # that each machine shares of each kind
 patience_s=300
 begun=$SECONDS
 next_id=$((RANDOM % 200 + 1))
@@ -87,7 +87,8 @@ must_run() {
 	done
 	[ $ended = 1 ] || return 0
 	n_checks=$((n_checks + 1))
-	kill -KILL "${pids[@]}" 2>/dev/null
+	kill -KILL "${pids[@]}" 2>/dev/null || true
+	wait "${pids[@]}" 2>/dev/null || true
 	finish
 	exit 1
 }

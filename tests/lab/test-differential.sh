@@ -10,7 +10,7 @@ fi
 . "$(dirname "$0")/guests.sh"
 seed=$1
 echo "SEED=$seed"
-mirrorball=mirrorball daemon=mirrorballd image_mib=4
+mirrorball=mirrorball daemon=mirrorballd image_mib=4 least_kib=8
 mkdir /scratch/differential && cd /scratch/differential || exit
 # shellcheck source=tests/kvm/differential.sh
 . /in/differential.sh

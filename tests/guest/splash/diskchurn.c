@@ -20,11 +20,9 @@
  * block has what it had or what was written; what a read that failed leaves in memory is anything.
  *
  * A half of the pages is changed all over, so often that some of what was read into them is just
- * being shared when it is written; and some is written then on purpose. In the other half, as with
- * churn, changes go to an eighth that moves on, so that the rest is quiet for long enough to be
- * found alike, and is written again.
+ * being shared when it is written. In the other half, as with churn, changes go to an eighth that
+ * moves on, so that the rest is quiet for long enough to be found alike, and is written again.
  */
-#define DUE_MS	   350u /* to twice that: the monitor waits for half a second (src/share.c) */
 #define WINDOW_MS  2500u
 #define WINDOWS	   8u
 #define BATCH	   8u
@@ -44,29 +42,6 @@ static uint64_t pick_written(struct cpu *self)
 	if (!(r & 126))
 		return scale(r, d.n_pages);
 	return half + (window % WINDOWS * half / WINDOWS + scale(r, half / WINDOWS)) % half;
-}
-
-/* ---- pages that will be written when the monitor is about to share them ---- */
-
-static void mark_due(struct cpu *self, const struct transfer *t)
-{
-	struct due *due = &d.due[self->index];
-
-	for (unsigned i = 0; i < t->n && due->in - due->out < MAX_DUE; i++, due->in++) {
-		due->page[due->in % MAX_DUE] = (uint32_t)t->page[i];
-		due->at[due->in % MAX_DUE] =
-			rdtsc() + (DUE_MS + rnd_below(self, DUE_MS)) * guest.khz;
-	}
-}
-
-/* One whose time has come, or as chance has it. */
-static uint64_t pick_due(struct cpu *self)
-{
-	struct due *due = &d.due[self->index];
-
-	if (due->in == due->out || rdtsc() < due->at[due->out % MAX_DUE])
-		return pick_written(self);
-	return due->page[due->out++ % MAX_DUE];
 }
 
 /* Pages of a group, each once: side by side or not; blocks of a group, side by side. */
@@ -103,8 +78,6 @@ static void use_disk(struct cpu *self, bool write)
 			(write ? write_sectors : read_sectors)(self, &t);
 		else
 			(write ? write_blocks : read_blocks)(self, &t);
-		if (!write && p < d.n_pages / 2)
-			mark_due(self, &t);
 		let_go(&d.page_lock[p / GROUP]);
 	}
 	let_go(&d.block_lock[b / GROUP]);
@@ -112,12 +85,23 @@ static void use_disk(struct cpu *self, bool write)
 
 static void use_memory(struct cpu *self)
 {
-	uint64_t p = pick_due(self);
+	uint64_t p = pick_written(self);
 
 	if (!try_group(&d.page_lock[p / GROUP]))
 		return;
 	write_page(self, p);
 	let_go(&d.page_lock[p / GROUP]);
+}
+
+static void flicker(struct cpu *self)
+{
+	uint64_t p = rnd(self) & 3 ? pick_written(self) : rnd_below(self, d.n_pages);
+	uint64_t first = p / GROUP * GROUP;
+
+	if (!try_group(&d.page_lock[first / GROUP]))
+		return;
+	flicker_pages(self, first);
+	let_go(&d.page_lock[first / GROUP]);
 }
 
 /* ---- the program ---- */
@@ -141,15 +125,12 @@ static void setup(void)
 	d.id = arg_or(MB_SPLASH_ARG_ID, 1) & 0xff;
 	d.full = arg_or(MB_SPLASH_ARG_FULL, 0);
 	d.n_blocks = MIN(disk_sectors(0) / BLOCK_SECTORS, MAX_BLOCKS) / GROUP * GROUP;
-	books = d.n_blocks * (sizeof(*d.block) + sizeof(*d.block_lock) / GROUP) + 2 * unit +
-		guest.n * sizeof(*d.due);
+	books = d.n_blocks * (sizeof(*d.block) + sizeof(*d.block_lock) / GROUP) + 2 * unit;
 	/* And 1 in 128 for what is known of the pages. */
 	d.n_pages = arg_size(8 << 20, unit, 2 * WINDOWS * unit, books + memory_free() / 128) /
 		    PAGE_BYTES;
 	d.word = memory_take(PAGE_BYTES, PAGE_BYTES);
 	d.memory = memory_take(d.n_pages * PAGE_BYTES, PAGE_BYTES);
-	d.due = memory_take(guest.n * sizeof(*d.due), CACHE_LINE);
-	memset(d.due, 0, guest.n * sizeof(*d.due));
 	d.page = memory_take(d.n_pages * sizeof(*d.page), CACHE_LINE);
 	d.block = memory_take(d.n_blocks * sizeof(*d.block), CACHE_LINE);
 	d.page_lock = take_locks(d.n_pages);
@@ -250,8 +231,10 @@ static void run(struct cpu *self)
 				look_around(self);
 			else if (dice < 192)
 				use_memory(self);
-			else if (dice < 255)
+			else if (dice < 254)
 				use_disk(self, dice >= 232);
+			else if (dice < 255)
+				flicker(self);
 			else
 				flush_disk(self);
 		}

@@ -54,19 +54,10 @@ struct block {
 	bool own; /* was written with success: does not come from the image any more */
 };
 
-/* A vCPU's pages that are to be written at a certain time, first in, first out. */
-#define MAX_DUE 256u
-struct due {
-	uint64_t at[MAX_DUE]; /* TSC */
-	uint32_t page[MAX_DUE];
-	uint32_t in, out;
-};
-
 struct churned {
 	uint8_t *memory;
 	struct content *page;
 	struct block *block;
-	struct due *due;		     /* [vCPU] */
 	struct line *page_lock, *block_lock; /* one a group */
 	uint64_t n_pages, n_blocks;
 	uint64_t image, id;
@@ -101,6 +92,12 @@ void look_around(struct cpu *self);
 void check_page(struct cpu *self, uint64_t p);
 /* In one of several ways. */
 void write_page(struct cpu *self, uint64_t p);
+
+/*
+ * Writes a word of each page of the group that begins there, and what was there before, again and
+ * again: whoever compares a page before it is protected finds it equal, and then it is not.
+ */
+void flicker_pages(struct cpu *self, uint64_t first);
 
 /* One request: pages in any order, blocks side by side; or a part of one, the same in both. */
 struct transfer {

@@ -4,6 +4,7 @@
 
 /* The steps of diskchurn, each of which knows what it leaves behind. */
 #define PATTERNS    64u /* that all machines write alike */
+#define FLICKER_MS  15u
 #define PATIENCE_MS 60000u
 
 struct churned d;
@@ -111,6 +112,33 @@ void write_page(struct cpu *self, uint64_t p)
 		fill(p, new_head(p), first,
 			1 + (unsigned)rnd_below(self, MIN(16, PAGE_WORDS - first)));
 	check_page(self, p);
+}
+
+/* A write that went elsewhere, or was undone since, is found here. */
+static void change_word(struct cpu *self, uint64_t p, unsigned w, uint64_t from, uint64_t to)
+{
+	volatile uint64_t *word = words(p) + w;
+	uint64_t found = *word;
+
+	if (found != from)
+		wrong(self, "written a moment ago: page", p, p, w, from, found);
+	*word = to;
+}
+
+void flicker_pages(struct cpu *self, uint64_t first)
+{
+	unsigned w = (unsigned)rnd_below(self, PAGE_WORDS);
+	uint64_t other = new_head(first) | w;
+	struct timer t = timer_start(FLICKER_MS);
+
+	do {
+		for (uint64_t p = first; p < first + GROUP; p++)
+			change_word(self, p, w, content_word(&d.page[p], w), other);
+		for (uint64_t p = first; p < first + GROUP; p++)
+			change_word(self, p, w, other, content_word(&d.page[p], w));
+	} while (!timer_over(&t));
+	for (uint64_t p = first; p < first + GROUP; p++)
+		check_page(self, p);
 }
 
 /* ---- the disk; has the pages and the blocks ---- */
