@@ -58,7 +58,7 @@ begin() {
 	# shellcheck disable=SC2086 # several words
 	"${within[@]}" "$mirrorball" run --name "$name" "${machine[@]}" ${options[$name]} --disk phase.img,ro,direct=off \
 		splash diskchurn "image=$image" "id=${ids[$name]}" "seed=$((RANDOM * 32768 + RANDOM))" \
-		"ms=$((patience_s * 1000))" ${words[$name]} "$@" >"$name.out" 2>"$name.err" </dev/null &
+		ms=3600000 ${words[$name]} "$@" >"$name.out" 2>"$name.err" </dev/null &
 	pids[$name]=$!
 }
 
