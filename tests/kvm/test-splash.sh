@@ -11,12 +11,16 @@ views=$("$MIRRORBALL" doctor --json | python3 -c 'import json, sys; print(json.l
 mapfile -t programs < <("$MIRRORBALL" run splash --list | sed -n 's/^\([a-z]\+\) .*/\1/p')
 [ "${#programs[@]}" -ge 8 ] || bad "only these programs: ${programs[*]}"
 
+truncate -s 8M disk.img
 for program in "${programs[@]}"; do
-	arg=(ms=30)
-	case $program in touch | walk) arg=(size=8M) ;; esac
+	arg=(ms=30) disk=()
+	case $program in
+	touch | walk) arg=(size=8M) ;;
+	diskchurn) disk=(--disk "disk.img,cow=memory") ;;
+	esac
 	for cpus in 1 2 4; do
 		for ((view = 1; view <= views; view++)); do
-			expect 0 . "$MIRRORBALL" run --quiet --cpus "$cpus" --memory 128M --views "$view" \
+			expect 0 . "$MIRRORBALL" run --quiet --cpus "$cpus" --memory 128M --views "$view" "${disk[@]}" \
 				splash "$program" "${arg[@]}"
 		done
 	done
@@ -51,6 +55,6 @@ expect 66 . "$MIRRORBALL" run --memory 64M splash hello nonsense=1
 expect 67 'vCPU 1: exception 6,' "$MIRRORBALL" run --cpus 2 --memory 64M splash hello rsm=1
 
 # With devices attached.
-truncate -s 8M disk.img
+expect 66 'needs a disk' "$MIRRORBALL" run --memory 64M splash diskchurn
 expect 0 . "$MIRRORBALL" run --quiet --memory 64M --disk disk.img,queues=2 splash hello
 finish

@@ -75,7 +75,7 @@ START_TEST(programs_are_what_the_guest_has)
 #define KEY(name, key) key,
 		MB_SPLASH_ARGS(KEY)};
 	static const char *const wanted[] = {"hello", "touch", "radix", "readshare", "writeshare",
-		"private", "phase", "walk", "churn", "litmus", "fuzz", "demo"};
+		"private", "phase", "walk", "churn", "litmus", "diskchurn", "fuzz", "demo"};
 	unsigned n = 0;
 
 	for (const struct mb_splash_program *p = mb_splash_programs; p->name; p++, n++) {

@@ -56,7 +56,11 @@ struct mb_splash_info {
 	X(RESET, "reset")                                                                          \
 	X(RAW, "raw")                                                                              \
 	X(EACH, "each")                                                                            \
-	X(RSM, "rsm")
+	X(RSM, "rsm")                                                                              \
+	X(IMAGE, "image")                                                                          \
+	X(ID, "id")                                                                                \
+	X(KEPT, "kept")                                                                            \
+	X(FULL, "full")
 
 enum mb_splash_arg {
 #define MB_SPLASH_ARG_ENUM(name, key) MB_SPLASH_ARG_##name,
@@ -117,6 +121,16 @@ enum mb_splash_arg {
 		"memory-ordering tests: what x86 forbids must not be seen, whatever page it is on", \
 		"size=BYTES (8M) phase_ms=TIME of rounds, then of all reading (20) "               \
 		MB_SPLASH_TIMED_USAGE " seed=N (random)")                                          \
+	X(diskchurn,                                                                               \
+		MB_SPLASH_TIMED | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(SIZE) |                  \
+			MB_SPLASH_TAKES(IMAGE) | MB_SPLASH_TAKES(ID) | MB_SPLASH_TAKES(KEPT) |     \
+			MB_SPLASH_TAKES(FULL),                                                     \
+		"torture test: blocks of the first disk and pages of memory written and copied "   \
+		"into each other at random, everything that is not as it was left found",          \
+		"size=BYTES of memory (8M) image=N of tests/kvm/differential.sh (0: zeroes) id=N " \
+		"that marks what is written (1) kept=0|1 the disk has what the same id "           \
+		"wrote before (0) full=0|1 writes may fail (0) " MB_SPLASH_TIMED_USAGE             \
+		" seed=N (random)")                                                                \
 	X(fuzz, MB_SPLASH_TAKES(MS) | MB_SPLASH_TAKES(SEED) | MB_SPLASH_TAKES(RESET),              \
 		"garbage to every device register and virtio queue; scratches attached disks",     \
 		"ms=TIME (300) seed=N (random, printed) reset=0|1 resets the machine now "         \

@@ -371,7 +371,7 @@ static void find_caps(struct fuzz_dev *dev)
 	}
 }
 
-static void find_devices(void)
+void fuzz_find_devices(void)
 {
 	fuzz.n_devs = 0;
 	for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
@@ -404,7 +404,7 @@ static void setup(void)
 		usage_error("needs more memory for %u vCPUs", guest.n);
 	memory_take(room - fuzz.data_bytes, 1);
 	fuzz.data = memory_take(fuzz.data_bytes, 1);
-	find_devices();
+	fuzz_find_devices();
 	say("splash: fuzz: seed=%lu, %u vCPUs, %u PCI functions",
 		guest.args.value[MB_SPLASH_ARG_SEED], guest.n, fuzz.n_devs);
 }

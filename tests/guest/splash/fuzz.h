@@ -64,6 +64,8 @@ uint64_t fuzz_value(struct cpu *self);
 uint64_t fuzz_ring_gpa(struct cpu *self);
 uint64_t fuzz_wild_gpa(struct cpu *self);
 
+/* Fills in fuzz.dev and fuzz.n_devs. */
+void fuzz_find_devices(void);
 /* Configuration space as it was found. */
 void fuzz_restore(const struct fuzz_dev *dev);
 

@@ -9,32 +9,6 @@
  * to one device at once.
  */
 
-/* Common configuration, 4.1.4.3. */
-enum {
-	DEVICE_FEATURE_SELECT = 0x00,
-	DEVICE_FEATURE = 0x04,
-	DRIVER_FEATURE_SELECT = 0x08,
-	DRIVER_FEATURE = 0x0c,
-	CONFIG_VECTOR = 0x10,
-	NUM_QUEUES = 0x12,
-	STATUS = 0x14,
-	QUEUE_SELECT = 0x16,
-	QUEUE_SIZE = 0x18,
-	QUEUE_VECTOR = 0x1a,
-	QUEUE_ENABLE = 0x1c,
-	QUEUE_NOTIFY_OFF = 0x1e,
-	QUEUE_DESC = 0x20,
-	QUEUE_DRIVER = 0x28,
-	QUEUE_DEVICE = 0x30,
-};
-
-/* 2.1 */
-#define ACKNOWLEDGE	 1u
-#define DRIVER		 2u
-#define DRIVER_OK	 4u
-#define FEATURES_OK	 8u
-
-#define F_VERSION_1	 (1ull << 32)
 #define F_RING_PACKED	 (1ull << 34)
 
 #define MAX_STATUS_READS 1000u

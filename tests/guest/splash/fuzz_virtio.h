@@ -4,7 +4,7 @@
 
 #include "fuzz.h"
 
-/* What the wild driver (fuzz_virtio.c) and the tame one (fuzz_request.c) share. */
+/* What the wild driver (fuzz_virtio.c), the tame one (fuzz_request.c) and a real one (disk.c) share. */
 #define MAX_TRIED_QUEUES 4u
 #define DESC_NEXT	 1u
 #define DESC_WRITE	 2u
@@ -13,6 +13,33 @@
 #define PACKED_USED	 0x8000u
 #define TYPE_BLOCK	 0x1042u
 #define TYPE_BALLOON	 0x1045u
+
+/* Common configuration, 4.1.4.3. */
+enum {
+	DEVICE_FEATURE_SELECT = 0x00,
+	DEVICE_FEATURE = 0x04,
+	DRIVER_FEATURE_SELECT = 0x08,
+	DRIVER_FEATURE = 0x0c,
+	CONFIG_VECTOR = 0x10,
+	NUM_QUEUES = 0x12,
+	STATUS = 0x14,
+	QUEUE_SELECT = 0x16,
+	QUEUE_SIZE = 0x18,
+	QUEUE_VECTOR = 0x1a,
+	QUEUE_ENABLE = 0x1c,
+	QUEUE_NOTIFY_OFF = 0x1e,
+	QUEUE_DESC = 0x20,
+	QUEUE_DRIVER = 0x28,
+	QUEUE_DEVICE = 0x30,
+};
+
+/* 2.1 */
+#define ACKNOWLEDGE	 1u
+#define DRIVER		 2u
+#define DRIVER_OK	 4u
+#define FEATURES_OK	 8u
+
+#define F_VERSION_1 (1ull << 32)
 
 /* 2.7.5; a packed one (2.8.6) has id and flags where this has flags and next. */
 struct desc {
