@@ -453,7 +453,7 @@ static int write_state(
 	memcpy(h.magic, magic, sizeof(magic));
 	h.ram_mtime_ns = mb_timespec_ns(&st.st_mtim);
 	/* The config comes first. */
-	rc = mb_state_enter(&in, "machine", 1, &config, err);
+	rc = mb_state_enter(&in, "machine", MB_SNAPSHOT_CONFIG_VERSION, &config, err);
 	if (rc)
 		return rc;
 	mb_state_put(&out, &h, sizeof(h));

@@ -10,7 +10,6 @@
 #include <string.h>
 
 /* The machine's config in a snapshot: what it takes to build one that is the same. */
-#define CONFIG_VERSION 1u
 #define MAX_MEMORY     (8ull << 40)
 
 /* ---- writing ---- */
@@ -51,7 +50,7 @@ static void put_nic(struct mb_state_out *out, const struct mb_nic_config *nic)
 
 void mb_snapshot_put_config(struct mb_state_out *out, const struct mb_machine_config *config)
 {
-	mb_state_begin(out, "machine", CONFIG_VERSION);
+	mb_state_begin(out, "machine", MB_SNAPSHOT_CONFIG_VERSION);
 	mb_state_put_text(out, config->name);
 	mb_state_put_u32(out, config->n_vcpus);
 	mb_state_put_u64(out, config->memory_bytes);
@@ -68,6 +67,9 @@ void mb_snapshot_put_config(struct mb_state_out *out, const struct mb_machine_co
 	mb_state_put_u32(out, config->n_nics);
 	for (unsigned i = 0; i < config->n_nics; i++)
 		put_nic(out, &config->nic[i]);
+	mb_state_put_u32(out, config->n_pmems);
+	for (unsigned i = 0; i < config->n_pmems; i++)
+		put_path(out, config->pmem[i]);
 	mb_state_end(out);
 }
 
@@ -151,7 +153,16 @@ static int get_devices(struct mb_snapshot *snapshot, struct mb_state_in *part, s
 		return mb_state_refuse(part, err, "has too many networks");
 	for (unsigned i = 0; i < config->n_nics && !rc; i++)
 		rc = get_nic(snapshot, part, i, err);
-	return rc;
+	if (rc)
+		return rc;
+	config->n_pmems = mb_state_get_u32(part);
+	if (config->n_pmems > MB_MAX_PMEMS)
+		return mb_state_refuse(part, err, "has too many pmem devices");
+	for (unsigned i = 0; i < config->n_pmems; i++) {
+		config->pmem[i] = get_text(snapshot, part);
+		part->bad |= !config->pmem[i];
+	}
+	return 0;
 }
 
 static int check(
@@ -176,7 +187,7 @@ int mb_snapshot_read_config(
 {
 	struct mb_machine_config *config = &snapshot->config;
 	struct mb_state_in part;
-	int rc = mb_state_enter(in, "machine", CONFIG_VERSION, &part, err);
+	int rc = mb_state_enter(in, "machine", MB_SNAPSHOT_CONFIG_VERSION, &part, err);
 
 	if (rc)
 		return rc;

@@ -36,6 +36,8 @@ static struct mb_machine_config config = {
 			.n_pairs = 1},
 		{.tap_name = "tap0", .tap_fd = -1, .n_pairs = 4}},
 	.n_nics = 2,
+	.pmem = {"/nowhere/image"},
+	.n_pmems = 1,
 };
 
 static void setup(void)
@@ -129,6 +131,8 @@ START_TEST(test_round_trip)
 	ck_assert_ptr_null(c->nic[0].passt_args[2]);
 	ck_assert_int_eq(memcmp(c->nic[0].mac, config.nic[0].mac, 6), 0);
 	ck_assert_str_eq(c->nic[1].tap_name, "tap0");
+	ck_assert_uint_eq(c->n_pmems, 1);
+	ck_assert_str_eq(c->pmem[0], "/nowhere/image");
 	/* Its memory is a private mapping. */
 	ck_assert_uint_eq(c->n_views, 1);
 	ck_assert_int_eq(c->track, MB_TRACK_OFF);
@@ -322,7 +326,7 @@ END_TEST
 START_TEST(test_config_refused)
 {
 	struct mb_machine_config good = config;
-	struct mb_machine_config bad[] = {config, config, config, config, config, config, config};
+	struct mb_machine_config bad[] = {config, config, config, config, config, config, config, config};
 
 	bad[0].n_vcpus = 0;
 	bad[1].memory_bytes = MEMORY + 4096;
@@ -331,6 +335,7 @@ START_TEST(test_config_refused)
 	bad[4].disk[1].path = "nbd://host/export";
 	bad[5].nic[1].tap_name = NULL;
 	bad[6].name = "a/b";
+	bad[7].pmem[0] = NULL;
 	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		config = bad[i];
 		ck_assert_int_eq(make(), 0);
