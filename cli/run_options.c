@@ -214,7 +214,8 @@ static int set_pmem(struct mb_machine_config *config, const char *value, struct 
 		return mb_error_set(err, EINVAL, "the file has no name");
 	if (mb_blk_is_uri(value))
 		return mb_error_set(err, EINVAL,
-			"%s: is on the network; memory of a guest is a file or block device", value);
+			"%s: is on the network; memory of a guest is a file or block device",
+			value);
 	config->pmem[config->n_pmems++] = value;
 	return 0;
 }
@@ -541,6 +542,17 @@ static bool check_both_disks(
 	return !twice;
 }
 
+static bool is_written(const struct mb_machine_config *config, const char *path)
+{
+	for (unsigned i = 0; i < config->n_disks; i++) {
+		const struct mb_disk_config *d = &config->disk[i];
+
+		if (!d->readonly && !d->cow && !d->overlay && !strcmp(d->path, path))
+			return true;
+	}
+	return false;
+}
+
 /* Options that mean nothing without, or contradict, another one: said instead of ignored. */
 static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 {
@@ -564,16 +576,11 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 		for (unsigned j = 0; j < i; j++)
 			if (!check_both_disks(&config->disk[i], &config->disk[j], err))
 				return -EINVAL;
-	for (unsigned i = 0; i < config->n_disks; i++)
-		for (unsigned j = 0; j < config->n_pmems; j++) {
-			const struct mb_disk_config *d = &config->disk[i];
-
-			if (!d->readonly && !d->cow && !d->overlay && !strcmp(d->path, config->pmem[j]))
-				return mb_error_set(err, EINVAL,
-					"--pmem %s is a --disk that is written, too; make that ro or "
-					"cow",
-					d->path);
-		}
+	for (unsigned i = 0; i < config->n_pmems; i++)
+		if (is_written(config, config->pmem[i]))
+			return mb_error_set(err, EINVAL,
+				"--pmem %s is a --disk that is written, too; make that ro or cow",
+				config->pmem[i]);
 	for (unsigned i = 0; i < config->n_nics; i++)
 		for (unsigned j = 0; j < i; j++) {
 			const struct mb_nic_config *a = &config->nic[i], *b = &config->nic[j];

@@ -14,8 +14,8 @@
  * writers who look at locks; of the others its size and time of change tell. Private to devices/.
  */
 struct mb_base {
-	int fd;		/* whoever opened it closes it */
-	bool is_device; /* then nobody can tell by its times whether it was changed */
+	int fd;			  /* whoever opened it closes it */
+	bool is_device;		  /* then nobody can tell by its times whether it was changed */
 	struct mb_qcow2_base was; /* when it was opened */
 	bool changed;		  /* atomic, relaxed */
 };

@@ -36,8 +36,8 @@ static void config_read(void *dev, unsigned offset, void *data, unsigned len)
 }
 
 /*
- * Nothing is ever written, so that everything is durable. A driver that leaves no room for an answer
- * has none.
+ * Nothing is ever written, so that everything is durable. A driver that leaves no room for an
+ * answer has none.
  */
 static uint32_t answer(const struct mb_chain *chain)
 {
@@ -217,7 +217,8 @@ int mb_pmem_load(struct mb_pmem *pmem, struct mb_state_in *in, struct mb_error *
 	/* Those before it in guest memory may have another size, too. */
 	if (gpa != pmem->gpa || bytes != was->bytes || mtime_ns != was->mtime_ns)
 		return mb_error_set(err, ESTALE,
-			"%s: was changed since the snapshot was made, which does not fit it any more",
+			"%s: was changed since the snapshot was made, which does not fit it any "
+			"more",
 			pmem->name);
 	return mb_virtio_load(pmem->vdev, in, err);
 }

@@ -16,7 +16,7 @@
 /* Long chains that a queue may hold at once, in entries for each of its descriptors. */
 #define IOV_BUDGET_PER_DESC 8u
 
-#define COPY_ALIGN 4096u
+#define COPY_ALIGN	    4096u
 
 struct mb_iov_block {
 	struct mb_iov_block *next;
@@ -416,7 +416,8 @@ int mb_gather_indirect(struct mb_virtq *vq, struct mb_gather *g, uint64_t gpa, u
  * What the device reads, read once and for all; placed in its page as it is in the guest's, for I/O
  * that has to be aligned. -EAGAIN: there is no room now.
  */
-static int copy_seg(struct mb_virtq *vq, struct mb_chain *chain, const struct mb_seg *seg, void **to)
+static int copy_seg(
+	struct mb_virtq *vq, struct mb_chain *chain, const struct mb_seg *seg, void **to)
 {
 	struct mb_chain_slot *slot = slot_of(chain);
 	uint64_t skew = seg->gpa % COPY_ALIGN, end = (skew + seg->len + 15) / 16 * 16, own = 0;

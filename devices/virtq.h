@@ -77,7 +77,7 @@ struct mb_virtq {
 	unsigned iov_total, iov_budget; /* entries in blocks, used or free; its limit */
 	unsigned n_blocks_out;		/* blocks that chains use */
 	uint64_t copy_bytes;		/* of what chains have as copies */
-	bool starved;			/* a pop was refused for lack of blocks, or of room for copies */
+	bool starved; /* a pop was refused for lack of blocks, or of room for copies */
 
 	/* Pops left in this queue_kick, so that one queue cannot keep the loop for itself. */
 	unsigned share;

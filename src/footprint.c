@@ -75,7 +75,8 @@ static unsigned origin_of(struct mb_footprint *f, const char *path)
 	}
 	len = len < MB_FOOTPRINT_TAG_LEN ? len : MB_FOOTPRINT_TAG_LEN - 1;
 	for (i = 0; i < f->n_origins; i++)
-		if (!f->origin[i].path[0] && strlen(f->origin[i].tag) == len && !memcmp(f->origin[i].tag, tag, len))
+		if (!f->origin[i].path[0] && strlen(f->origin[i].tag) == len &&
+			!memcmp(f->origin[i].tag, tag, len))
 			return SHARED + i;
 	if (i < MB_FOOTPRINT_MAX_ORIGINS)
 		memcpy(f->origin[i].tag, tag, len);
@@ -135,9 +136,11 @@ static void finish_mapping(struct reader *r)
 	r->sum[PRIVATE].pss_kib += own_kib;
 	r->sum[m->kind].pss_kib += m->pss_kib - own_kib;
 	r->sum[m->kind].n_cut += may_be_cut(m);
-	/* Views map the commons privately; others, who only read, do not. Both map the same of an image. */
+	/* Views map the commons privately; others, who only read, do not. Both map the same of an
+	 * image. */
 	if (m->is_image)
-		r->footprint->origin[m->kind - SHARED].shared_bytes += m->rss_kib * 1024 * r->n_views;
+		r->footprint->origin[m->kind - SHARED].shared_bytes +=
+			m->rss_kib * 1024 * r->n_views;
 	else if (m->kind >= SHARED && m->is_private)
 		r->footprint->origin[m->kind - SHARED].shared_bytes += m->bytes;
 }
@@ -163,7 +166,7 @@ static bool is_head(const char *line, struct mapping *m, const char **path)
 	*path = line + n;
 	/* Nobody else maps a file so: its places are those of huge pages (ram_file.c). */
 	m->is_image = !strcmp(flags, "r--s") && inode && !(start % MB_RAM_ALIGN) &&
-		!begins(*path, "/memfd:");
+		      !begins(*path, "/memfd:");
 	return true;
 }
 

@@ -9,10 +9,11 @@
 #include <mirrorball/range.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <time.h>
 
 #define FIRST_SLOT 2u /* those of RAM are before (ram.c) */
 #define PAGE	   4096u
+#define END_NS	   300000000	 /* within which a machine ends that was asked to */
 #define MAX_PAGES  0x7fffffffull /* of a memslot (KVM_MEM_MAX_NR_PAGES) */
 
 struct range {
@@ -20,8 +21,9 @@ struct range {
 	struct mb_pmem *pmem;
 	uint64_t gpa, bytes;
 	struct mb_ram_mapping mapping;
-	struct mb_region region; /* what KVM leaves to us: writes, and reads where the mapping fails */
-	bool said_write;	 /* atomic */
+	struct mb_region
+		region;	 /* what KVM leaves to us: writes, and reads where the mapping fails */
+	bool said_write; /* atomic */
 };
 
 struct mb_pmem_map {
@@ -85,10 +87,16 @@ void mb_pmem_map_check(struct mb_pmem_map *map)
 
 /* ---- what vCPUs leave to us ---- */
 
+/* KVM emulates an instruction, and the mapping has failed. All ones are no answer: the machine ends
+ * while we wait. */
 static void on_read(void *dev, uint64_t offset, void *data, unsigned len)
 {
-	if (read_range(dev, offset, data, len))
-		memset(data, 0xff, len);
+	const struct timespec wait = {.tv_nsec = END_NS};
+
+	if (!read_range(dev, offset, data, len))
+		return;
+	memset(data, 0xff, len);
+	nanosleep(&wait, NULL);
 }
 
 static void on_write(void *dev, uint64_t offset, const void *data, unsigned len)
@@ -143,8 +151,8 @@ static int check(const struct mb_pmem_map *map, const struct range *r, struct mb
 			path, path);
 	rc = mb_cpuid_supported(host, &supported);
 	if (rc)
-		return mb_error_set(err, -rc, "KVM: cannot read the CPUID it supports: %s",
-			strerror(-rc));
+		return mb_error_set(
+			err, -rc, "KVM: cannot read the CPUID it supports: %s", strerror(-rc));
 	bits = mb_cpuid_address_bits(supported);
 	free(supported);
 	if (r->bytes / PAGE > MAX_PAGES || (bits < 64 && (r->gpa + r->bytes - 1) >> bits))
@@ -162,8 +170,8 @@ static int map_file(struct range *r, struct mb_error *err)
 	int rc = mb_ram_file_map_image(mb_pmem_fd(r->pmem),
 		mb_align_up(mb_pmem_file_bytes(r->pmem), PAGE), r->bytes, &r->mapping);
 
-	return rc ? mb_error_set(err, -rc, "pmem %s: cannot be mapped: %s",
-			    mb_pmem_path(r->pmem), strerror(-rc))
+	return rc ? mb_error_set(err, -rc, "pmem %s: cannot be mapped: %s", mb_pmem_path(r->pmem),
+			    strerror(-rc))
 		  : 0;
 }
 
@@ -197,7 +205,8 @@ int mb_pmem_map_add(struct mb_pmem_map *map, struct mb_pmem *pmem, struct mb_err
 
 	if (map->n == MB_PMEM_MAX)
 		return mb_error_set(err, ENOSPC, "more than %u pmem devices", MB_PMEM_MAX);
-	*r = (struct range){.map = map, .pmem = pmem, .gpa = map->next, .bytes = mb_pmem_bytes(pmem)};
+	*r = (struct range){
+		.map = map, .pmem = pmem, .gpa = map->next, .bytes = mb_pmem_bytes(pmem)};
 	r->region = (struct mb_region){
 		.space = MB_MMIO, .base = r->gpa, .len = r->bytes, .ops = &region_ops, .dev = r};
 	rc = check(map, r, err);

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Two stock guests that have one image as memory, one of them with two views: each reads all of it right without a copy of
-# its own, the host has it once, a disk takes it from there, what they write is dropped, and whoever cuts it off ends the
-# machine and not the monitor.
+# Two stock guests that have one image as memory, one of them with two views: each reads all of it right without a copy
+# of its own, the host has it once, a disk takes it from there, what they write is dropped, and whoever cuts it off ends
+# the machine and not the monitor.
 # tests/run: last 90
 . "$(dirname "$0")/guests.sh"
 
@@ -10,7 +10,7 @@
 image=/scratch/image bytes=$((43 * 1048576 + 4096)) region=$((44 * 1048576))
 mkdir content
 head -c 24M /dev/urandom >content/blob
-cp /usr/lib/python3.11/[a-m]*.py content
+cp /usr/lib/python3.11/[a-m]*.py /usr/bin/sha256sum content
 (cd content && sha256sum -- * >/tmp/work/sums && mv /tmp/work/sums SUMS)
 blob=$(sha256sum <content/blob)
 truncate -s "$bytes" "$image"
@@ -24,12 +24,12 @@ reads=$(
 		modprobe -a virtio_rng virtio_pmem nd_pmem
 		for _ in $(seq 100); do [ ! -b /dev/pmem0 ] || break; sleep 0.1; done
 		cached() { awk '/^(Cached|Buffers):/ { n += $2 } END { print n }' /proc/meminfo; }
-		right() { (cd /mnt && sha256sum --quiet -c SUMS); }
+		right() { (cd /mnt && ./sha256sum --quiet -c SUMS); } # a program from there, too
 		no_copy() { now=$(cached); echo "had $1 KiB of files, has $now"; [ "$((now - $1))" -lt 8192 ]; }
 		check "as large as it is mapped" same "$region" "$(blockdev --getsize64 /dev/pmem0)"
 		check "mounts it with DAX" mount -t ext4 -o ro,dax=always /dev/pmem0 /mnt
 		check "with DAX indeed" grep -q ' /mnt ext4 .*dax=always' /proc/mounts
-		sha256sum /usr/bin/sort >/dev/null
+		/usr/bin/sha256sum /usr/bin/sort >/dev/null
 		before=$(cached)
 		check "all files are right" right
 		check "without a copy" no_copy "$before"
@@ -125,7 +125,7 @@ cut() { # NAME: of the other
 	tr -d '\r' <"$1.out" | grep -aE '^(ok|FAILED): ' | sed "s/: /: $1: /" | tee said
 	expect "$1: nothing failed in it" 0 "$(grep -c '^FAILED' said)"
 	expect "$1: its checks" 1 $(($(grep -c '^ok' said) >= 10))
-	[ "$(grep -c '^FAILED' said)" = 0 ] && [ "$status" = 3 ] || show "$1"
+	[ "$status-$(grep -c '^FAILED' said)" = 3-0 ] || show "$1"
 	exit 0
 }
 
@@ -142,9 +142,15 @@ pmem_guest() { # NAME HOOK OPTION...; the script's own part on standard input
 	touch "$name.done"
 }
 
-(pmem_guest one meet --cpus 1 --views 1 --disk /lab/guest/root0.img,cow=memory <<<'check "all files are right again" right; quiet_kernel') &
+root=(--disk '/lab/guest/root0.img,cow=memory')
 (
-	pmem_guest two cut --cpus 2 --views 2 --placement nodes=0-1 --disk /lab/guest/root0.img,cow=memory --disk /scratch/two.img <<-END
+	pmem_guest one meet --cpus 1 --views 1 "${root[@]}" <<-'END'
+		check "all files are right again" right
+		quiet_kernel
+	END
+) &
+(
+	pmem_guest two cut --cpus 2 --views 2 --placement nodes=0-1 "${root[@]}" --disk /scratch/two.img <<-END
 		$writes
 		quiet_kernel
 		echo; echo LABTEST-WRITTEN; read -r _ </dev/console

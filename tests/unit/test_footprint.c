@@ -194,8 +194,8 @@ START_TEST(test_many_origins)
 }
 END_TEST
 
-/* An image that is guest memory: what is touched of it counts, once for both views; what else is mapped
- * for reading is the monitor's. */
+/* An image that is guest memory: what is touched of it counts, once for both views; what else is
+ * mapped for reading is the monitor's. */
 START_TEST(test_image)
 {
 	static const char smaps[] =
@@ -203,7 +203,8 @@ START_TEST(test_image)
 		"kB\nPss: 2000 kB\nShared_Clean: 6000 kB\n"
 		"7f0100000000-7f0100200000 r--s 00000000 fd:02 77   /srv/root of it.img\nRss: 40 "
 		"kB\nPss: 20 kB\nShared_Clean: 40 kB\n"
-		"7f0200001000-7f0200002000 r--s 00000000 fd:02 78   /usr/lib/cache\nRss: 4 kB\nPss: "
+		"7f0200001000-7f0200002000 r--s 00000000 fd:02 78   /usr/lib/cache\nRss: 4 "
+		"kB\nPss: "
 		"1 kB\nShared_Clean: 4 kB\n"
 		"7f0300000000-7f0300200000 r--s 00000000 00:01 9   /memfd:mirrorball-commons-zero "
 		"(deleted)\nRss: 8 kB\nPss: 2 kB\nShared_Clean: 8 kB\n"

@@ -62,7 +62,8 @@ static void make(void)
 	make_file(disk, FILE_BYTES);
 	ck_assert_int_eq(mb_loop_create(&loop, &err), 0);
 	ck_assert_int_eq(mb_loop_start_thread(loop, "io", NULL, &err), 0);
-	ck_assert_msg(!mb_pmem_create(m.pci, &m.ram.dma, loop, &config, &pmem, &err), "%s", err.text);
+	ck_assert_msg(
+		!mb_pmem_create(m.pci, &m.ram.dma, loop, &config, &pmem, &err), "%s", err.text);
 	ck_assert_msg(!mb_blk_create(m.pci, &m.ram.dma, &blk_config, &blk, &err), "%s", err.text);
 	drv_open(&dev, &m, 1);
 	drv_open(&disk_dev, &m, 2);
@@ -203,7 +204,8 @@ START_TEST(test_files)
 
 	make();
 	ck_assert_int_eq(mb_pmem_create(m.pci, &m.ram.dma, loop, &config, &other, &err), -ENOENT);
-	ck_assert_msg(strstr(err.text, "pmem: ") && strstr(err.text, "no such file"), "%s", err.text);
+	ck_assert_msg(
+		strstr(err.text, "pmem: ") && strstr(err.text, "no such file"), "%s", err.text);
 	config.path = "/tmp";
 	ck_assert_int_eq(mb_pmem_create(m.pci, &m.ram.dma, loop, &config, &other, &err), -EISDIR);
 	/* Several may have it, and nobody writes it then. */
@@ -319,7 +321,8 @@ START_TEST(test_write_from_file)
 	ck_assert(drv_start(&disk_dev, features | (_i & 2 ? INDIRECT : 0), 1, SIZE));
 	heads = drv_alloc(&m, 32 * 64, 16);
 	for (unsigned i = 0; i < FILE_BYTES / step; i++)
-		ck_assert(add_write(heads + 64 * i, (uint64_t)i * step, step, (uint64_t)i * step, _i & 2));
+		ck_assert(add_write(
+			heads + 64 * i, (uint64_t)i * step, step, (uint64_t)i * step, _i & 2));
 	drv_kick(&disk_dev.queue[0]);
 	while (n_done < FILE_BYTES / step) {
 		uint32_t written;

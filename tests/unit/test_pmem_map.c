@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Files as guest memory: where they are in each view, who may read and write them, and what becomes of
- * a file that somebody cuts off. */
+/* Files as guest memory: where they are in each view, who may read and write them, and what becomes
+ * of a file that somebody cuts off. */
 #include "fake_kvm.h"
 #include "run.h"
 #include <errno.h>
@@ -169,7 +169,8 @@ START_TEST(test_refused)
 	ck_assert_uint_eq(mb_pmem_map_next(map), (64ull << 30) - MB_PMEM_SECTION);
 	make(0, MB_PMEM_SECTION + MIB, 0);
 	ck_assert_int_eq(mb_pmem_map_add(map, pmem[0], &err), -ERANGE);
-	ck_assert_msg(strstr(err.text, path[0]) && strstr(err.text, "36 address bits"), "%s", err.text);
+	ck_assert_msg(
+		strstr(err.text, path[0]) && strstr(err.text, "36 address bits"), "%s", err.text);
 	make(1, MB_PMEM_SECTION, 0);
 	ck_assert_int_eq(mb_pmem_map_add(map, pmem[1], &err), 0);
 	make(2, 512, 0);
@@ -190,7 +191,8 @@ START_TEST(test_fails)
 	ck_assert_int_eq(mb_pmem_map_add(map, pmem[0], &err), -ENOMEM);
 	ck_assert_msg(strstr(err.text, path[0]), "%s", err.text);
 	fake_kvm_fail(&fake, KVM_SET_USER_MEMORY_REGION, 0, 0);
-	/* The slot of the first may be there still: nobody runs, and it is taken away with the next. */
+	/* The slot of the first may be there still: nobody runs, and it is taken away with the
+	 * next. */
 	ck_assert_int_eq(mb_pmem_map_add(map, pmem[0], &err), 0);
 	for (unsigned i = 1; i < MB_PMEM_MAX; i++)
 		add(i, 512, 512);

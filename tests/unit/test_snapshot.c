@@ -326,7 +326,8 @@ END_TEST
 START_TEST(test_config_refused)
 {
 	struct mb_machine_config good = config;
-	struct mb_machine_config bad[] = {config, config, config, config, config, config, config, config};
+	struct mb_machine_config bad[] = {
+		config, config, config, config, config, config, config, config};
 
 	bad[0].n_vcpus = 0;
 	bad[1].memory_bytes = MEMORY + 4096;

@@ -33,9 +33,10 @@ struct mb_dma {
 };
 
 /*
- * *hva: [gpa, gpa + len) of guest RAM, contiguous, until mb_dma_unmap with the same values. -EFAULT if
- * any byte of it is not guest RAM, if it is empty, or if it wraps. -EXDEV: all of it is memory that
- * only mb_dma_read reaches, and only for reading: a file's, which somebody may cut off at any time.
+ * *hva: [gpa, gpa + len) of guest RAM, contiguous, until mb_dma_unmap with the same values. -EFAULT
+ * if any byte of it is not guest RAM, if it is empty, or if it wraps. -EXDEV: all of it is memory
+ * that only mb_dma_read reaches, and only for reading: a file's, which somebody may cut off at any
+ * time.
  */
 static inline int mb_dma_map(
 	struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir, void **hva)

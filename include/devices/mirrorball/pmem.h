@@ -6,13 +6,14 @@
 
 /*
  * A virtio persistent memory device (virtio 1.2, 5.19) of a file that is only read, by several
- * machines maybe. It tells where in guest memory the file is, and answers flushes, of which there is
- * nothing to do; src/pmem_map.c puts it there. The guest is not told that it cannot write: the
+ * machines maybe. It tells where in guest memory the file is, and answers flushes, of which there
+ * is nothing to do; src/pmem_map.c puts it there. The guest is not told that it cannot write: the
  * device has no way to.
  */
 struct mb_pmem;
 
-/* What the guest gets is so aligned, and so large that it is a multiple: Linux maps no less as DAX. */
+/* What the guest gets is so aligned, and so large that it is a multiple: Linux maps no less as DAX.
+ */
 #define MB_PMEM_ALIGN 0x200000ull
 
 struct mb_pmem_config {

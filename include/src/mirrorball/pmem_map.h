@@ -15,17 +15,18 @@
  *   file, page cache  <--mmap, read-only, shared--  one mapping  <--memslot, read-only--  each view
  *   zeroes behind it, up to MB_PMEM_ALIGN
  *
- * Machines that have the same file have the same pages. Nobody takes them out of page tables, moves,
- * copies or merges them, and they are no RAM to anybody: not in the guest's memory map, nor for the
- * tracker, the mover, replicas or the balloon.
+ * Machines that have the same file have the same pages. Nobody takes them out of page tables,
+ * moves, copies or merges them, and they are no RAM to anybody: not in the guest's memory map, nor
+ * for the tracker, the mover, replicas or the balloon.
  *
- * A write leaves the guest, is dropped, and said. A device reads it through the file and not through
- * the mapping (mb_dma_map, -EXDEV): whoever cuts off the file takes pages out of that, and it is the
- * guest's vCPU that fails then, and not the monitor.
+ * A write leaves the guest, is dropped, and said. A device reads it through the file and not
+ * through the mapping (mb_dma_map, -EXDEV): whoever cuts off the file takes pages out of that, and
+ * it is the guest's vCPU that fails then, and not the monitor.
  */
 struct mb_pmem_map;
 
-#define MB_PMEM_MAX 4u /* a machine's: with all the others that it may have, as many fit a PCI bus */
+#define MB_PMEM_MAX                                                                                \
+	4u /* a machine's: with all the others that it may have, as many fit a PCI bus */
 
 /* Where one begins: Linux keeps a section of 128 MiB for one kind of memory. */
 #define MB_PMEM_SECTION 0x8000000ull
