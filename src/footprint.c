@@ -56,8 +56,9 @@ static unsigned add_origin(struct mb_footprint *f)
 {
 	if (f->n_origins < MB_FOOTPRINT_MAX_ORIGINS)
 		return f->n_origins++;
-	f->origin[f->n_origins - 1].tag[0] = f->origin[f->n_origins - 1].path[0] = '\0';
-	return f->n_origins - 1;
+	f->origin[MB_FOOTPRINT_MAX_ORIGINS - 1].tag[0] = '\0';
+	f->origin[MB_FOOTPRINT_MAX_ORIGINS - 1].path[0] = '\0';
+	return MB_FOOTPRINT_MAX_ORIGINS - 1;
 }
 
 /* The origin of a piece, made if need be: behind the name "-TAG". */
