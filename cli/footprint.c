@@ -78,8 +78,19 @@ static json_t *origin_json(const struct mb_footprint_origin *origin, const json_
 	struct tag tag = read_tag(origin->tag);
 	const json_t *base = find_base(commons, &tag);
 	const char *path = json_string_value(json_object_get(base, "path"));
+	const bool is_image = origin->path[0];
+	json_t *text;
 
-	mb_json_put(object, "path", path ? json_string(path) : json_null(), rc);
+	if (is_image) {
+		tag = (struct tag){
+			.device = origin->device, .inode = origin->inode, .is_base = true};
+		path = origin->path;
+		base = NULL;
+	}
+	mb_json_put(object, "kind", json_string(is_image ? "pmem" : "commons"), rc);
+	/* One that is not UTF-8 cannot be a JSON string. */
+	text = path ? json_string(path) : NULL;
+	mb_json_put(object, "path", text ? text : json_null(), rc);
 	mb_json_put(object, "device",
 		tag.is_base ? json_integer((json_int_t)tag.device) : json_null(), rc);
 	mb_json_put(object, "inode",
@@ -130,13 +141,30 @@ int cli_footprint_add(json_t *answer, const json_t *commons)
 	return rc;
 }
 
+/* Of all images that are memory of a guest. */
+static uint64_t image_bytes(const json_t *footprint, const char *key)
+{
+	uint64_t bytes = 0;
+	json_t *origin;
+	size_t i;
+
+	json_array_foreach(json_object_get(footprint, "origins"), i, origin)
+	{
+		const char *kind = json_string_value(json_object_get(origin, "kind"));
+
+		if (kind && !strcmp(kind, "pmem"))
+			bytes += cli_footprint_number(origin, key);
+	}
+	return bytes;
+}
+
 /*
  * The commons take what they hold, whoever maps it: of that, machines' proportional parts are some.
  * Without a daemon those who map it are all there are, and their parts are all of it.
  */
 json_t *cli_footprint_host(const json_t *answers, const json_t *commons)
 {
-	uint64_t own = 0, counted = 0, shared = 0, held, n = 0;
+	uint64_t own = 0, counted = 0, shared = 0, images = 0, images_shared = 0, held, n = 0;
 	json_t *host = json_object(), *answer;
 	size_t i;
 	int rc = 0;
@@ -148,19 +176,28 @@ json_t *cli_footprint_host(const json_t *answers, const json_t *commons)
 		if (!json_object_get(f, "proportional_bytes"))
 			continue;
 		n++;
+		images += image_bytes(f, "shared_proportional_bytes");
+		images_shared += image_bytes(f, "shared_bytes");
 		counted += cli_footprint_number(f, "shared_proportional_bytes");
 		own += cli_footprint_number(f, "proportional_bytes") -
 		       cli_footprint_number(f, "shared_proportional_bytes");
 		shared += cli_footprint_number(f, "shared_bytes");
 	}
+	/* The page cache has images, and not the commons: those who map them have it all. */
+	counted -= images;
+	shared -= images_shared;
 	held = commons ? cli_footprint_number(commons, "held_bytes") : counted;
 	/* What was mapped of an earlier daemon's is held by nobody but machines. */
 	held = held > counted ? held : counted;
 	mb_json_put_number(host, "machines", n, &rc);
-	mb_json_put_number(host, "taken_bytes", own + held, &rc);
+	mb_json_put_number(host, "taken_bytes", own + images + held, &rc);
 	mb_json_put_number(host, "commons_bytes", held, &rc);
-	mb_json_put_number(host, "shared_bytes", shared, &rc);
-	mb_json_put_number(host, "saved_bytes", shared > held ? shared - held : 0, &rc);
+	mb_json_put_number(host, "pmem_bytes", images, &rc);
+	mb_json_put_number(host, "shared_bytes", shared + images_shared, &rc);
+	mb_json_put_number(host, "saved_bytes",
+		(shared > held ? shared - held : 0) +
+			(images_shared > images ? images_shared - images : 0),
+		&rc);
 	if (rc) {
 		json_decref(host);
 		return NULL;

@@ -71,14 +71,14 @@ _mirrorball_one_machine() {
 
 _mirrorball_run() {
 	local options="--kernel --initrd --append --no-reboot --cpus --memory --memory-overcommit
-		--views --track --migrate --replicas --share --trust-group --content-budget --placement --name --disk --net --console --free-page-reporting --dry-run --json --quiet --help --version"
+		--views --track --migrate --replicas --share --trust-group --content-budget --placement --name --disk --pmem --net --console --free-page-reporting --dry-run --json --quiet --help --version"
 	local i word
 
 	# After "splash" comes one of its programs, and then words that only it knows.
 	for ((i = 2; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --migrate | --replicas | --share | --trust-group | --content-budget | --placement | --name | --disk | --net | --console | --free-page-reporting)
+		--kernel | --initrd | --append | --cpus | --memory | --views | --track | --migrate | --replicas | --share | --trust-group | --content-budget | --placement | --name | --disk | --pmem | --net | --console | --free-page-reporting)
 			((++i)) ;;
 		splash)
 			if ((i + 1 == COMP_CWORD)); then
@@ -91,7 +91,7 @@ _mirrorball_run() {
 	done
 
 	case $prev in
-	--kernel | --initrd) _mirrorball_files "$cur" ;;
+	--kernel | --initrd | --pmem) _mirrorball_files "$cur" ;;
 	--console) _mirrorball_words "serial virtio off" "$cur" ;;
 	--free-page-reporting) _mirrorball_words "on off" "$cur" ;;
 	--views) _mirrorball_words "auto 1 2" "$cur" ;;

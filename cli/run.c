@@ -161,6 +161,8 @@ static int dry_run(struct cli_run *run, const struct mb_host *host, struct mb_er
 		return rc;
 	for (unsigned i = 0; i < run->config.n_disks; i++)
 		mb_machine_disk(machine, i, &run->disk[i]);
+	for (unsigned i = 0; i < run->config.n_pmems; i++)
+		mb_machine_pmem(machine, i, &run->pmem[i]);
 	mb_machine_destroy(machine);
 	rc = cli_run_show(run, host, err);
 	return rc ? rc : cli_flush();

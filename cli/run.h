@@ -21,6 +21,7 @@ struct cli_run {
 	unsigned n_copies;
 	char name[64];	   /* when --name is not given */
 	struct mb_disk_facts disk[MB_MAX_DISKS]; /* of the machine that a dry run has built */
+	struct mb_pmem_facts pmem[MB_MAX_PMEMS]; /* likewise */
 	char splash[2048]; /* PROGRAM ARG ..., as the guest gets it */
 	/* The machine is built, and runs next; NULL: nobody wants to know. */
 	void (*started)(void *ctx);

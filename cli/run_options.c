@@ -43,6 +43,7 @@ enum {
 	OPT_NAME,
 	HEAD_DEVICES,
 	OPT_DISK,
+	OPT_PMEM,
 	OPT_NET,
 	OPT_CONSOLE,
 	OPT_REPORTING,
@@ -118,6 +119,10 @@ const struct cli_option cli_run_options[] = {
 		"host's page cache where possible (default: on). serial: up to 20 characters "
 		"(default: from PATH). queues: 1 to 64 (default: one a vCPU, at most 8). Write a "
 		"comma in PATH twice"},
+	[OPT_PMEM] = {"pmem", "FILE",
+		"image that is memory of the guest (virtio-pmem), read-only, for file systems that "
+		"are mounted with dax: all machines have one copy of it, and the guest none; up to "
+		"4 times"},
 	[OPT_NET] = {"net", "tap=NAME|tap-fd=N|passt[,mac=M][,queues=N][,arg=A]",
 		"network interface; up to 8 times. tap: an interface of the host, with queues "
 		"pairs of queues, 1 to 64 (default: 1). tap-fd: an open tap descriptor. passt: a "
@@ -140,7 +145,7 @@ const struct cli_option cli_run_options[] = {
 
 static bool repeatable(int index)
 {
-	return index == OPT_DISK || index == OPT_NET;
+	return index == OPT_DISK || index == OPT_NET || index == OPT_PMEM;
 }
 
 /* A copy that lives as long as run, for values that are parsed in place. */
@@ -198,6 +203,20 @@ static int set_disk(struct cli_run *run, const char *value, struct mb_error *err
 	if (rc)
 		return mb_error_prefix(err, rc, "%s", value);
 	config->n_disks++;
+	return 0;
+}
+
+static int set_pmem(struct mb_machine_config *config, const char *value, struct mb_error *err)
+{
+	if (config->n_pmems == MB_MAX_PMEMS)
+		return mb_error_set(err, E2BIG, "more than %d images", MB_MAX_PMEMS);
+	if (!*value)
+		return mb_error_set(err, EINVAL, "the file has no name");
+	if (mb_blk_is_uri(value))
+		return mb_error_set(err, EINVAL,
+			"%s: is on the network; memory of a guest is a file or block device",
+			value);
+	config->pmem[config->n_pmems++] = value;
 	return 0;
 }
 
@@ -394,6 +413,8 @@ static int set_option(void *ctx, int index, char *value, struct mb_error *err)
 		return cli_parse_name(value, err);
 	case OPT_DISK:
 		return set_disk(run, value, err);
+	case OPT_PMEM:
+		return set_pmem(config, value, err);
 	case OPT_NET:
 		return set_net(run, value, err);
 	case OPT_CONSOLE:
@@ -521,6 +542,17 @@ static bool check_both_disks(
 	return !twice;
 }
 
+static bool is_written(const struct mb_machine_config *config, const char *path)
+{
+	for (unsigned i = 0; i < config->n_disks; i++) {
+		const struct mb_disk_config *d = &config->disk[i];
+
+		if (!d->readonly && !d->cow && !d->overlay && !strcmp(d->path, path))
+			return true;
+	}
+	return false;
+}
+
 /* Options that mean nothing without, or contradict, another one: said instead of ignored. */
 static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 {
@@ -544,6 +576,11 @@ static int check_conflicts(const struct cli_run *run, struct mb_error *err)
 		for (unsigned j = 0; j < i; j++)
 			if (!check_both_disks(&config->disk[i], &config->disk[j], err))
 				return -EINVAL;
+	for (unsigned i = 0; i < config->n_pmems; i++)
+		if (is_written(config, config->pmem[i]))
+			return mb_error_set(err, EINVAL,
+				"--pmem %s is a --disk that is written, too; make that ro or cow",
+				config->pmem[i]);
 	for (unsigned i = 0; i < config->n_nics; i++)
 		for (unsigned j = 0; j < i; j++) {
 			const struct mb_nic_config *a = &config->nic[i], *b = &config->nic[j];

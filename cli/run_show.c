@@ -231,6 +231,12 @@ static void show_table(const struct cli_run *run, const struct mb_host *host)
 		printf(", %s, %u queue%s%s%s\n", disk_way(d), n_queues, n_queues == 1 ? "" : "s",
 			d->serial ? ", serial " : "", d->serial ? d->serial : "");
 	}
+	for (unsigned i = 0; i < c->n_pmems; i++) {
+		cli_format_size(run->pmem[i].bytes, size, sizeof(size));
+		printf("pmem %-5u", i);
+		show_text("", c->pmem[i]);
+		printf(", %s at %#llx, read-only\n", size, (unsigned long long)run->pmem[i].gpa);
+	}
 	for (unsigned i = 0; i < c->n_nics; i++) {
 		const struct mb_nic_config *n = &c->nic[i];
 		char mac[18] = "from name";
@@ -293,6 +299,16 @@ static json_t *disk_json(const struct cli_run *run, unsigned i, int *rc)
 	return disk;
 }
 
+static json_t *pmem_json(const struct cli_run *run, unsigned i, int *rc)
+{
+	json_t *pmem = json_object();
+
+	mb_json_put(pmem, "path", text_or_null(run->config.pmem[i]), rc);
+	mb_json_put(pmem, "address", json_integer((json_int_t)run->pmem[i].gpa), rc);
+	mb_json_put(pmem, "size_bytes", json_integer((json_int_t)run->pmem[i].bytes), rc);
+	return pmem;
+}
+
 static json_t *net_json(const struct mb_nic_config *n, int *rc)
 {
 	json_t *net = json_object(), *args = json_array();
@@ -319,12 +335,16 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 {
 	const struct mb_machine_config *c = &run->config;
 	json_t *root = json_object(), *disks = json_array(), *nets = json_array();
+	json_t *pmems = json_array();
 	char place[160];
 	int rc = 0;
 
 	placement_text(c, place, sizeof(place));
 	for (unsigned i = 0; i < c->n_disks; i++)
 		if (json_array_append_new(disks, disk_json(run, i, &rc)))
+			rc = -ENOMEM;
+	for (unsigned i = 0; i < c->n_pmems; i++)
+		if (json_array_append_new(pmems, pmem_json(run, i, &rc)))
 			rc = -ENOMEM;
 	for (unsigned i = 0; i < c->n_nics; i++)
 		if (json_array_append_new(nets, net_json(&c->nic[i], &rc)))
@@ -354,6 +374,7 @@ static int show_json(const struct cli_run *run, const struct mb_host *host)
 						 : json_string("auto"),
 		&rc);
 	mb_json_put(root, "disks", disks, &rc);
+	mb_json_put(root, "pmems", pmems, &rc);
 	mb_json_put(root, "nets", nets, &rc);
 	mb_json_put(root, "console", json_string(console_names[c->console]), &rc);
 	mb_json_put(root, "free_page_reporting", json_boolean(!c->no_reporting), &rc);

@@ -77,7 +77,9 @@ static int show_table(const struct cli_said *said, unsigned n, const json_t *hos
 	if (rc)
 		return rc;
 	cli_format_bytes(cli_footprint_number(host, "taken_bytes"), taken, sizeof(taken));
-	cli_format_bytes(cli_footprint_number(host, "commons_bytes"), commons, sizeof(commons));
+	cli_format_bytes(cli_footprint_number(host, "commons_bytes") +
+				 cli_footprint_number(host, "pmem_bytes"),
+		commons, sizeof(commons));
 	cli_format_bytes(cli_footprint_number(host, "saved_bytes"), saved, sizeof(saved));
 	printf("%llu %s %s, of it %s in common; sharing saves %s\n", (unsigned long long)machines,
 		machines == 1 ? "machine takes" : "machines take", taken, commons, saved);

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* Where what is: the map, and who may change it. */
@@ -27,19 +26,13 @@ int mb_cow_fd(const struct mb_cow *cow)
 
 bool mb_cow_base_holds(struct mb_cow *cow)
 {
-	struct stat st;
+	bool news, holds = mb_base_holds(&cow->base, &news);
 
-	if (__atomic_load_n(&cow->base_changed, __ATOMIC_RELAXED))
-		return false;
-	if (cow->base_is_device)
-		return true;
-	if (!fstat(cow->base_fd, &st) && mb_cow_is_base(&cow->base, &st))
-		return true;
-	if (!__atomic_exchange_n(&cow->base_changed, true, __ATOMIC_RELAXED))
+	if (news)
 		mb_log("disk %s: was changed by somebody while it is the base of a disk in use; "
 		       "from now on what the guest reads from it is an I/O error",
 			cow->base_path);
-	return false;
+	return holds;
 }
 
 /* ---- reading ---- */
@@ -77,10 +70,10 @@ void mb_cow_find(struct mb_cow *cow, uint64_t offset, uint64_t len, struct mb_co
 	if (run->where != MB_COW_BASE)
 		return;
 	/* A disk may be larger than its base; it is zero there. */
-	if (offset >= cow->base.bytes)
+	if (offset >= cow->base.was.bytes)
 		run->where = MB_COW_ZERO;
-	else if (run->bytes > cow->base.bytes - offset)
-		run->bytes = cow->base.bytes - offset;
+	else if (run->bytes > cow->base.was.bytes - offset)
+		run->bytes = cow->base.was.bytes - offset;
 }
 
 /* ---- waiting; caller holds the lock ---- */
@@ -184,9 +177,9 @@ int mb_cow_create(struct mb_cow **out, const struct mb_cow_config *config, struc
 	pthread_mutex_init(&cow->lock, NULL);
 	cow->waiting_last = &cow->waiting;
 	cow->fd = -1;
-	cow->base_fd = config->base_fd;
+	cow->base.fd = config->base_fd;
 	cow->bytes = config->base_bytes;
-	cow->base_is_device = config->base_is_device;
+	cow->base.is_device = config->base_is_device;
 	cow->bits = 12;
 	cow->base_path = strdup(config->base_path);
 	if (!cow->base_path)

@@ -30,7 +30,7 @@ static int begin(struct mb_cow *cow)
 	rc = 0;
 	/* Made by others: from now on it is known how its base was. */
 	if (!mb_qcow2_info(cow->qcow2)->base.known)
-		rc = mb_qcow2_set_base(cow->qcow2, NULL, &cow->base, &err);
+		rc = mb_qcow2_set_base(cow->qcow2, NULL, &cow->base.was, &err);
 	if (!rc)
 		rc = mb_qcow2_begin(cow->qcow2, &err);
 	cow->failed |= mb_qcow2_info(cow->qcow2)->sync_failed;
@@ -139,9 +139,9 @@ static int claim_fill(struct mb_cow *cow, uint64_t offset, uint64_t len, struct 
 	claim->cluster_at = i << cow->bits;
 	claim->cluster_bytes = cluster;
 	claim->bytes = len < cluster - skip ? len : cluster - skip;
-	if (!(cow->map[i] & MB_QCOW2_ZERO) && claim->cluster_at < cow->base.bytes)
-		claim->base_bytes = cow->base.bytes - claim->cluster_at < cluster
-					    ? cow->base.bytes - claim->cluster_at
+	if (!(cow->map[i] & MB_QCOW2_ZERO) && claim->cluster_at < cow->base.was.bytes)
+		claim->base_bytes = cow->base.was.bytes - claim->cluster_at < cluster
+					    ? cow->base.was.bytes - claim->cluster_at
 					    : cluster;
 	claim_cluster(cow, claim, i, claim->at);
 	return 0;
@@ -257,7 +257,7 @@ static int claim_whole_zeroes(
 			uint64_t *to = &cow->map[first + k];
 
 			if (discard || *to & MB_QCOW2_ZERO ||
-				(first + k) << cow->bits >= cow->base.bytes)
+				(first + k) << cow->bits >= cow->base.was.bytes)
 				continue;
 			*to |= MB_QCOW2_ZERO;
 			mb_cow_mark_dirty(cow, first + k);

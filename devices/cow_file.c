@@ -5,45 +5,14 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <mirrorball/clock.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 /* The delta's file, and whether the base is the one that it is for. */
-
-#define COARSE_NS 20000000ll /* two changes of a file closer than that may have the same time */
-
-bool mb_cow_is_base(const struct mb_qcow2_base *base, const struct stat *st)
-{
-	return (uint64_t)st->st_size == base->bytes && mb_timespec_ns(&st->st_mtim) == base->mtime_ns;
-}
-
-int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
-	struct mb_qcow2_base *base, struct mb_error *err)
-{
-	struct timespec now, wait = {.tv_nsec = COARSE_NS};
-	struct stat st;
-
-	*base = (struct mb_qcow2_base){.bytes = bytes, .known = true};
-	if (is_device)
-		return 0;
-	if (fstat(fd, &st))
-		return mb_error_set(err, errno, "disk %s: %s", path, strerror(errno));
-	/* Changed just now: what comes next could look as if it had been before. */
-	clock_gettime(CLOCK_REALTIME, &now);
-	if (llabs(mb_timespec_ns(&now) - mb_timespec_ns(&st.st_mtim)) < COARSE_NS) {
-		nanosleep(&wait, NULL);
-		if (fstat(fd, &st))
-			return mb_error_set(err, errno, "disk %s: %s", path, strerror(errno));
-	}
-	base->mtime_ns = mb_timespec_ns(&st.st_mtim);
-	return 0;
-}
 
 /* ---- volatile ---- */
 
@@ -347,7 +316,7 @@ static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
 	if (access(path, F_OK) && errno == ENOENT) {
 		if (config->dry)
 			return open_volatile(cow, config, err);
-		rc = mb_overlay_check_raw(path, cow->base_path, cow->base_fd, err);
+		rc = mb_overlay_check_raw(path, cow->base_path, cow->base.fd, err);
 		if (!rc)
 			rc = mb_overlay_create(
 				path, cow->base_path, base->bytes, base, false, &cow->fd, err);
@@ -361,7 +330,7 @@ static int open_overlay(struct mb_cow *cow, const struct mb_cow_config *config,
 	info = mb_qcow2_info(cow->qcow2);
 	cow->bytes = info->bytes;
 	cow->bits = (unsigned)__builtin_ctz(info->cluster_bytes);
-	return mb_overlay_check_base(path, cow->base_path, cow->base_fd, info, base, err);
+	return mb_overlay_check_base(path, cow->base_path, cow->base.fd, info, base, err);
 }
 
 int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, struct mb_error *err)
@@ -369,14 +338,14 @@ int mb_cow_open_delta(struct mb_cow *cow, const struct mb_cow_config *config, st
 	int rc;
 
 	/* Not a file: nothing to know it by. */
-	if (!config->overlay_path && cow->base_fd < 0) {
-		cow->base.bytes = config->base_bytes;
+	if (!config->overlay_path && cow->base.fd < 0) {
+		cow->base.was.bytes = config->base_bytes;
 		return open_volatile(cow, config, err);
 	}
-	rc = mb_cow_read_base(cow->base_fd, cow->base_path, config->base_bytes, cow->base_is_device,
-		&cow->base, err);
+	rc = mb_base_read(cow->base.fd, cow->base_path, config->base_bytes, cow->base.is_device,
+		&cow->base.was, err);
 	if (rc)
 		return rc;
-	return config->overlay_path ? open_overlay(cow, config, &cow->base, err)
+	return config->overlay_path ? open_overlay(cow, config, &cow->base.was, err)
 				    : open_volatile(cow, config, err);
 }

@@ -2,24 +2,21 @@
 #ifndef MIRRORBALL_COW_IMPL_H
 #define MIRRORBALL_COW_IMPL_H
 
+#include "base.h"
 #include "cow.h"
 #include "qcow2.h"
 #include <pthread.h>
-#include <sys/stat.h>
 
 /* Private to cow*.c. */
 struct mb_cow {
 	/* Set at the beginning. */
-	int base_fd;
 	char *base_path;
-	bool base_is_device;
-	struct mb_qcow2_base base; /* as it was when it was opened */
-	int fd;			   /* the delta */
-	char *path;		   /* of the overlay; NULL: volatile */
+	struct mb_base base; /* fd is -1: it is not a file */
+	int fd;		     /* the delta */
+	char *path;	     /* of the overlay; NULL: volatile */
 	uint64_t bytes;
 	unsigned bits; /* a cluster is 1 << bits bytes */
 	uint64_t n_clusters;
-	bool base_changed; /* atomic, relaxed */
 
 	pthread_mutex_t lock;	/* of all that follows; it is the last one to be taken */
 	struct mb_qcow2 *qcow2; /* NULL: volatile */
@@ -48,12 +45,6 @@ struct mb_cow {
 
 /* ---- cow_file.c ---- */
 
-/* What is known of a base now; waits 20 ms where it was changed so lately that another change might
- * not be seen. */
-int mb_cow_read_base(int fd, const char *path, uint64_t bytes, bool is_device,
-	struct mb_qcow2_base *base, struct mb_error *err);
-/* Whether a base is now what was known of it. */
-bool mb_cow_is_base(const struct mb_qcow2_base *base, const struct stat *st);
 /*
  * How an overlay names its base; name has room for PATH_MAX. Relative where it is in the same
  * directory, so that both can be moved together; others resolve it from there, too.

@@ -83,8 +83,8 @@ int mb_cow_save(struct mb_cow *cow, int fd, struct mb_state_out *out, struct mb_
 			err, ESTALE, "disk %s: was changed while it is in use", cow->base_path);
 	mb_state_begin(out, "cow", STATE_VERSION);
 	mb_state_put_u64(out, cow->bytes);
-	mb_state_put_u64(out, cow->base.bytes);
-	mb_state_put_u64(out, (uint64_t)cow->base.mtime_ns);
+	mb_state_put_u64(out, cow->base.was.bytes);
+	mb_state_put_u64(out, (uint64_t)cow->base.was.mtime_ns);
 	pthread_mutex_lock(&cow->lock);
 	for (uint64_t i = 0, end; i < cow->n_clusters && !rc; i = end) {
 		enum kind kind = kind_of(cow->map[i]);
@@ -146,8 +146,8 @@ int mb_cow_load(struct mb_cow *cow, int fd, struct mb_state_in *in, struct mb_er
 	bytes = mb_state_get_u64(&part);
 	base_bytes = mb_state_get_u64(&part);
 	mtime_ns = (int64_t)mb_state_get_u64(&part);
-	if (cow->qcow2 || bytes != cow->bytes || base_bytes != cow->base.bytes ||
-		(!cow->base_is_device && mtime_ns != cow->base.mtime_ns))
+	if (cow->qcow2 || bytes != cow->bytes || base_bytes != cow->base.was.bytes ||
+		(!cow->base.is_device && mtime_ns != cow->base.was.mtime_ns))
 		return mb_error_set(err, ESTALE,
 			"disk %s: was changed since the snapshot was made, which does not fit it "
 			"any more",

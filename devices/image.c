@@ -58,26 +58,11 @@ static int open_overlay(struct overlay *o, const char *path, bool readonly, stru
 	return rc;
 }
 
-/* A base for reading or writing, locked, and what is known of it. */
-static int open_base(struct mb_blk_file *file, const char *path, bool readonly,
-	struct mb_qcow2_base *base, struct mb_error *err)
-{
-	int rc = mb_blk_file_open(file, path, readonly, false, err);
-
-	if (rc)
-		return rc;
-	rc = mb_cow_read_base(
-		file->fd, path, file->n_sectors * MB_BLK_SECTOR, file->block_device, base, err);
-	if (rc)
-		mb_blk_file_close(file);
-	return rc;
-}
-
 int mb_image_create(const char *path, const char *base_path, uint64_t bytes, struct mb_error *err)
 {
 	struct mb_qcow2_base base;
 	struct mb_blk_file file;
-	int rc = open_base(&file, base_path, true, &base, err), fd;
+	int rc = mb_base_open(&file, base_path, true, &base, err), fd;
 
 	if (rc)
 		return rc;
@@ -114,7 +99,7 @@ static enum mb_image_base_state state_of_base(const struct overlay *o)
 		return MB_IMAGE_BASE_MISSING;
 	if (!then->known || S_ISBLK(st.st_mode))
 		return MB_IMAGE_BASE_UNKNOWN;
-	return mb_cow_is_base(then, &st) ? MB_IMAGE_BASE_UNCHANGED : MB_IMAGE_BASE_CHANGED;
+	return mb_base_is(then, &st) ? MB_IMAGE_BASE_UNCHANGED : MB_IMAGE_BASE_CHANGED;
 }
 
 static void describe(const struct overlay *o, struct mb_image_info *info)
@@ -289,7 +274,7 @@ static int commit(struct commit *c, struct mb_qcow2_base *base, struct mb_error 
 			"overlay %s: cannot be written into %s: %s; %s is half changed: do it "
 			"again when the cause is mended",
 			o->path, o->base, strerror(-rc), o->base);
-	rc = mb_cow_read_base(c->base.fd, o->base,
+	rc = mb_base_read(c->base.fd, o->base,
 		o->info->bytes > base->bytes ? o->info->bytes : base->bytes, c->base.block_device,
 		base, err);
 	return rc ? rc : replace(o, base, err);
@@ -338,7 +323,7 @@ int mb_image_commit(const char *path, void (*progress)(void *ctx, uint64_t done,
 		return mb_error_set(
 			err, EINVAL, "overlay %s: is a disk of its own, without a base", path);
 	}
-	rc = open_base(&c.base, o.base, false, &base, err);
+	rc = mb_base_open(&c.base, o.base, false, &base, err);
 	if (!rc) {
 		rc = start_commit(&c, &base, err);
 		if (!rc)
@@ -360,7 +345,7 @@ int mb_image_rebase(const char *path, const char *base_path, struct mb_error *er
 
 	if (rc)
 		return rc;
-	rc = open_base(&file, base_path, true, &base, err);
+	rc = mb_base_open(&file, base_path, true, &base, err);
 	if (!rc) {
 		rc = mb_overlay_name_base(path, base_path, name, err);
 		if (!rc)

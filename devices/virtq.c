@@ -16,14 +16,24 @@
 /* Long chains that a queue may hold at once, in entries for each of its descriptors. */
 #define IOV_BUDGET_PER_DESC 8u
 
+#define COPY_ALIGN	    4096u
+
 struct mb_iov_block {
 	struct mb_iov_block *next;
 	struct iovec iov[]; /* cap of them, then cap GPAs */
 };
 
+/* What a buffer has, where that cannot be mapped; the copy is in front of this. */
+struct copy {
+	struct copy *next;
+	void *mem; /* to be freed */
+	uint64_t len;
+};
+
 struct mb_chain_slot {
 	struct mb_chain chain;
 	struct mb_iov_block *block; /* NULL: the arrays below */
+	struct copy *copies;
 	struct iovec iov[MB_CHAIN_INLINE_IOV];
 	uint64_t gpa[MB_CHAIN_INLINE_IOV];
 	bool live;
@@ -187,6 +197,7 @@ static struct mb_chain *get_chain(struct mb_virtq *vq, unsigned n)
 	struct mb_chain_slot *slot = chain ? slot_of(chain) : &vq->slot[vq->n_fresh];
 
 	slot->block = NULL;
+	slot->copies = NULL;
 	slot->chain.iov = slot->iov;
 	slot->chain.gpa = slot->gpa;
 	slot->chain.iov_cap = MB_CHAIN_INLINE_IOV;
@@ -209,7 +220,28 @@ static struct mb_chain *get_chain(struct mb_virtq *vq, unsigned n)
 	return &slot->chain;
 }
 
-/* Unmaps the first n entries and takes the chain's memory back. */
+/* Memory is free again that a pop has waited for. */
+static void end_starving(struct mb_virtq *vq)
+{
+	if (!vq->starved)
+		return;
+	vq->starved = false;
+	vq->p.hooks->kick(vq);
+}
+
+static void free_copies(struct mb_virtq *vq, struct mb_chain_slot *slot)
+{
+	while (slot->copies) {
+		struct copy *copy = slot->copies;
+
+		slot->copies = copy->next;
+		vq->copy_bytes -= copy->len;
+		free(copy->mem);
+	}
+	end_starving(vq);
+}
+
+/* Unmaps the first n entries, of which copies are no RAM, and takes the chain's memory back. */
 static void put_chain(struct mb_virtq *vq, struct mb_chain *chain, unsigned n)
 {
 	struct mb_chain_slot *slot = slot_of(chain);
@@ -224,11 +256,10 @@ static void put_chain(struct mb_virtq *vq, struct mb_chain *chain, unsigned n)
 		slot->block->next = vq->free_iov[class];
 		vq->free_iov[class] = slot->block;
 		vq->n_blocks_out--;
-		if (vq->starved) {
-			vq->starved = false;
-			vq->p.hooks->kick(vq);
-		}
+		end_starving(vq);
 	}
+	if (slot->copies)
+		free_copies(vq, slot);
 	slot->live = false;
 	chain->next_free = vq->free;
 	vq->free = chain;
@@ -381,6 +412,33 @@ int mb_gather_indirect(struct mb_virtq *vq, struct mb_gather *g, uint64_t gpa, u
 
 /* ---- the queue as a device sees it ---- */
 
+/*
+ * What the device reads, read once and for all; placed in its page as it is in the guest's, for I/O
+ * that has to be aligned. -EAGAIN: there is no room now.
+ */
+static int copy_seg(
+	struct mb_virtq *vq, struct mb_chain *chain, const struct mb_seg *seg, void **to)
+{
+	struct mb_chain_slot *slot = slot_of(chain);
+	uint64_t skew = seg->gpa % COPY_ALIGN, end = (skew + seg->len + 15) / 16 * 16, own = 0;
+	struct copy *copy;
+	uint8_t *mem;
+
+	for (copy = slot->copies; copy; copy = copy->next)
+		own += copy->len;
+	if (own + seg->len > MB_VIRTQ_COPY_BYTES)
+		return -EFAULT;
+	if (vq->copy_bytes + seg->len > MB_VIRTQ_COPY_BYTES ||
+		posix_memalign((void **)&mem, COPY_ALIGN, end + sizeof(*copy)))
+		return -EAGAIN;
+	copy = (struct copy *)(mem + end);
+	*copy = (struct copy){.next = slot->copies, .mem = mem, .len = seg->len};
+	slot->copies = copy;
+	vq->copy_bytes += seg->len;
+	*to = mem + skew;
+	return mb_dma_read(vq->p.dma, seg->gpa, *to, seg->len);
+}
+
 /* Maps what g found: 0, -EAGAIN if there is no memory for it now, or mb_virtq_fail's value. */
 static int map_chain(struct mb_virtq *vq, const struct mb_gather *g, struct mb_chain **out)
 {
@@ -401,11 +459,14 @@ static int map_chain(struct mb_virtq *vq, const struct mb_gather *g, struct mb_c
 	chain->user = NULL;
 	for (unsigned i = 0; i < n; i++) {
 		const struct mb_seg *seg = &g->seg[i];
+		int rc = mb_dma_map(vq->p.dma, seg->gpa, seg->len,
+			i < g->n_out ? MB_DMA_READ : MB_DMA_WRITE, &chain->iov[i].iov_base);
 
-		if (mb_dma_map(vq->p.dma, seg->gpa, seg->len,
-			    i < g->n_out ? MB_DMA_READ : MB_DMA_WRITE, &chain->iov[i].iov_base)) {
+		if (rc == -EXDEV)
+			rc = copy_seg(vq, chain, seg, &chain->iov[i].iov_base);
+		if (rc) {
 			put_chain(vq, chain, i);
-			return mb_virtq_fail(vq, "a buffer is not in RAM");
+			return rc == -EAGAIN ? rc : mb_virtq_fail(vq, "a buffer is not in RAM");
 		}
 		chain->iov[i].iov_len = seg->len;
 		chain->gpa[i] = seg->gpa;
@@ -434,10 +495,10 @@ int mb_virtq_pop(struct mb_virtq *vq, struct mb_chain **chain)
 	rc = map_chain(vq, &g, chain);
 	if (rc == -EAGAIN) {
 		/*
-		 * The push that frees a block asks for another kick; nothing in flight: no memory
-		 * at all.
+		 * The push that frees a block or a copy asks for another kick; nothing in flight:
+		 * no memory at all.
 		 */
-		if (!vq->n_blocks_out)
+		if (!vq->n_blocks_out && !vq->copy_bytes)
 			return mb_virtq_fail(vq, "the monitor is out of memory");
 		vq->starved = true;
 		return 0;

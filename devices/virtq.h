@@ -40,6 +40,12 @@ struct mb_virtq_params {
 	uint64_t desc_gpa, driver_gpa, device_gpa;
 };
 
+/*
+ * What a queue's chains may have at once of memory that is not mapped but copied (mb_dma_map,
+ * -EXDEV): more than Linux puts into a request.
+ */
+#define MB_VIRTQ_COPY_BYTES (8u << 20)
+
 struct mb_iov_block; /* iov and gpa arrays of a long chain */
 struct mb_chain_slot;
 
@@ -70,7 +76,8 @@ struct mb_virtq {
 	struct mb_iov_block *free_iov[MB_IOV_CLASSES];
 	unsigned iov_total, iov_budget; /* entries in blocks, used or free; its limit */
 	unsigned n_blocks_out;		/* blocks that chains use */
-	bool starved;			/* a pop was refused for lack of blocks */
+	uint64_t copy_bytes;		/* of what chains have as copies */
+	bool starved; /* a pop was refused for lack of blocks, or of room for copies */
 
 	/* Pops left in this queue_kick, so that one queue cannot keep the loop for itself. */
 	unsigned share;

@@ -59,6 +59,21 @@ int mb_cpuid_supported(const struct mb_host *host, struct kvm_cpuid2 **out)
 	return -E2BIG;
 }
 
+/* AMD's APM vol. 3, CPUID 8000_0008H EAX: 7:0 of addresses, 23:16 of those that nested tables map, or 0. */
+unsigned mb_cpuid_address_bits(const struct kvm_cpuid2 *supported)
+{
+	unsigned bits = 36, nested; /* SDM vol. 3, 4.1.4: without that leaf */
+
+	for (unsigned i = 0; i < supported->nent; i++) {
+		if (supported->entries[i].function != 0x80000008)
+			continue;
+		bits = supported->entries[i].eax & 0xff;
+		nested = supported->entries[i].eax >> 16 & 0xff;
+		return nested && nested < bits ? nested : bits;
+	}
+	return bits;
+}
+
 /* Bits that hold the numbers 0..n-1. */
 static unsigned bits_for(unsigned n)
 {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <inttypes.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include "vcpu_internal.h"
 
@@ -13,18 +15,28 @@ static void print_segment(FILE *out, const char *name, const struct kvm_segment 
 		s->l ? " 64-bit" : "", s->db ? " 32-bit" : "");
 }
 
+/* That it is not there may be why the vCPU is looked at: a file that was cut off, for one. */
+static bool peek(const void *at, uint8_t *byte)
+{
+	struct iovec local = {.iov_base = byte, .iov_len = 1};
+	struct iovec remote = {.iov_base = (void *)at, .iov_len = 1};
+
+	return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == 1;
+}
+
 static void print_code(struct mb_vcpu *vcpu, FILE *out, uint64_t linear)
 {
 	fprintf(out, "  code at %016" PRIx64 ":", linear);
 	for (unsigned i = 0; i < CODE_BEFORE + N_CODE_BYTES; i++) {
 		struct kvm_translation tr = {.linear_address = linear - CODE_BEFORE + i};
-		const uint8_t *byte = NULL;
+		const void *at = NULL;
+		uint8_t byte;
 
 		if (!mb_vcpu_ioctl(vcpu, KVM_TRANSLATE, &tr) && tr.valid)
-			byte = mb_vm_translate(vcpu->set->vm, vcpu->current_view,
+			at = mb_vm_translate(vcpu->set->vm, vcpu->current_view,
 				tr.physical_address, 1);
-		if (byte)
-			fprintf(out, i == CODE_BEFORE ? " <%02x>" : " %02x", *byte);
+		if (at && peek(at, &byte))
+			fprintf(out, i == CODE_BEFORE ? " <%02x>" : " %02x", byte);
 		else
 			fprintf(out, i == CODE_BEFORE ? " <\?\?>" : " \?\?");
 	}

@@ -2,9 +2,11 @@
 #include <ctype.h>
 #include <errno.h>
 #include <mirrorball/footprint.h>
+#include <mirrorball/ram.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 
 /* What files in memory are called, by those who make them: ram_file.c, replica_create.c,
  * commons_piece.c. */
@@ -25,6 +27,8 @@ struct sum {
 struct mapping {
 	uint64_t bytes;
 	bool is_private; /* MAP_PRIVATE */
+	bool is_image;
+	uint64_t device, inode;
 	unsigned kind;
 	uint64_t rss_kib, pss_kib, anonymous_kib, shared_kib;
 };
@@ -47,6 +51,16 @@ static bool is_file(const char *path, const char *name)
 	return begins(path, name) && (!path[strlen(name)] || !strcmp(path + strlen(name), DELETED));
 }
 
+/* A new origin, or the last one, of which nobody knows what it is, where there are too many. */
+static unsigned add_origin(struct mb_footprint *f)
+{
+	if (f->n_origins < MB_FOOTPRINT_MAX_ORIGINS)
+		return f->n_origins++;
+	f->origin[MB_FOOTPRINT_MAX_ORIGINS - 1].tag[0] = '\0';
+	f->origin[MB_FOOTPRINT_MAX_ORIGINS - 1].path[0] = '\0';
+	return MB_FOOTPRINT_MAX_ORIGINS - 1;
+}
+
 /* The origin of a piece, made if need be: behind the name "-TAG". */
 static unsigned origin_of(struct mb_footprint *f, const char *path)
 {
@@ -62,19 +76,37 @@ static unsigned origin_of(struct mb_footprint *f, const char *path)
 	}
 	len = len < MB_FOOTPRINT_TAG_LEN ? len : MB_FOOTPRINT_TAG_LEN - 1;
 	for (i = 0; i < f->n_origins; i++)
-		if (strlen(f->origin[i].tag) == len && !memcmp(f->origin[i].tag, tag, len))
+		if (!f->origin[i].path[0] && strlen(f->origin[i].tag) == len &&
+			!memcmp(f->origin[i].tag, tag, len))
 			return SHARED + i;
-	if (i == MB_FOOTPRINT_MAX_ORIGINS) {
-		f->origin[i - 1].tag[0] = '\0';
-		return SHARED + i - 1;
-	}
-	memcpy(f->origin[i].tag, tag, len);
-	f->n_origins++;
+	if (i < MB_FOOTPRINT_MAX_ORIGINS)
+		memcpy(f->origin[i].tag, tag, len);
+	return SHARED + add_origin(f);
+}
+
+static unsigned image_of(struct mb_footprint *f, const struct mapping *m, const char *path)
+{
+	size_t len = strlen(path);
+	unsigned i;
+
+	for (i = 0; i < f->n_origins; i++)
+		if (f->origin[i].path[0] && f->origin[i].device == m->device &&
+			f->origin[i].inode == m->inode)
+			return SHARED + i;
+	if (f->n_origins == MB_FOOTPRINT_MAX_ORIGINS)
+		return SHARED + add_origin(f);
+	i = add_origin(f);
+	path += len < MB_FOOTPRINT_PATH_LEN ? 0 : len - (MB_FOOTPRINT_PATH_LEN - 1);
+	snprintf(f->origin[i].path, sizeof(f->origin[i].path), "%s", path);
+	f->origin[i].device = m->device;
+	f->origin[i].inode = m->inode;
 	return SHARED + i;
 }
 
-static unsigned kind_of(struct mb_footprint *f, const char *path)
+static unsigned kind_of(struct mb_footprint *f, const struct mapping *m, const char *path)
 {
+	if (m->is_image)
+		return image_of(f, m, path);
 	if (is_file(path, RAM_FD) || is_file(path, RAM))
 		return PRIVATE;
 	if (is_file(path, COPIES))
@@ -105,8 +137,12 @@ static void finish_mapping(struct reader *r)
 	r->sum[PRIVATE].pss_kib += own_kib;
 	r->sum[m->kind].pss_kib += m->pss_kib - own_kib;
 	r->sum[m->kind].n_cut += may_be_cut(m);
-	/* Views map the commons privately; others, who only read, do not. */
-	if (m->kind >= SHARED && m->is_private)
+	/* Views map the commons privately; others, who only read, do not. Both map the same of an
+	 * image. */
+	if (m->is_image)
+		r->footprint->origin[m->kind - SHARED].shared_bytes +=
+			m->rss_kib * 1024 * r->n_views;
+	else if (m->kind >= SHARED && m->is_private)
 		r->footprint->origin[m->kind - SHARED].shared_bytes += m->bytes;
 }
 
@@ -122,8 +158,16 @@ static bool is_head(const char *line, struct mapping *m, const char **path)
 		    &minor, &inode, &n) != 7 ||
 		n < 0 || end <= start || strlen(flags) != 4)
 		return false;
-	*m = (struct mapping){.bytes = end - start, .is_private = flags[3] == 'p'};
+	*m = (struct mapping){
+		.bytes = end - start,
+		.is_private = flags[3] == 'p',
+		.device = makedev(major, minor),
+		.inode = inode,
+	};
 	*path = line + n;
+	/* Nobody else maps a file so: its places are those of huge pages (ram_file.c). */
+	m->is_image = !strcmp(flags, "r--s") && inode && !(start % MB_RAM_ALIGN) &&
+		      !begins(*path, "/memfd:");
 	return true;
 }
 
@@ -165,7 +209,7 @@ static void read_lines(struct reader *r, FILE *smaps)
 		}
 		if (r->any)
 			finish_mapping(r);
-		next.kind = kind_of(r->footprint, path);
+		next.kind = kind_of(r->footprint, &next, path);
 		r->at = next;
 		r->any = true;
 	}

@@ -425,9 +425,10 @@ static int check_config(const struct mb_host *host, const struct mb_machine_conf
 			MB_MAX_VCPUS);
 	if (!config->splash == !config->kernel_path)
 		return mb_error_set(err, EINVAL, "no guest: give a kernel or a program of splash");
-	if (config->n_disks > MB_MAX_DISKS || config->n_nics > MB_MAX_NETS)
-		return mb_error_set(err, EINVAL, "too many devices: at most %u disks and %u networks",
-			MB_MAX_DISKS, MB_MAX_NETS);
+	if (config->n_disks > MB_MAX_DISKS || config->n_nics > MB_MAX_NETS || config->n_pmems > MB_MAX_PMEMS)
+		return mb_error_set(err, EINVAL,
+			"too many devices: at most %u disks, %u networks and %u pmem", MB_MAX_DISKS,
+			MB_MAX_NETS, MB_MAX_PMEMS);
 	if (config->n_views > host->n_views)
 		return mb_error_set(err, ENOTSUP,
 			"%u views of memory: this host's KVM offers %u (mirrorball doctor says why)",

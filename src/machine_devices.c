@@ -140,6 +140,36 @@ static int add_nic(struct mb_machine *machine, unsigned i, struct mb_error *err)
 	return mb_net_create(machine->pci, mb_ram_dma(machine->ram), &config, &machine->net[i], err);
 }
 
+/* The guest must not go on with what it could not have. */
+static void on_pmem_lost(void *ctx)
+{
+	mb_machine_ask(ctx, MB_ASK_KVM_ERROR);
+}
+
+static int add_pmems(struct mb_machine *machine, struct mb_error *err)
+{
+	const uint64_t ram_end = MB_RAM_HIGH_BASE + mb_ram_high_bytes(machine->ram);
+	int rc = mb_pmem_map_create(machine->vm, machine->bus, ram_end, on_pmem_lost, machine,
+		&machine->pmem_map, err);
+
+	if (rc)
+		return rc;
+	for (unsigned i = 0; i < machine->config.n_pmems && !rc && !mb_machine_signalled(machine); i++) {
+		struct mb_pmem_config config = {
+			.path = machine->config.pmem[i],
+			.gpa = mb_pmem_map_next(machine->pmem_map),
+		};
+
+		rc = mb_pmem_create(machine->pci, mb_ram_dma(machine->ram), machine->io_loop[0],
+			&config, &machine->pmem[i], err);
+		if (!rc)
+			rc = mb_pmem_map_add(machine->pmem_map, machine->pmem[i], err);
+	}
+	/* No queue runs yet: vCPUs do not. */
+	mb_ram_set_pmem(machine->ram, machine->pmem_map);
+	return rc;
+}
+
 static int add_balloon(struct mb_machine *machine, struct mb_error *err)
 {
 	int rc = mb_loop_create(&machine->balloon_loop, err);
@@ -169,6 +199,8 @@ int mb_machine_add_devices(struct mb_machine *machine, struct mb_error *err)
 		rc = add_disk(machine, i, err);
 	for (unsigned i = 0; i < machine->config.n_nics && !rc && !mb_machine_signalled(machine); i++)
 		rc = add_nic(machine, i, err);
+	if (!rc && machine->config.n_pmems && !mb_machine_signalled(machine))
+		rc = add_pmems(machine, err);
 	/* Last: the others are where they were before there was one. */
 	if (!rc && !machine->config.no_reporting && !mb_machine_signalled(machine))
 		rc = add_balloon(machine, err);
@@ -183,10 +215,20 @@ void mb_machine_disk(const struct mb_machine *machine, unsigned i, struct mb_dis
 	};
 }
 
+void mb_machine_pmem(const struct mb_machine *machine, unsigned i, struct mb_pmem_facts *facts)
+{
+	*facts = (struct mb_pmem_facts){
+		.gpa = mb_pmem_gpa(machine->pmem[i]),
+		.bytes = mb_pmem_bytes(machine->pmem[i]),
+	};
+}
+
 void mb_machine_reset_devices(struct mb_machine *machine)
 {
 	if (machine->balloon)
 		mb_balloon_reset(machine->balloon);
+	for (unsigned i = 0; i < machine->config.n_pmems; i++)
+		mb_pmem_reset(machine->pmem[i]);
 	for (unsigned i = 0; i < machine->config.n_nics; i++)
 		mb_net_reset(machine->net[i]);
 	for (unsigned i = 0; i < machine->config.n_disks; i++)
@@ -213,6 +255,12 @@ void mb_machine_remove_devices(struct mb_machine *machine)
 		free(machine->blk_loops[i]);
 	}
 	mb_console_destroy(machine->console);
+	/* No other device reads it any more. */
+	if (machine->ram)
+		mb_ram_set_pmem(machine->ram, NULL);
+	mb_pmem_map_destroy(machine->pmem_map);
+	for (unsigned i = 0; i < machine->config.n_pmems; i++)
+		mb_pmem_destroy(machine->pmem[i]);
 	mb_rng_destroy(machine->rng);
 	mb_pci_bus_destroy(machine->pci);
 	mb_pvpanic_destroy(machine->pvpanic);

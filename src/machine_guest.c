@@ -67,6 +67,7 @@ static void on_event(void *ctx, struct mb_vcpu *vcpu, enum mb_vcpu_event event, 
 
 	switch (event) {
 	case MB_VCPU_FAILED:
+		mb_pmem_map_check(machine->pmem_map);
 		mb_log("%s: vCPU %u cannot go on: %s", machine->config.name, mb_vcpu_index(vcpu), text);
 		mb_machine_dump_vcpu(vcpu);
 		mb_machine_ask(machine, MB_ASK_KVM_ERROR);

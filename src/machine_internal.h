@@ -18,6 +18,8 @@
 #include <mirrorball/net.h>
 #include <mirrorball/node_load.h>
 #include <mirrorball/pci.h>
+#include <mirrorball/pmem.h>
+#include <mirrorball/pmem_map.h>
 #include <mirrorball/pvpanic.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/rebalance.h>
@@ -141,6 +143,8 @@ struct mb_machine {
 	struct mb_balloon *balloon; /* NULL: what the guest frees stays its own */
 	struct mb_blk *blk[MB_MAX_DISKS];
 	struct mb_net *net[MB_MAX_NETS];
+	struct mb_pmem_map *pmem_map; /* NULL: there are none */
+	struct mb_pmem *pmem[MB_MAX_PMEMS];
 	struct mb_loop **blk_loops[MB_MAX_DISKS], **net_loops[MB_MAX_NETS]; /* of their queues */
 	struct mb_region splash_text, splash_exit, splash_yield;
 

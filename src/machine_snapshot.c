@@ -61,6 +61,8 @@ static void resume_devices(struct mb_machine *machine)
 		mb_blk_resume(machine->blk[i]);
 	for (unsigned i = 0; i < machine->config.n_nics; i++)
 		mb_net_resume(machine->net[i]);
+	for (unsigned i = 0; i < machine->config.n_pmems; i++)
+		mb_pmem_resume(machine->pmem[i]);
 	if (machine->balloon)
 		mb_balloon_resume(machine->balloon);
 }
@@ -75,6 +77,8 @@ static int pause_devices(struct mb_machine *machine, struct mb_error *err)
 		rc = mb_blk_pause(machine->blk[i], DEVICE_NS, err);
 	for (unsigned i = 0; i < machine->config.n_nics && !rc; i++)
 		rc = mb_net_pause(machine->net[i], DEVICE_NS, err);
+	for (unsigned i = 0; i < machine->config.n_pmems && !rc; i++)
+		rc = mb_pmem_pause(machine->pmem[i], DEVICE_NS, err);
 	if (!rc && machine->balloon)
 		rc = mb_balloon_pause(machine->balloon, DEVICE_NS, err);
 	if (rc)
@@ -191,6 +195,8 @@ static int put_devices(struct mb_machine *machine, struct mb_snapshot_maker *mak
 	}
 	for (unsigned i = 0; i < machine->config.n_nics; i++)
 		mb_net_save(machine->net[i], out);
+	for (unsigned i = 0; i < machine->config.n_pmems && !rc; i++)
+		rc = mb_pmem_save(machine->pmem[i], out, err);
 	if (machine->balloon)
 		mb_balloon_save(machine->balloon, out);
 	return rc;
@@ -392,6 +398,8 @@ static int load_devices(struct mb_machine *machine, struct mb_state_in *in, stru
 	}
 	for (unsigned i = 0; i < machine->config.n_nics && !rc; i++)
 		rc = mb_net_load(machine->net[i], in, err);
+	for (unsigned i = 0; i < machine->config.n_pmems && !rc; i++)
+		rc = mb_pmem_load(machine->pmem[i], in, err);
 	if (!rc && machine->balloon)
 		rc = mb_balloon_load(machine->balloon, in, err);
 	if (!rc && in->left)

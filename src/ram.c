@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <mirrorball/pmem_map.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/ram_file.h>
 #include <mirrorball/range.h>
@@ -29,6 +30,7 @@ struct mb_ram {
 	 */
 	struct mb_ram_mapping own;
 	struct mb_replicas *replicas; /* NULL: every page is HOME */
+	struct mb_pmem_map *pmem;     /* NULL: no file is guest memory */
 	bool *small; /* [2 MiB]: where no huge pages are wanted: the mover's, atomic */
 	unsigned n_views;
 	struct mb_ram_mapping view[];
@@ -59,9 +61,11 @@ static int ram_map(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_d
 	uint64_t offset;
 	int rc = ram_offset(ram, gpa, len, &offset);
 
-	if (!rc && dir == MB_DMA_WRITE)
+	if (rc)
+		return dir == MB_DMA_READ && mb_pmem_map_has(ram->pmem, gpa, len) ? -EXDEV : rc;
+	if (dir == MB_DMA_WRITE)
 		rc = mb_replicas_hold(ram->replicas, offset, len);
-	else if (!rc)
+	else
 		mb_replicas_pin(ram->replicas, offset, len);
 	if (!rc)
 		*hva = ram->own.base + offset;
@@ -79,6 +83,11 @@ static void ram_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dm
 		mb_replicas_release(ram->replicas, offset, len);
 	else
 		mb_replicas_unpin(ram->replicas, offset, len);
+}
+
+static int ram_read(struct mb_dma *dma, uint64_t gpa, void *buf, uint64_t len)
+{
+	return mb_pmem_map_read(dma_ram(dma)->pmem, gpa, buf, len);
 }
 
 /*
@@ -153,6 +162,7 @@ static int ram_discard(struct mb_dma *dma, uint64_t gpa, uint64_t len, uint64_t 
 static const struct mb_dma_ops ram_dma_ops = {
 	.map = ram_map,
 	.unmap = ram_unmap,
+	.read = ram_read,
 	.discard = ram_discard,
 };
 
@@ -313,6 +323,11 @@ struct mb_dma *mb_ram_dma(struct mb_ram *ram)
 void mb_ram_set_replicas(struct mb_ram *ram, struct mb_replicas *replicas)
 {
 	ram->replicas = replicas;
+}
+
+void mb_ram_set_pmem(struct mb_ram *ram, struct mb_pmem_map *pmem)
+{
+	ram->pmem = pmem;
 }
 
 int mb_ram_fd(const struct mb_ram *ram)

@@ -155,23 +155,31 @@ static void advise(void *at, uint64_t len)
 	madvise(at, len, MADV_DONTDUMP);
 }
 
+/* Nothing is mapped at base yet. */
+static int reserve(uint64_t bytes, struct mb_ram_mapping *m)
+{
+	void *at = mmap(NULL, bytes + MB_RAM_ALIGN, PROT_NONE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	*m = (struct mb_ram_mapping){0};
+	if (at == MAP_FAILED)
+		return -errno;
+	m->reserved = at;
+	m->base = (char *)mb_align_up((uintptr_t)at, MB_RAM_ALIGN);
+	return 0;
+}
+
 /* kind: MAP_SHARED or MAP_PRIVATE */
 static int map_aligned(int fd, uint64_t bytes, int kind, struct mb_ram_mapping *m)
 {
-	void *base;
+	int rc = reserve(bytes, m);
 
-	*m = (struct mb_ram_mapping){0};
-	base = mmap(NULL, bytes + MB_RAM_ALIGN, PROT_NONE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (base == MAP_FAILED)
-		return -errno;
-	m->reserved = base;
-	base = mmap((void *)mb_align_up((uintptr_t)base, MB_RAM_ALIGN), bytes,
-		PROT_READ | PROT_WRITE, kind | MAP_FIXED | MAP_NORESERVE, fd, 0);
-	if (base == MAP_FAILED)
-		return -errno;
-	m->base = base;
-	return 0;
+	if (rc)
+		return rc;
+	return mmap(m->base, bytes, PROT_READ | PROT_WRITE, kind | MAP_FIXED | MAP_NORESERVE, fd,
+		       0) == MAP_FAILED
+		       ? -errno
+		       : 0;
 }
 
 int mb_ram_file_map(int fd, uint64_t bytes, struct mb_ram_mapping *m)
@@ -280,4 +288,23 @@ uint64_t mb_ram_file_private_bytes(const struct mb_ram_mapping *m, uint64_t byte
 	if (fd >= 0)
 		close(fd);
 	return n_own * PAGE_BYTES;
+}
+
+/* ---- an image ---- */
+
+int mb_ram_file_map_image(int fd, uint64_t file_bytes, uint64_t bytes, struct mb_ram_mapping *m)
+{
+	void *base;
+	int rc = reserve(bytes, m);
+
+	if (rc)
+		return rc;
+	base = mmap(m->base, bytes, PROT_READ,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	if (base != MAP_FAILED)
+		base = mmap(m->base, file_bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (base == MAP_FAILED)
+		return -errno;
+	madvise(m->base, bytes, MADV_DONTDUMP);
+	return 0;
 }

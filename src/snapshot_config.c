@@ -80,6 +80,9 @@ void mb_snapshot_put_config(struct mb_state_out *out, const struct mb_machine_co
 	mb_state_put_u32(out, config->n_nics);
 	for (unsigned i = 0; i < config->n_nics; i++)
 		put_nic(out, &config->nic[i]);
+	mb_state_put_u32(out, config->n_pmems);
+	for (unsigned i = 0; i < config->n_pmems; i++)
+		put_path(out, config->pmem[i]);
 	mb_state_end(out);
 }
 
@@ -163,7 +166,16 @@ static int get_devices(struct mb_snapshot *snapshot, struct mb_state_in *part, s
 		return mb_state_refuse(part, err, "has too many networks");
 	for (unsigned i = 0; i < config->n_nics && !rc; i++)
 		rc = get_nic(snapshot, part, i, err);
-	return rc;
+	if (rc)
+		return rc;
+	config->n_pmems = mb_state_get_u32(part);
+	if (config->n_pmems > MB_MAX_PMEMS)
+		return mb_state_refuse(part, err, "has too many pmem devices");
+	for (unsigned i = 0; i < config->n_pmems; i++) {
+		config->pmem[i] = get_text(snapshot, part);
+		part->bad |= !config->pmem[i];
+	}
+	return 0;
 }
 
 static void get_memory(struct mb_snapshot *snapshot, struct mb_state_in *part)

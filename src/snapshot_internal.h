@@ -4,9 +4,11 @@
 
 #include <mirrorball/snapshot.h>
 
+#define MB_SNAPSHOT_MAX_STRINGS 1024u
+#define MB_SNAPSHOT_MAX_ARGS	32u /* of passt */
+
+/* Of the part with the config, which comes first. */
 #define MB_SNAPSHOT_CONFIG_VERSION 2u
-#define MB_SNAPSHOT_MAX_STRINGS	   1024u
-#define MB_SNAPSHOT_MAX_ARGS	   32u /* of passt */
 
 struct mb_snapshot {
 	struct mb_machine_config config;

@@ -21,6 +21,7 @@ expect 1 'no such file' "$MIRRORBALL" run --dry-run --disk missing splash hello
 
 expect 0 '"name": "x"' "$MIRRORBALL" run --dry-run --json --name x --cpus 3 --memory 64M --views auto \
 	--kernel hello.elf --append 'quiet "a b"' --no-reboot --console virtio --disk web1.img,serial=S1,direct=off \
+	--pmem a,b.img \
 	--disk a,,b.img,ro,queues=2 --quiet
 python3 - "$work/.out" <<'END' || bad "--json is not what was asked for: $out"
 import json, sys
@@ -37,6 +38,7 @@ want = {
         {"path": "web1.img", "size_bytes": 3 << 20, "readonly": False, **plain, "direct": False, "serial": "S1", "queues": 3},
         {"path": "a,b.img", "size_bytes": 3 << 20, "readonly": True, **plain, "direct": True, "serial": None, "queues": 2},
     ],
+    "pmems": [{"path": "a,b.img", "address": 0x100000000, "size_bytes": 4 << 20}],
     "nets": [], "console": "virtio", "free_page_reporting": True, "reboot": False, "quiet": True,
 }
 assert got == want, (got, want)
@@ -51,6 +53,9 @@ grep -q '"name": "new"' <<<"$out" || bad "no name from the overlay: $out"
 [ "$there" = "$(sha256sum there.qcow2; stat -c '%s %y %z' there.qcow2)" ] || bad "--dry-run changed an overlay"
 expect 2 'is given twice' "$MIRRORBALL" run --dry-run --disk a,,b.img,overlay=o --disk web1.img,overlay=o
 expect 2 'is given twice' "$MIRRORBALL" run --dry-run --disk a,,b.img --disk a,,b.img,cow
+expect 2 '--pmem web1.img is a --disk that is written' "$MIRRORBALL" run --dry-run --disk web1.img --pmem web1.img
+expect 0 '^pmem 0 +web1.img, 4M at 0x100000000, read-only$' "$MIRRORBALL" run --dry-run --pmem web1.img splash hello
+expect 1 'pmem: disk missing: no such file' "$MIRRORBALL" run --dry-run --pmem missing splash hello
 [ "$before" = "$(traces)" ] || bad "--dry-run changed a disk: $before; now $(traces)"
 expect 0 '"kind": "splash"' "$MIRRORBALL" run --dry-run --json
 for words in 'run --dry-run' 'run --dry-run --json' 'run --help' 'run splash --list' doctor 'doctor --json' help --version; do

@@ -67,10 +67,10 @@ watched() {
 
 for ((round = 0; round < rounds; round++)); do
 	for cpus in 1 4; do
-		watched "fuzz, $cpus vCPUs" 8192 --cpus $cpus --console virtio --disk disk.img --disk readonly.img,ro \
+		watched "fuzz, $cpus vCPUs" 8192 --cpus $cpus --console virtio --disk disk.img --disk readonly.img,ro --pmem readonly.img \
 			"${nets[@]}" splash fuzz "ms=$ms"
 	done
-	ends_ms=$ms watched 'fuzz with resets' 8192 --cpus 2 --disk disk.img "${nets[@]}" splash fuzz "ms=$ms" reset=1
+	ends_ms=$ms watched 'fuzz with resets' 8192 --cpus 2 --disk disk.img --pmem readonly.img "${nets[@]}" splash fuzz "ms=$ms" reset=1
 	grep -qE '^mirrorball: disk: .* [1-9][0-9]* resets?\b' <<<"$out" || bad "fuzz with resets: no reset ($seed): $out"
 	echo "fuzz with resets: $(grep -oE '[0-9]+ resets?' <<<"$out")"
 	[ -z "$full" ] || make_room

@@ -41,10 +41,13 @@ lacks cap:121 1 KVM_CAP_SPLIT_IRQCHIP "${run[@]}" --dry-run
 lacks cap:121 1 '"can_run": false' "$MIRRORBALL" doctor --json
 
 # Wanted, all of them away: ADJUST_CLOCK, GET_TSC_KHZ, TSC_DEADLINE_TIMER, X86_SMM, MULTI_ADDRESS_SPACE, X2APIC_API,
-# BINARY_STATS_FD, XSAVE2.
-wanted='cap:39 cap:61 cap:72 cap:117 cap:118 cap:129 cap:203 cap:208'
+# BINARY_STATS_FD, XSAVE2, READONLY_MEM.
+wanted='cap:39 cap:61 cap:72 cap:81 cap:117 cap:118 cap:129 cap:203 cap:208'
 lacks "$wanted" 0 'hello: ok' "${run[@]}" splash hello
 lacks "$wanted" 0 'can run machines, with 1 view ' "$MIRRORBALL" doctor
+truncate -s 2M image
+lacks cap:81 1 'pmem image: .*KVM_CAP_READONLY_MEM' "${run[@]}" --pmem image splash hello
+one_line 'READONLY_MEM'
 lacks "$wanted" 1 'views.*more than the 1 ' "${run[@]}" --views 2 splash hello
 if "$MIRRORBALL" run --dry-run --cpus 300 --memory 64M splash hello &>/dev/null; then
 	lacks cap:129 1 '300 vCPUs: .*KVM_CAP_X2APIC_API' "$MIRRORBALL" run --cpus 300 --memory 64M splash hello

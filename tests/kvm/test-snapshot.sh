@@ -73,7 +73,8 @@ before=$(sha256sum churn.snap/*)
 # Devices in whatever state a guest can bring them to.
 for seed in 1 2 3; do
 	truncate -s 4M scratch.img
-	"$MIRRORBALL" run --memory 64M --cpus 2 --name fuzz --disk scratch.img,cow --console virtio splash fuzz ms=3000 \
+	truncate -s 3M image.img
+	"$MIRRORBALL" run --memory 64M --cpus 2 --name fuzz --disk scratch.img,cow --pmem image.img --console virtio splash fuzz ms=3000 \
 		seed=$seed </dev/null >fuzz.log 2>&1 &
 	pid=$!
 	machines[$pid]=1
@@ -81,6 +82,8 @@ for seed in 1 2 3; do
 	expect 0 '' "$MIRRORBALL" snapshot fuzz fuzz.snap
 	expect 0 ': ok$' "$MIRRORBALL" restore fuzz.snap
 	over "$pid" 0 fuzz.log
+	touch image.img
+	expect 1 'pmem .*/image.img: was changed since the snapshot was made' "$MIRRORBALL" restore fuzz.snap
 	rm -rf fuzz.snap
 done
 

@@ -24,6 +24,11 @@ struct fake_dma {
 	 */
 	uint64_t balance;
 
+	/* [file_base, file_base + file_len) is no RAM, but can be read; file_gone: not any more. */
+	uint8_t *file;
+	uint64_t file_base, file_len;
+	bool file_gone; /* atomic */
+
 	/* Called before a range is discarded, if not NULL, on that thread; its value is the answer.
 	 */
 	int (*discards)(void *ctx, uint64_t gpa, uint64_t len);
@@ -43,6 +48,8 @@ static inline int fake_dma_map(
 {
 	struct fake_dma *fake = (struct fake_dma *)dma;
 
+	if (dir == MB_DMA_READ && mb_range_inside(gpa, len, fake->file_base, fake->file_len))
+		return -EXDEV;
 	if (!mb_range_inside(gpa, len, fake->base, fake->len))
 		return -EFAULT;
 	*hva = fake->mem + (gpa - fake->base);
@@ -56,8 +63,21 @@ static inline void fake_dma_unmap(
 {
 	struct fake_dma *fake = (struct fake_dma *)dma;
 
+	if (mb_range_inside(gpa, len, fake->file_base, fake->file_len))
+		return;
 	__atomic_sub_fetch(&fake->n_mapped, 1, __ATOMIC_RELAXED);
 	__atomic_sub_fetch(&fake->balance, fake_dma_mix(gpa, len, dir), __ATOMIC_RELAXED);
+}
+
+static inline int fake_dma_read(struct mb_dma *dma, uint64_t gpa, void *buf, uint64_t len)
+{
+	struct fake_dma *fake = (struct fake_dma *)dma;
+
+	if (!mb_range_inside(gpa, len, fake->file_base, fake->file_len) ||
+		__atomic_load_n(&fake->file_gone, __ATOMIC_RELAXED))
+		return -EFAULT;
+	memcpy(buf, fake->file + (gpa - fake->file_base), len);
+	return 0;
 }
 
 static inline int fake_dma_discard(
@@ -81,6 +101,7 @@ static inline int fake_dma_discard(
 static const struct mb_dma_ops fake_dma_ops = {
 	.map = fake_dma_map,
 	.unmap = fake_dma_unmap,
+	.read = fake_dma_read,
 	.discard = fake_dma_discard,
 };
 

@@ -194,6 +194,48 @@ START_TEST(test_many_origins)
 }
 END_TEST
 
+/* An image that is guest memory: what is touched of it counts, once for both views; what else is
+ * mapped for reading is the monitor's. */
+START_TEST(test_image)
+{
+	static const char smaps[] =
+		"7f0000000000-7f0004000000 r--s 00000000 fd:02 77   /srv/root of it.img\nRss: 6000 "
+		"kB\nPss: 2000 kB\nShared_Clean: 6000 kB\n"
+		"7f0100000000-7f0100200000 r--s 00000000 fd:02 77   /srv/root of it.img\nRss: 40 "
+		"kB\nPss: 20 kB\nShared_Clean: 40 kB\n"
+		"7f0200001000-7f0200002000 r--s 00000000 fd:02 78   /usr/lib/cache\nRss: 4 "
+		"kB\nPss: "
+		"1 kB\nShared_Clean: 4 kB\n"
+		"7f0300000000-7f0300200000 r--s 00000000 00:01 9   /memfd:mirrorball-commons-zero "
+		"(deleted)\nRss: 8 kB\nPss: 2 kB\nShared_Clean: 8 kB\n"
+		"7f0400000000-7f0400200000 rw-s 00000000 00:01 1   /memfd:mirrorball-ram "
+		"(deleted)\nRss: 400 kB\nPss: 200 kB\nShared_Dirty: 400 kB\n";
+	char path[600], *text;
+	struct mb_footprint f;
+
+	ck_assert_int_eq(parse(smaps, NULL, 2, &f), 0);
+	adds_up(&f);
+	ck_assert_uint_eq(f.n_origins, 2);
+	ck_assert_str_eq(f.origin[0].path, "/srv/root of it.img");
+	ck_assert_str_eq(f.origin[0].tag, "");
+	ck_assert_uint_eq(f.origin[0].inode, 77);
+	ck_assert_uint_eq(f.origin[0].shared_bytes, 6040 * 1024);
+	ck_assert_uint_eq(f.origin[0].pss_bytes, 2020 * 1024);
+	ck_assert_str_eq(f.origin[1].path, "");
+	ck_assert_str_eq(f.origin[1].tag, "zero");
+	ck_assert_uint_eq(f.monitor_bytes, 1024);
+	ck_assert_uint_eq(f.private_bytes, 200 * 1024);
+	/* Of a long name the end is told. */
+	memset(path, 'd', sizeof(path));
+	strcpy(path + sizeof(path) - 10, "/root.img");
+	ck_assert_int_ge(asprintf(&text, "200000-400000 r--s 0 fd:02 77 %s\nPss: 4 kB\n", path), 0);
+	ck_assert_int_eq(parse(text, NULL, 1, &f), 0);
+	ck_assert_uint_eq(strlen(f.origin[0].path), MB_FOOTPRINT_PATH_LEN - 1);
+	ck_assert_str_eq(f.origin[0].path + MB_FOOTPRINT_PATH_LEN - 10, "/root.img");
+	free(text);
+}
+END_TEST
+
 /* ---- of this process ---- */
 
 /* 3 MiB of which `name` is a file in memory. */
@@ -341,6 +383,7 @@ int main(void)
 	tcase_add_test(texts, test_cut_off);
 	tcase_add_test(texts, test_odd);
 	tcase_add_test(texts, test_many_origins);
+	tcase_add_test(texts, test_image);
 	suite_add_tcase(suite, texts);
 	tcase_add_test(process, test_process);
 	tcase_add_test(process, test_unreadable);

@@ -39,6 +39,8 @@ static struct mb_machine_config config = {
 			.n_pairs = 1},
 		{.tap_name = "tap0", .tap_fd = -1, .n_pairs = 4}},
 	.n_nics = 2,
+	.pmem = {"/nowhere/image"},
+	.n_pmems = 1,
 };
 
 static void setup(void)
@@ -132,6 +134,8 @@ START_TEST(test_round_trip)
 	ck_assert_ptr_null(c->nic[0].passt_args[2]);
 	ck_assert_int_eq(memcmp(c->nic[0].mac, config.nic[0].mac, 6), 0);
 	ck_assert_str_eq(c->nic[1].tap_name, "tap0");
+	ck_assert_uint_eq(c->n_pmems, 1);
+	ck_assert_str_eq(c->pmem[0], "/nowhere/image");
 	/* Its memory is a private mapping. */
 	ck_assert_uint_eq(c->n_views, 1);
 	ck_assert_int_eq(c->track, MB_TRACK_OFF);
@@ -348,7 +352,7 @@ START_TEST(test_config_refused)
 {
 	struct mb_machine_config good = config;
 	struct mb_machine_config bad[] = {config, config, config, config, config, config, config,
-		config, config, config, config};
+		config, config, config, config, config};
 
 	bad[0].n_vcpus = 0;
 	bad[1].memory_bytes = MEMORY + 4096;
@@ -363,6 +367,7 @@ START_TEST(test_config_refused)
 	bad[9].migrate = MB_MIGRATE_STORM; /* and nobody who looks */
 	bad[10].n_views = 2;
 	bad[10].replica_bytes = MEMORY;
+	bad[11].pmem[0] = NULL;
 	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		config = bad[i];
 		ck_assert_int_eq(make(), 0);

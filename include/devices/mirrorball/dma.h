@@ -22,6 +22,8 @@ struct mb_dma;
 struct mb_dma_ops {
 	int (*map)(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir, void **hva);
 	void (*unmap)(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir);
+	/* Of what map says -EXDEV of. NULL: there is no such memory. */
+	int (*read)(struct mb_dma *dma, uint64_t gpa, void *buf, uint64_t len);
 	/* NULL: all memory stays. */
 	int (*discard)(struct mb_dma *dma, uint64_t gpa, uint64_t len, uint64_t *done_bytes);
 };
@@ -31,8 +33,10 @@ struct mb_dma {
 };
 
 /*
- * *hva: [gpa, gpa + len) of guest RAM, contiguous, until mb_dma_unmap with the same values. -EFAULT if
- * any byte of it is not guest RAM, if it is empty, or if it wraps.
+ * *hva: [gpa, gpa + len) of guest RAM, contiguous, until mb_dma_unmap with the same values. -EFAULT
+ * if any byte of it is not guest RAM, if it is empty, or if it wraps. -EXDEV: all of it is memory
+ * that only mb_dma_read reaches, and only for reading: a file's, which somebody may cut off at any
+ * time.
  */
 static inline int mb_dma_map(
 	struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir, void **hva)
@@ -40,6 +44,7 @@ static inline int mb_dma_map(
 	return dma->ops->map(dma, gpa, len, dir, hva);
 }
 
+/* Of what is no RAM: nothing happens. */
 static inline void mb_dma_unmap(struct mb_dma *dma, uint64_t gpa, uint64_t len, enum mb_dma_dir dir)
 {
 	dma->ops->unmap(dma, gpa, len, dir);
@@ -60,7 +65,7 @@ static inline int mb_dma_discard(
 	return dma->ops->discard ? dma->ops->discard(dma, gpa, len, done_bytes) : -ENOTSUP;
 }
 
-/* Copies; 0 or -EFAULT, and then nothing was copied. */
+/* Copies; 0 or -EFAULT: buf may have been changed then, and guest memory has not. */
 int mb_dma_read(struct mb_dma *dma, uint64_t gpa, void *buf, uint64_t len);
 int mb_dma_write(struct mb_dma *dma, uint64_t gpa, const void *buf, uint64_t len);
 

@@ -13,8 +13,8 @@
 
 /*
  * virtio 1.2 devices over PCI (virtio 1.2 section 4.1, modern only). This header is what a device
- * type (blk, net, console, rng, balloon) is written against; the transport is devices/virtio_pci.c, the
- * rings are devices/virtq.c.
+ * type (blk, net, console, rng, balloon, pmem) is written against; the transport is
+ * devices/virtio_pci.c, the rings are devices/virtq.c.
  *
  * BAR 0 (64 KiB):  0x0000 common configuration   0x1000 ISR   0x2000 device configuration
  *                  0x3000 notifications, 4 bytes a queue   0x8000 MSI-X table   0xf000 its PBA
@@ -34,7 +34,8 @@ struct mb_virtq;
 
 /*
  * A descriptor chain, copied and checked once: n_out buffers that the device reads, then n_in that
- * it writes; each iov is guest RAM, mapped through mb_dma until mb_virtq_push. Lives in the queue's
+ * it writes; each iov is guest RAM, mapped through mb_dma until mb_virtq_push, or a copy of what
+ * cannot be mapped. Lives in the queue's
  * own memory: valid until pushed, and as many may be outstanding as the ring has descriptors.
  */
 struct mb_chain {
@@ -55,9 +56,9 @@ struct mb_chain {
 /*
  * Next available chain: 1 and *chain, 0 if there is none (guest notifications are then on again),
  * or -errno: the ring is broken, the device has been marked NEEDS_RESET and the queue gives nothing
- * more. Also 0 when this queue_kick has had its share of the loop, or when long chains in flight
- * use up the queue's memory: queue_kick then comes again without the guest's doing. Costs up to 40
- * KiB of stack.
+ * more. Also 0 when this queue_kick has had its share of the loop, or when long chains or copies in
+ * flight use up the queue's memory: queue_kick then comes again without the guest's doing. Costs up
+ * to 40 KiB of stack.
  */
 int mb_virtq_pop(struct mb_virtq *vq, struct mb_chain **chain);
 /* Gives a popped chain back unused: it will be popped again next. Only the last one popped. */
@@ -113,7 +114,7 @@ struct mb_virtio_ops {
 };
 
 struct mb_virtio_config {
-	uint16_t type; /* virtio device id: 1 net, 2 block, 3 console, 4 rng, 5 balloon */
+	uint16_t type; /* virtio device id: 1 net, 2 block, 3 console, 4 rng, 5 balloon, 27 pmem */
 	uint32_t class_code;
 	uint64_t features;     /* of the device type */
 	unsigned n_queues;     /* 1..MB_VIRTIO_MAX_QUEUES */

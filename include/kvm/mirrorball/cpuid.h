@@ -20,6 +20,9 @@ struct mb_cpuid_config {
 /* KVM's own list; free(3) it. */
 int mb_cpuid_supported(const struct mb_host *host, struct kvm_cpuid2 **out);
 
+/* How many bits guest physical addresses have, by KVM's list: what is above cannot be mapped. */
+unsigned mb_cpuid_address_bits(const struct kvm_cpuid2 *supported);
+
 /* The list for one vCPU, from KVM's; free(3) it. -ENOMEM. */
 int mb_cpuid_build(const struct kvm_cpuid2 *supported, const struct mb_cpuid_config *config,
 	unsigned apic_id, struct kvm_cpuid2 **out);

@@ -45,7 +45,8 @@ int mb_vm_set_memslot(struct mb_vm *vm, unsigned view, unsigned slot, const stru
 
 /*
  * Where view `view` has guest memory [gpa, gpa + len), or NULL if it is not inside one memslot.
- * For diagnostics only (the register dump); devices use mb_dma.
+ * For diagnostics only (the register dump); devices use mb_dma. What is a file's may be cut off:
+ * to be read as another process' memory.
  */
 void *mb_vm_translate(const struct mb_vm *vm, unsigned view, uint64_t gpa, uint64_t len);
 

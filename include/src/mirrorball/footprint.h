@@ -16,13 +16,18 @@
  */
 #define MB_FOOTPRINT_MAX_ORIGINS 32u
 #define MB_FOOTPRINT_TAG_LEN	 64u
+#define MB_FOOTPRINT_PATH_LEN	 256u
 
-/* Pages of the commons that have one origin. */
+/* Pages of the commons that have one origin, or of an image that is guest memory (pmem_map.h). */
 struct mb_footprint_origin {
+	/* Of an image, or its end where it is longer; "": it is the commons'. */
+	char path[MB_FOOTPRINT_PATH_LEN];
+	uint64_t device, inode; /* of an image, as smaps tells */
 	/* "PID:DEVICE:INODE": the daemon's, and of a base image, in hexadecimal digits; or another
 	 * word; "": not known. */
 	char tag[MB_FOOTPRINT_TAG_LEN];
-	uint64_t shared_bytes; /* of guest memory that is merged with it, touched or not, once */
+	/* Of guest memory that is merged with it, touched or not, once; of an image: that is mapped. */
+	uint64_t shared_bytes;
 	uint64_t pss_bytes;    /* of all that is mapped of it */
 };
 

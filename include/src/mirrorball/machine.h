@@ -12,6 +12,7 @@
 /* What a machine is made of. Strings are the caller's and must outlive the machine. */
 #define MB_MAX_DISKS 16
 #define MB_MAX_NETS  8
+#define MB_MAX_PMEMS 4 /* pmem_map.h */
 #define MB_MAX_VCPUS 1024
 
 struct mb_disk_config {
@@ -92,6 +93,8 @@ struct mb_machine_config {
 	unsigned n_disks;
 	struct mb_nic_config nic[MB_MAX_NETS];
 	unsigned n_nics;
+	const char *pmem[MB_MAX_PMEMS]; /* paths of images that are guest memory, only to be read */
+	unsigned n_pmems;
 
 	bool no_reporting; /* the host does not get back what the guest frees */
 	enum mb_console_kind console;
@@ -161,5 +164,13 @@ struct mb_disk_facts {
 };
 
 void mb_machine_disk(const struct mb_machine *machine, unsigned i, struct mb_disk_facts *facts);
+
+/* And of an image that is guest memory. */
+struct mb_pmem_facts {
+	uint64_t gpa;
+	uint64_t bytes; /* as the guest sees it */
+};
+
+void mb_machine_pmem(const struct mb_machine *machine, unsigned i, struct mb_pmem_facts *facts);
 
 #endif

@@ -20,6 +20,7 @@
 #define MB_RAM_ALIGN	 0x200000ull /* sizes are multiples of 2 MiB */
 
 struct mb_ram;
+struct mb_pmem_map; /* pmem_map.h */
 
 /* bytes: a multiple of MB_RAM_ALIGN, at least one. */
 int mb_ram_create(struct mb_vm *vm, uint64_t bytes, struct mb_ram **out, struct mb_error *err);
@@ -43,6 +44,12 @@ struct mb_dma *mb_ram_dma(struct mb_ram *ram);
  * when nothing does any more. They outlive that.
  */
 void mb_ram_set_replicas(struct mb_ram *ram, struct mb_replicas *replicas);
+
+/*
+ * Devices may read what is in these files, too, through mb_ram_dma. Before anything does, or NULL
+ * when nothing does any more; they outlive that.
+ */
+void mb_ram_set_pmem(struct mb_ram *ram, struct mb_pmem_map *pmem);
 
 /* For the tracker: the file, and where a view has all of it. */
 int mb_ram_fd(const struct mb_ram *ram);

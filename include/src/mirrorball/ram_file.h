@@ -42,4 +42,10 @@ int mb_ram_file_map_zeroes(const struct mb_ram_mapping *m, uint64_t offset, uint
 /* How much of it is not the file's; bytes: a multiple of 2 MiB. */
 uint64_t mb_ram_file_private_bytes(const struct mb_ram_mapping *m, uint64_t bytes);
 
+/*
+ * file_bytes of an image that is only read, whole pages, and zeroes behind that, up to `bytes`. To be
+ * unmapped with mb_ram_file_unmap. -errno; m is filled in either case.
+ */
+int mb_ram_file_map_image(int fd, uint64_t file_bytes, uint64_t bytes, struct mb_ram_mapping *m);
+
 #endif
