@@ -19,7 +19,7 @@
 
 #define PAGE	   4096ull
 #define BLOCK	   (2ull << 20)
-#define PIECE	   (8ull << 20) /* of the commons */
+#define PIECE	   (1ull << 20) /* of the file, that is mapped at once */
 #define MAX_VIEWS  2u
 #define KSM	   "/sys/kernel/mm/ksm/"
 #define KSM_COPIES 4u
@@ -79,7 +79,7 @@ static void merge_all(struct mb_replicas *replicas, unsigned n_views, uint64_t r
 	struct mb_replicas_source source[MAX_VIEWS];
 	struct mb_merged done = {0};
 	struct mb_merging *merging;
-	uint64_t n = bytes / PAGE / run_pages, in_piece = PIECE / PAGE / run_pages;
+	uint64_t n = bytes / PAGE / run_pages, in_piece = PIECE / PAGE > run_pages ? PIECE / PAGE / run_pages : 1;
 
 	for (uint64_t i = 0; i < n; i += in_piece) {
 		uint64_t part = n - i < in_piece ? n - i : in_piece;
