@@ -31,9 +31,9 @@ some_ms() {
 	sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
 }
 
-# make_image FILE [IMAGE]: as tests/guest/splash/diskchurn_content.c has it
+# make_image FILE: as tests/guest/splash/diskchurn_content.c has it
 make_image() {
-	python3 - "$1" "${2:-$image}" "$image_mib" <<-'END'
+	python3 - "$1" "$image" "$image_mib" <<-'END'
 		import struct, sys
 		image, n_blocks = int(sys.argv[2]), int(sys.argv[3]) * 256
 		with open(sys.argv[1], "wb") as file:
@@ -197,16 +197,14 @@ change_image() {
 	case $2 in
 	cut) truncate -s $((RANDOM % image_mib))M "$1" ;;
 	written)
-		make_image another.img $((image % 250 + 1))
 		# In place, a piece here and a piece there.
 		python3 - "$1" "$RANDOM" <<-'END'
 			import os, random, sys
 			random.seed(int(sys.argv[2]))
-			other = open("another.img", "rb").read()
 			fd = os.open(sys.argv[1], os.O_WRONLY)
 			for _ in range(200):
-			    at = random.randrange(len(other) // 512) * 512
-			    os.pwrite(fd, other[at:at + random.choice((512, 4096, 65536))], at)
+			    n = random.choice((512, 4096, 65536))
+			    os.pwrite(fd, random.randbytes(n), random.randrange((os.fstat(fd).st_size - n) // 512) * 512)
 		END
 		;;
 	esac

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # As tests/kvm/test-differential.sh, with two views and two nodes: what is shared is in the memory of each, moves, and is copied
 # besides; and the machines' cgroup has too little memory now and then. SEED=N has the same order again.
-# tests/run: last 75
+# tests/run: last 85
 if [ -z "${LAB-}" ]; then
 	lab_options=(--in "$(dirname "$0")/../kvm/differential.sh")
 	lab_words=("${SEED:-$RANDOM}")
