@@ -257,9 +257,7 @@ int mb_vcpus_create(struct mb_vm *vm, const struct mb_vcpus_config *config, stru
 	}
 	sigaction(KICK_SIGNAL, &kick, NULL);
 	rc = create_all(set, config->group_cpus, err);
-	set->supported = NULL;
 	set->cpuid = NULL;
-	free(supported);
 	if (rc) {
 		mb_vcpus_destroy(set);
 		return rc;
@@ -327,6 +325,7 @@ void mb_vcpus_destroy(struct mb_vcpus *set)
 	pthread_cond_destroy(&set->out);
 	pthread_cond_destroy(&set->go);
 	pthread_mutex_destroy(&set->lock);
+	free(set->supported);
 	free(set);
 }
 

@@ -32,14 +32,8 @@ static int build_cpuid(struct mb_vcpus *set, struct kvm_cpuid2 **out)
 		.tsc_deadline = host->cap[MB_CAP_TSC_DEADLINE_TIMER],
 		.msi_ext_dest_id = mb_vm_x2apic_ids(set->vm),
 	};
-	struct kvm_cpuid2 *supported;
-	int rc = mb_cpuid_supported(host, &supported);
 
-	if (rc)
-		return rc;
-	rc = mb_cpuid_build(supported, &config, 0, out);
-	free(supported);
-	return rc;
+	return mb_cpuid_build(set->supported, &config, 0, out);
 }
 
 static void save_cpuid(struct mb_state_out *out, const struct kvm_cpuid2 *list)

@@ -14,6 +14,7 @@ QEMU_IOTHREAD = "qemu pc, iothread"
 QEMU_VHOST = "qemu pc, vhost"
 QEMU_KSM = "qemu pc, KSM"  # the host merges equal pages, as fast as it can
 QEMU_KSM_DEFAULT = "qemu pc, KSM as it comes"
+QEMU_LOADVM = "qemu pc, -loadvm"
 # A KVM that lacks an MSR which QEMU takes for given refuses the first.
 QEMU_CPUS = ("host", "host,arch-capabilities=off", "qemu64")
 

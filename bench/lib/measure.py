@@ -13,6 +13,7 @@ import time
 
 import blk
 import boot
+import clones
 import machines
 import memory
 import merge
@@ -24,7 +25,7 @@ import start
 import unshare
 
 BENCHMARKS = {"start": start, "boot": boot, "memory": memory, "blk": blk, "overlay": overlay,
-              "sharing": sharing, "merge": merge, "unshare": unshare, "net": net}
+              "sharing": sharing, "clones": clones, "merge": merge, "unshare": unshare, "net": net}
 MAX_LOST = 3    # machines in a row that did not boot
 
 
@@ -46,7 +47,7 @@ class Setup:
         self.native_dir = config["native"]
         self.kernel, self.initrd = config["kernel"], config["initrd"]
         self.agent_initrd, self.root = config["agent_initrd"], config["root"]
-        self.scratch = config["scratch"]
+        self.kit, self.scratch = config["kit"], config["scratch"]
         self.qemu_cpu = ""
         self.samples, self.details, self.lost, self.errors = [], [], [], []
 
@@ -118,7 +119,7 @@ def main():
     config["scratch"] = config["scratch"] or "/scratch"
     os.makedirs(config["scratch"], exist_ok=True)
     setup = Setup(config)
-    if not set(config["names"]) <= {"merge", "unshare"}:
+    if "qemu" in setup.programs and not set(config["names"]) <= {"merge", "unshare"}:
         setup.qemu_cpu = start.usable_qemu_cpu(setup)
     result = {"place": config["place"], "quick": setup.quick, "host": host(setup),
               "versions": {name: version(path) for name, path in setup.programs.items()},

@@ -3,7 +3,10 @@
 
 import statistics
 
+import clones
 import machines
+import picture
+import sharing
 import unshare
 
 OURS = machines.MIRRORBALL
@@ -11,7 +14,7 @@ OURS = machines.MIRRORBALL
 MORE = {"requests/s", "throughput"}
 # Where only the machines named here are peers of ours: the others are told for information.
 PEERS = {"overlay": (machines.QEMU_PC, machines.QEMU_IOTHREAD), "net": (machines.QEMU_PC,),
-         "sharing": (machines.QEMU_PC, machines.QEMU_KSM)}
+         "sharing": (machines.QEMU_PC, machines.QEMU_KSM), "clones": (machines.QEMU_LOADVM,)}
 TITLES = {
     "start": "Start: execve to the first KVM_RUN",
     "boot": "Boot: start to the guest's init, Debian's 6.1 kernel, quiet serial console, 512 MiB",
@@ -19,6 +22,7 @@ TITLES = {
     "blk": "Disk: virtio-blk, O_DIRECT and io_uring on the same file",
     "overlay": "Disk with an overlay (qcow2) of a base that is in the page cache",
     "sharing": "Sharing: PSS of all monitors and the daemon, and the page cache of the image they have in common",
+    "clones": "Clones: machines that go on from one snapshot, started by one command",
     "merge": "Merging: CPU time for each page that is one with other machines' from then on",
     "unshare": "Unsharing: the first write to a page that other machines have, too",
     "net": "Network: virtio-net on a tap, TCP (iperf3)",
@@ -177,7 +181,7 @@ def judge_overlay(summary, lab):
 
 def judge_sharing(summary, lab):
     """The goals are for 8 guests; as many as there were are judged."""
-    soon, late, cpu = "memory after 2 s", "memory after 30 s", "CPU time of sharing"
+    (soon, late), cpu = sharing.IDLE, sharing.IDLE_CPU
     cases = summary.cases("sharing", soon)
     if not cases:
         return []
@@ -192,9 +196,27 @@ def judge_sharing(summary, lab):
         found.append(verdict(f"{case}, after 2 s: at most half of QEMU without KSM", f"{ours / plain:.2f}×", ours <= plain / 2))
     if ours and ksm:
         found.append(verdict(f"{case}, after 2 s: less than KSM at its best", f"{ours / min(ksm):.2f}×", ours < min(ksm)))
+    ours, plain, ksm = (median(machine, sharing.COMPILING) for machine in (OURS, machines.QEMU_PC, machines.QEMU_KSM))
+    if ours and plain:
+        found.append(verdict(f"{case}, all compile: at most half of QEMU without KSM", f"{ours / plain:.2f}×", ours <= plain / 2))
+    if ours and ksm:
+        found.append(verdict(f"{case}, all compile: less than KSM", f"{ours / ksm:.2f}×", ours < ksm))
     used, theirs = median(OURS, cpu), median(machines.QEMU_KSM, cpu)
     if used is not None and theirs:
         found.append(verdict(f"{case}: at most a tenth of KSM's CPU time", f"{used / theirs:.2f}×", used <= theirs / 10))
+    return found
+
+
+def judge_clones(summary, lab):
+    found = []
+    for case in summary.cases("clones", clones.PSS):
+        if clones.number_of(case) == 3:
+            mib = summary.median("clones", case, OURS, clones.PSS)
+            found.append(verdict(f"{case}, idle: at most 150 MiB together", f"{mib:.1f} MiB", mib <= 150))
+    for case in summary.cases("clones", clones.SPLASH):
+        ms, plain = (summary.median("clones", case, machine, clones.SPLASH) for machine in (OURS, clones.PLAIN))
+        found.append(verdict(f"{case}: at most 10 ms beyond the snapshot's device state", f"{ms:.1f} ms, with that; a plain start {plain:.1f} ms",
+                             None if lab else ms <= 10))
     return found
 
 
@@ -216,12 +238,36 @@ def pictures(place, bench):
     """What is drawn of it, below its table."""
     found = {", ".join(word for word in (d["machine"], d["case"]) if word): d["below_us"]
              for d in place["details"] if d["bench"] == bench and "below_us" in d}
-    return [f"```\n{unshare.histogram(found)}\n```"] if found else []
+    notes = dict.fromkeys(d["note"] for d in place["details"] if d["bench"] == bench and "note" in d)
+    return [f"Note: {note}." for note in notes] + ([f"```\n{unshare.histogram(found)}\n```"] if found else [])
+
+
+# {name of the file: (benchmark, metric, what is counted, unit)}
+PLOTS = {"sharing-idle": ("sharing", sharing.IDLE[-1], "guests", "MiB"),
+         "sharing-compile": ("sharing", sharing.COMPILING, "guests", "MiB"),
+         "clones-memory": ("clones", clones.PSS, "clones", "MiB"),
+         "clones-time": ("clones", clones.LAST_ANSWER, "clones", "ms")}
+
+
+def plots(results):
+    """{name: SVG}, of the places that have measured it, the last of them."""
+    found = {}
+    for place in results["places"]:
+        summary = Summary(place)
+        for name, (bench, metric, what, unit) in PLOTS.items():
+            curves = {}
+            for case in summary.cases(bench, metric):
+                for machine in summary.order[bench][(case, metric)]:
+                    curves.setdefault(machine, []).append((int(case.split()[0]), summary.median(bench, case, machine, metric)))
+            if curves:
+                where = ", emulated host" if place["host"]["lab"] else ""
+                found[name] = picture.plot(f"{metric} ({results['commit']}{where})", what, unit, curves)
+    return found
 
 
 JUDGES = {"start": judge_start, "boot": judge_boot, "memory": judge_memory,
           "blk": judge_io("blk", "exits/request", "requests/s"),
-          "overlay": judge_overlay, "sharing": judge_sharing, "merge": judge_merge, "unshare": judge_unshare,
+          "overlay": judge_overlay, "sharing": judge_sharing, "clones": judge_clones, "merge": judge_merge, "unshare": judge_unshare,
           "net": judge_io("net", "exits/MB", "throughput")}
 
 

@@ -18,6 +18,10 @@ class Lost(Exception):
     """The machine did not come as far as it should have; the text has the end of its console."""
 
 
+class Late(Lost):
+    """It has not come as far yet."""
+
+
 class Session:
     """Starts a machine and reads its console. Use as a context: the machine ends with it."""
 
@@ -53,7 +57,7 @@ class Session:
                     return line.decode(errors="replace"), at
             left = deadline - at
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                raise Lost(f"no answer in {seconds} s; the console ends with {self.text[-200:]!r}")
+                raise Late(f"no answer in {seconds} s; the console ends with {self.text[-200:]!r}")
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             if not data:
                 raise Lost(f"ended with status {self.process.wait()}: {self.text[-200:]!r}")

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of several machines of one image: the guests have read the same, and are idle."""
+"""Memory of several machines of one image: the guests have read the same, and are idle; and while all compile the same."""
 
 import glob
 import os
 import shutil
+import statistics
 import subprocess
+import sys
 import time
 
+import kit
 import machines
 import overlay
 import session
@@ -17,12 +20,28 @@ MEMORY_MIB = 192
 QUICK = (machines.MIRRORBALL, machines.QEMU_PC, machines.QEMU_KSM)
 GUEST_KERNEL = "cloud-6.1"
 LOOKS = (2, 30)  # seconds after the last guest has read
-SCRIPT = """#!/bin/sh
+ROUNDS = 2          # of the compile, of which the first also reads the compiler
+SAMPLE_SECONDS = 3
+COMPILE_SECONDS = 600
+SCRIPT = f"""#!/bin/sh
 mount -t proc proc /proc
+mount -o ro /dev/vdb /mnt
 cat /usr/bin/* /usr/sbin/* >/dev/null
 echo; echo BENCH-READY
+while read -r rounds; do
+	i=0
+	while [ $((i += 1)) -le "$rounds" ]; do
+		{kit.COMPILE} && {kit.COMPARE} || echo BENCH-FAILED
+		rm /run/out.s
+	done
+	echo; echo BENCH-DONE
+done
 while :; do sleep 1000; done
 """
+IDLE = tuple(f"memory after {seconds} s" for seconds in LOOKS)
+IDLE_CPU = "CPU time of sharing so far"
+COMPILING, COMPILE_TIME = "memory while all compile", "until the last has compiled"
+COMPILE_CPU = "CPU time of sharing while all compile"
 KSM = "/sys/kernel/mm/ksm"
 SPEEDS = {
     # As fast as it settles, whatever it costs.
@@ -32,16 +51,17 @@ SPEEDS = {
 }
 
 
-def make_initrd(setup):
+def make_initrd(setup, name, text, kernel=GUEST_KERNEL):
+    """An initial ramdisk with this script, which takes init=/run/labtest."""
     if not shutil.which("guest-initrd"):
-        raise setup.Failed("the guests are those of the lab: bench/run --where lab sharing")
-    script = os.path.join(setup.scratch, "sharing.sh")
+        raise setup.Failed(f"the guests are those of the lab: bench/run --where lab {name}")
+    script = os.path.join(setup.scratch, f"{name}.sh")
     with open(script, "w", encoding="ascii") as file:
-        file.write(SCRIPT)
+        file.write(text)
     os.chmod(script, 0o755)
-    path = os.path.join(setup.scratch, "sharing.initrd")
+    path = os.path.join(setup.scratch, f"{name}.initrd")
     with open(path, "wb") as file:
-        subprocess.run(["guest-initrd", GUEST_KERNEL, script], stdout=file, check=True)
+        subprocess.run(["guest-initrd", kernel, script], stdout=file, check=True)
     return path
 
 
@@ -105,35 +125,97 @@ def sharing_cpu_s(pids):
     return total
 
 
-def once(setup, machine, case, count, initrd):
-    begin_sharing(machine)
-    sessions = []
-    try:
-        before = sharing_cpu_s([])
-        for number in range(count):
-            guest = machines.Guest(setup.kernel, initrd, qemu_cpu=setup.qemu_cpu, memory_mib=MEMORY_MIB,
+class Series:
+    """Machines that become more and then fewer, and stay in between."""
+
+    def __init__(self, setup, machine, initrd):
+        self.setup, self.machine, self.initrd = setup, machine, initrd
+        self.sessions = []
+        self.images = [setup.root, os.path.join(setup.scratch, "kit.img")]
+        self.before = sharing_cpu_s([])
+
+    def kib(self):
+        return sum(pss_kib(pid) for pid in self.pids() + named("mirrorballd")) + sum(cached_kib(path) for path in self.images)
+
+    def pids(self):
+        return [one.pid for one in self.sessions]
+
+    def grow(self, count):
+        """To as many; until all have read, all of which the time of the last is."""
+        more = []
+        for number in range(len(self.sessions), count):
+            guest = machines.Guest(self.setup.kernel, self.initrd, qemu_cpu=self.setup.qemu_cpu, memory_mib=MEMORY_MIB,
                                    append="console=ttyS0 quiet init=/run/labtest",
-                                   disks=[(setup.root, False)])
-            guest.overlay = overlay.make_overlay(setup, machine, setup.root, f"sharing{number}.qcow2")
-            sessions.append(session.Session(machines.command(machine, guest, setup.programs)))
-        for one in sessions:
+                                   disks=[(self.images[0], False), (self.images[1], True)])
+            guest.overlay = overlay.make_overlay(self.setup, self.machine, self.setup.root, f"sharing{number}.qcow2")
+            more.append(session.Session(machines.command(self.machine, guest, self.setup.programs)))
+            self.sessions.append(more[-1])
+        for one in more:
             one.line((b"BENCH-READY",), 300)
-        begin = time.monotonic()
-        pids = [one.pid for one in sessions]
-        for seconds in LOOKS:
-            time.sleep(max(0, begin + seconds - time.monotonic()))
-            kib = sum(pss_kib(pid) for pid in pids + named("mirrorballd")) + cached_kib(setup.root)
-            setup.sample("sharing", case, machine, f"memory after {seconds} s", "MiB", kib / 1024)
-        setup.sample("sharing", case, machine, "CPU time of sharing", "s", sharing_cpu_s(pids) - before)
-    finally:
-        for one in sessions:
+        return time.monotonic()
+
+    def shrink(self, count):
+        for one in self.sessions[count:]:
             one.__exit__()
+        del self.sessions[count:]
+
+    def idle(self, case, begin):
+        for seconds, metric in zip(LOOKS, IDLE):
+            time.sleep(max(0, begin + seconds - time.monotonic()))
+            self.setup.sample("sharing", case, self.machine, metric, "MiB", self.kib() / 1024)
+        self.setup.sample("sharing", case, self.machine, IDLE_CPU, "s", sharing_cpu_s(self.pids()) - self.before)
+
+    def compile(self, case):
+        begin, before = time.monotonic(), sharing_cpu_s(self.pids())
+        for one in self.sessions:
+            os.write(one.process.stdin.fileno(), f"{ROUNDS}\n".encode())
+        kib, left = [], list(self.sessions)
+        while left:
+            if len(left) == len(self.sessions):
+                kib.append(self.kib())
+            time.sleep(SAMPLE_SECONDS)
+            left = [one for one in left if not self.has_compiled(one)]
+            if time.monotonic() > begin + COMPILE_SECONDS:
+                raise session.Lost(f"{len(left)} of {len(self.sessions)} do not end to compile")
+        self.setup.sample("sharing", case, self.machine, COMPILING, "MiB", statistics.median(kib) / 1024)
+        self.setup.sample("sharing", case, self.machine, COMPILE_TIME, "s", time.monotonic() - begin)
+        self.setup.sample("sharing", case, self.machine, COMPILE_CPU, "s", sharing_cpu_s(self.pids()) - before)
+        self.setup.detail("sharing", case, self.machine, {"compiling_kib": kib})
+
+    def has_compiled(self, one):
+        try:
+            line, _ = one.line((b"BENCH-DONE", b"BENCH-FAILED"), 0.02)
+        except session.Late:
+            return False
+        if line != "BENCH-DONE":
+            raise self.setup.Failed(f"{self.machine}: a guest has compiled something else than the host")
+        return True
+
+
+def name_of(count):
+    return f"{count} guest{'s' if count > 1 else ''} of {MEMORY_MIB} MiB"
+
+
+def once(setup, machine, _case, counts, initrd):
+    """All counts in one series: up for what is idle, since who has compiled has other things in memory, and down again."""
+    begin_sharing(machine)
+    series = Series(setup, machine, initrd)
+    try:
+        for count in counts:
+            series.idle(name_of(count), series.grow(count))
+        for count in reversed(counts):
+            series.shrink(count)
+            series.compile(name_of(count))
+    finally:
+        series.shrink(0)
         end_sharing(machine)
 
 
 def run(setup):
-    initrd = make_initrd(setup)
-    for count in (8,) if setup.quick else (1, 2, 4, 8):
-        for _ in range(setup.repeat(1, 1)):
-            for machine in QUICK if setup.quick else MACHINES:
-                setup.again("sharing", f"{count} guest{'s' if count > 1 else ''} of {MEMORY_MIB} MiB", machine, once, count, initrd)
+    initrd = make_initrd(setup, "sharing", SCRIPT)
+    shutil.copyfile(setup.kit, os.path.join(setup.scratch, "kit.img"))
+    for _ in range(setup.repeat(1, 1)):
+        for machine in QUICK if setup.quick else MACHINES:
+            begin = time.monotonic()
+            setup.again("sharing", "", machine, once, (8,) if setup.quick else (1, 2, 4, 8), initrd)
+            print(f"bench: sharing: {machine}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)

@@ -52,14 +52,14 @@ while :; do sleep 1000; done
 SOURCES, FUNCTIONS = 8, 3000
 
 
-def c_source(number):
+def c_source(number, functions=FUNCTIONS):
     lines = ["#include <stdio.h>", "#include <stdlib.h>", "#include <string.h>"]
-    for i in range(FUNCTIONS):
+    for i in range(functions):
         lines.append(f"static int f{i}(int a, const char *b) {{ char t[{i % 60 + 8}]; int r = a * {i + number}; "
                      f"for (int k = 0; b[k] && k < {i % 50 + 1}; k++) {{ t[k % 8] = b[k]; r ^= t[k % 8] << k % 7; }} "
                      f"return strlen(b) > {i % 9} ? r : printf(\"%d %s\", r, b); }}")
     lines.append("int main(void) { int r = 0; " +
-                 " ".join(f"r += f{i}(r, \"{i}\");" for i in range(FUNCTIONS)) + " return r; }")
+                 " ".join(f"r += f{i}(r, \"{i}\");" for i in range(functions)) + " return r; }")
     return "\n".join(lines) + "\n"
 
 
