@@ -130,7 +130,7 @@ static int be(const struct child *child, const struct mb_snapshot *snapshot, con
 	run.config.name = child->name;
 	run.config.out_fd = STDOUT_FILENO;
 	run.config.start_ns = start_ns;
-	run.overcommit = true;
+	run.overcommit = run.config.n_views == 1;
 	/* Derived from the name. */
 	for (unsigned i = 0; i < run.config.n_nics; i++)
 		memset(run.config.nic[i].mac, 0, sizeof(run.config.nic[i].mac));

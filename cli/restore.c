@@ -140,7 +140,7 @@ static int restore(const char *dir, const struct asked *asked, uint64_t start_ns
 	run.config.in_fd = cli_guard_stdin_was_closed() ? -1 : STDIN_FILENO;
 	run.config.out_fd = STDOUT_FILENO;
 	run.config.start_ns = start_ns;
-	run.overcommit = true; /* it does not touch it all at once */
+	run.overcommit = run.config.n_views == 1; /* it does not touch it all at once */
 	rc = cli_restore_run(&run, dir);
 	mb_snapshot_close(snapshot);
 	return rc;

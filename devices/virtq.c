@@ -445,6 +445,8 @@ static int map_chain(struct mb_virtq *vq, const struct mb_gather *g, struct mb_c
 	unsigned n = g->n_out + g->n_in;
 	struct mb_chain *chain;
 
+	/* What a chain gives back that did not fit is no reason to try it again. */
+	vq->starved = false;
 	if (!vq->free && vq->n_fresh == vq->p.size)
 		return mb_virtq_fail(vq, "more chains are available than there are descriptors");
 	chain = get_chain(vq, n);

@@ -197,6 +197,7 @@ static int write_vcpu(struct mb_vcpu *vcpu, struct vcpu_power_on *from, struct m
 {
 	const struct mb_host *host = mb_vm_host(vcpu->set->vm);
 	const char *what = "its registers";
+	uint8_t latched_init;
 	uint32_t msr = 0;
 	int rc = mb_vcpu_ioctl(vcpu, KVM_SET_REGS, &from->regs);
 
@@ -228,8 +229,10 @@ static int write_vcpu(struct mb_vcpu *vcpu, struct vcpu_power_on *from, struct m
 	if (!rc) {
 		what = "its events";
 		/* A view is all that this mode is for (design, section 2); each vCPU finds its own
-		 * again. */
+		 * again. An INIT that it hid is due. */
+		latched_init = from->events.smi.latched_init;
 		memset(&from->events.smi, 0, sizeof(from->events.smi));
+		from->events.smi.latched_init = latched_init;
 		if (!host->cap[MB_CAP_X86_SMM])
 			from->events.flags &= ~(uint32_t)KVM_VCPUEVENT_VALID_SMM;
 		rc = mb_vcpu_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &from->events);

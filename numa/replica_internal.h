@@ -158,8 +158,8 @@ int mb_replica_install(struct mb_replicas *r, unsigned view, uint64_t first, uin
 /* Pages of a file that others may have, too; for install, or for drop. */
 int mb_replica_stage_merged(
 	struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, void **stage);
-/* Of a larger stage that is armed already, and stays mapped: its pages that were installed are of no
- * use any more. For drop. */
+/* A large stage that is armed already; install_armed moves its first n pages out of it, or drops them. For
+ * drop. */
 int mb_replica_arm_merged(
 	struct mb_replicas *r, int fd, uint64_t offset, uint64_t n, void **stage);
 int mb_replica_install_armed(

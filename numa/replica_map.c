@@ -296,14 +296,16 @@ int mb_replica_arm_merged(
 	return rc;
 }
 
-/* Puts an armed stage into its place; MREMAP_DONTUNMAP: of a larger one, which stays mapped. */
-static int place(
-	struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage, int flags)
+/*
+ * Puts an armed stage, or the first part of one, into its place. It moves all that there is to it:
+ * with MREMAP_DONTUNMAP it would be a second mapping, which limits may forbid when what was there is gone already.
+ */
+static int place(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n, void *stage)
 {
 	char *at = view_at(r, view, first);
 
 	for (unsigned i = 0; r->calls->remap(stage, n * PAGE, n * PAGE,
-				     MREMAP_MAYMOVE | MREMAP_FIXED | flags, at) == MAP_FAILED;
+				     MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED;
 		i++) {
 		int rc = failed(r);
 
@@ -322,7 +324,7 @@ static int arm_and_place(
 	int rc = arm(r, stage, n);
 
 	if (!rc)
-		rc = place(r, view, first, n, stage, 0);
+		rc = place(r, view, first, n, stage);
 	if (rc)
 		mb_replica_drop(r, stage, n);
 	return rc;
@@ -345,17 +347,17 @@ int mb_replica_protect(struct mb_replicas *r, unsigned view, uint64_t first, uin
 int mb_replica_protect_here(struct mb_replicas *r, unsigned view, uint64_t first, uint64_t n)
 {
 	char *at = view_at(r, view, first);
-	struct uffdio_range range = {.start = (uintptr_t)at, .len = n * PAGE};
-	int rc;
+	int rc = register_at(r, at, n) ? -errno : 0;
 
-	/* EBUSY: the tracker watches it. */
-	if (register_at(r, at, n))
-		return errno == EBUSY ? mb_replica_protect(r, view, first, n) : failed(r);
-	rc = trap(r, at, n);
 	if (!rc)
-		note(r, view, first, n, HOME_PROTECTED);
-	else /* what is trapped of it goes on as well */
-		ioctl(r->config.uffd, UFFDIO_UNREGISTER, &range);
+		rc = trap(r, at, n);
+	/* The tracker watches it; or it is several mappings, which Linux before 6.3 does not protect at once. */
+	if (rc == -EBUSY || rc == -ENOENT)
+		return mb_replica_protect(r, view, first, n);
+	if (rc)
+		__atomic_add_fetch(&r->stats.n_failures, 1, __ATOMIC_RELAXED);
+	/* Where it failed a part may be trapped: it has to be opened. */
+	note(r, view, first, n, HOME_PROTECTED);
 	return rc;
 }
 
@@ -431,7 +433,26 @@ static int bring(
 	return failed(r);
 }
 
-uint64_t mb_replica_alike(const struct mb_replicas *r, uint64_t first, uint64_t n, bool *hole)
+/*
+ * By the page cache, for where it is asked for hole by hole: SEEK_HOLE goes on to the next hole, wherever
+ * that is. What is swapped out is told as a hole, and is left alone.
+ */
+static bool look(const struct mb_replicas *r, uint64_t first, uint64_t n, bool *hole, uint64_t *alike)
+{
+	unsigned char there[BLOCK_PAGES];
+	uint64_t i = 1;
+
+	if (!r->config.own_base || n > BLOCK_PAGES ||
+		mincore((char *)r->config.own_base + first * PAGE, n * PAGE, there))
+		return false;
+	while (i < n && (there[i] & 1) == (there[0] & 1))
+		i++;
+	*hole = !(there[0] & 1);
+	*alike = i;
+	return true;
+}
+
+static uint64_t seek(const struct mb_replicas *r, uint64_t first, uint64_t n, bool *hole)
 {
 	const off_t start = (off_t)(first * PAGE), end = (off_t)((first + n) * PAGE);
 	off_t at = lseek(r->config.ram_fd, start, SEEK_HOLE);
@@ -442,6 +463,13 @@ uint64_t mb_replica_alike(const struct mb_replicas *r, uint64_t first, uint64_t 
 		at = lseek(r->config.ram_fd, start, SEEK_DATA);
 	/* Taken away, or made, in between: the first page is what it was. */
 	return at <= start || at >= end ? (at == start ? 1 : n) : (uint64_t)(at - start) / PAGE;
+}
+
+uint64_t mb_replica_alike(const struct mb_replicas *r, uint64_t first, uint64_t n, bool *hole)
+{
+	uint64_t alike;
+
+	return look(r, first, n, hole, &alike) ? alike : seek(r, first, n, hole);
 }
 
 /* From the file itself: no page of home enters a page table, and a hole stays one. */
@@ -491,8 +519,10 @@ int mb_replica_install_armed(
 	int rc;
 
 	note_start(r, first, n);
-	rc = place(r, view, first, n, stage, MREMAP_DONTUNMAP);
-	if (!rc)
+	rc = place(r, view, first, n, stage);
+	if (rc)
+		mb_replica_drop(r, stage, n);
+	else
 		note(r, view, first, n, MERGED_PROTECTED);
 	return rc;
 }

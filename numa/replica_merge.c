@@ -23,7 +23,7 @@
 
 /*
  * Parts of the files that are mapped once for all that is merged with them: read to compare, and armed to be
- * moved into the views, page by page or all at once. What was moved is still mapped, but not protected.
+ * moved into the views, from the first page on.
  */
 struct mb_merging {
 	struct mb_replicas *r;
@@ -32,6 +32,7 @@ struct mb_merging {
 	char *seen[MB_HEAT_VIEWS];
 	void *armed[MB_HEAT_VIEWS]; /* NULL: it is not worth it */
 	uint64_t used; /* pages from the first on that were moved, or may have been */
+	uint64_t armed_from[MB_HEAT_VIEWS]; /* from here on `armed` is mapped; before, whatever others have there */
 };
 
 struct merge {
@@ -95,16 +96,29 @@ static int install_all(struct mb_replicas *r, uint64_t first, uint64_t n, void *
 	return rc;
 }
 
+/* What is before that page: nobody will want it any more. */
+static void drop_armed(struct mb_merging *m, unsigned view, uint64_t end)
+{
+	const uint64_t from = m->armed_from[view];
+
+	if (from < end)
+		mb_replica_drop(m->r, (char *)m->armed[view] + from * PAGE, end - from);
+	m->armed_from[view] = end;
+}
+
 /* The same of pages that nothing was moved of yet. */
 static int install_armed(
 	struct mb_replicas *r, const struct merge *m, uint64_t first, uint64_t n)
 {
+	const uint64_t at = place(m, first);
 	int rc = 0;
 
-	m->of->used = place(m, first) + n;
-	for (unsigned v = 0; v < r->config.n_views && !rc; v++)
-		rc = mb_replica_install_armed(
-			r, v, first, n, (char *)m->of->armed[v] + place(m, first) * PAGE);
+	m->of->used = at + n;
+	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
+		drop_armed(m->of, v, at);
+		rc = mb_replica_install_armed(r, v, first, n, (char *)m->of->armed[v] + at * PAGE);
+		m->of->armed_from[v] = at + n;
+	}
 	return rc;
 }
 
@@ -256,7 +270,7 @@ static void unmap_files(struct mb_merging *m)
 		if (m->seen[v])
 			mb_replica_drop(m->r, m->seen[v], m->n);
 		if (m->armed[v])
-			mb_replica_drop(m->r, m->armed[v], m->n);
+			drop_armed(m, v, m->n);
 	}
 }
 

@@ -255,13 +255,16 @@ void mb_machine_remove_devices(struct mb_machine *machine)
 		free(machine->blk_loops[i]);
 	}
 	mb_console_destroy(machine->console);
-	/* No other device reads it any more. */
+	mb_rng_destroy(machine->rng);
+	/* The last that may have something of it. */
+	for (unsigned i = 0; i < machine->config.n_pmems; i++)
+		if (machine->pmem[i])
+			mb_pmem_reset(machine->pmem[i]);
 	if (machine->ram)
 		mb_ram_set_pmem(machine->ram, NULL);
 	mb_pmem_map_destroy(machine->pmem_map);
 	for (unsigned i = 0; i < machine->config.n_pmems; i++)
 		mb_pmem_destroy(machine->pmem[i]);
-	mb_rng_destroy(machine->rng);
 	mb_pci_bus_destroy(machine->pci);
 	mb_pvpanic_destroy(machine->pvpanic);
 	mb_power_destroy(machine->power);

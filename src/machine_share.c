@@ -21,7 +21,7 @@ static bool has_base(const struct mb_disk_config *disk)
 
 bool mb_machine_has_base(const struct mb_machine *machine)
 {
-	bool has = false;
+	bool has = machine->config.snapshot && machine->n_views > 1;
 
 	for (unsigned i = 0; i < machine->config.n_disks; i++)
 		has |= has_base(&machine->config.disk[i]);
@@ -30,8 +30,7 @@ bool mb_machine_has_base(const struct mb_machine *machine)
 
 static bool shares_bases(const struct mb_machine *machine)
 {
-	return (mb_machine_has_base(machine) || machine->config.snapshot) &&
-	       !machine->config.no_share && !machine->config.dry;
+	return mb_machine_has_base(machine) && !machine->config.no_share && !machine->config.dry;
 }
 
 bool mb_machine_shares(const struct mb_machine *machine)

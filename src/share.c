@@ -23,6 +23,7 @@
 #define PATIENCE_NS 5000000000ull
 #define GAP_BYTES   (64ull << 10) /* is rather read, too, than asked for with another message */
 #define NEAR_BYTES  (1ull << 20)  /* are mapped at once: what is mapped in vain is dear where time is */
+#define NEAR_RUNS   256u
 #define WORK_NS	    20000000ull	  /* and as long a rest */
 #define MAX_PIECES  1024u
 #define STACK_BYTES (256u << 10)
@@ -333,7 +334,7 @@ static unsigned begin_near(struct mb_share *s, const struct run *run, unsigned n
 	unsigned i;
 
 	*near = (struct near){.base = run->base, .at = run->at, .end = mb_run_end(run)};
-	for (i = 1; i < n && run[i].base == run->base && run[i].at <= near->end + GAP_BYTES &&
+	for (i = 1; i < n && i < NEAR_RUNS && run[i].base == run->base && run[i].at <= near->end + GAP_BYTES &&
 		    run[i].at / PIECE == run->at / PIECE && run[i].at < run->at + NEAR_BYTES;
 		i++)
 		if (mb_run_end(&run[i]) > near->end)
@@ -362,7 +363,7 @@ static void merge_all(struct mb_share *s)
 		/* Before a rest, in which the commons may take a piece away. */
 		mb_replicas_merge_end(near.merging);
 		if (mb_now_ns() - begin_ns > WORK_NS) {
-			rest(s, WORK_NS);
+			rest(s, mb_now_ns() - begin_ns);
 			begin_ns = mb_now_ns();
 		}
 	}

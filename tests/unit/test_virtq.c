@@ -923,6 +923,34 @@ END_TEST
 
 /* Long chains of every length, one after the other: what is kept for the next one is bounded too.
  */
+/* A chain that has to wait for the copies of another one does so without asking for kicks. */
+START_TEST(test_copies_wait)
+{
+	const uint64_t mib = 1 << 20, file_at = 1ull << 33;
+	const struct fake_seg first = {file_at, 6 * mib, false};
+	const struct fake_seg second[] = {{file_at, mib, false}, {file_at, 2 * mib, false}};
+	struct mb_chain *a, *b;
+	struct bench bench;
+
+	bench_init(&bench, 0, 16);
+	bench.ram.file = calloc(1, 8 * mib);
+	bench.ram.file_base = file_at;
+	bench.ram.file_len = 8 * mib;
+	fake_split_add(&bench.ring, &first, 1, -1, (void *)1);
+	fake_split_add(&bench.ring, second, 2, -1, (void *)2);
+	ck_assert_int_eq(mb_virtq_pop(&bench.vq, &a), 1);
+	for (unsigned i = 0; i < 3; i++)
+		ck_assert_int_eq(mb_virtq_pop(&bench.vq, &b), 0);
+	ck_assert_uint_eq(bench.n_kicks, 0);
+	mb_virtq_push(&bench.vq, a, 0);
+	ck_assert_uint_eq(bench.n_kicks, 1);
+	ck_assert_int_eq(mb_virtq_pop(&bench.vq, &b), 1);
+	mb_virtq_push(&bench.vq, b, 0);
+	free(bench.ram.file);
+	bench_finish(&bench);
+}
+END_TEST
+
 START_TEST(test_iov_trim)
 {
 	struct fake_seg seg[MB_CHAIN_MAX_IOV], table = {DATA_GPA, 0, false};
@@ -1047,6 +1075,7 @@ int main(void)
 	tcase_add_loop_test(tc, test_packed_overtakes, 1, 3);
 	tcase_add_loop_test(tc, test_bad_rings, 0, 2);
 	tcase_add_test(tc, test_iov_budget);
+	tcase_add_test(tc, test_copies_wait);
 	tcase_add_test(tc, test_iov_trim);
 	tcase_add_test(tc, test_share);
 	tcase_add_test(tc, test_stopped);

@@ -20,7 +20,7 @@
 struct mb_share;
 struct mb_replicas;
 
-#define MB_SHARE_MAX_BASES 16u
+#define MB_SHARE_MAX_BASES 17u /* of disks, and a snapshot's memory */
 
 struct mb_share_config {
 	struct mb_replicas *replicas;
