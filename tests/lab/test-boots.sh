@@ -12,7 +12,7 @@ done
 expect_match "the verdict" '^Mirrorball fails no more often' "$tmp/out"
 
 # A guest that stays at a prompt hangs; one without its first program panics, and resets itself.
-boots --boots 1 --seconds 20 --append mb.init=shell
+boots --boots 1 --seconds 35 --append mb.init=shell
 expect "a hang of both: status" 0 $?
 for monitor in qemu mirrorball; do
 	report=$tmp/reports/$monitor-1-hung.txt
