@@ -26,14 +26,14 @@ for program in "${programs[@]}"; do
 	done
 done
 
-# Progress: more each time, of all vCPUs, until the end; none unless asked for.
+# Progress: more with time (a busy host may have nothing new to say once), of all vCPUs, until the end; none unless asked for.
 for program in radix readshare writeshare private phase churn litmus; do
 	arg=(ms=1000 every_ms=50 raw=1)
 	[ "$program" != radix ] || arg+=(keys=64K)
 	"$MIRRORBALL" run --quiet --cpus 2 --memory 128M splash "$program" "${arg[@]}" >progress ||
 		bad "$program every_ms=50: status $?"
-	awk '/: after [0-9]+ ms: [0-9]+ ?[A-Za-z]+$/ { n++; wrong += $4 <= ms || $4 >= 1000 || $6 <= ops; ms = $4; ops = $6 }
-		END { exit !n || wrong }' progress || bad "$program every_ms=50: $(cat progress)"
+	awk '/: after [0-9]+ ms: [0-9]+ ?[A-Za-z]+$/ { if (!n++) first = $6; wrong += $4 <= ms || $4 >= 1000 || $6 < ops; ms = $4; ops = $6 }
+		END { exit !ops || wrong || (n > 1 && ops == first) }' progress || bad "$program every_ms=50: $(cat progress)"
 done
 "$MIRRORBALL" run --quiet --memory 64M splash readshare ms=100 >progress
 ! grep after progress || bad "progress that nobody asked for"
