@@ -35,7 +35,7 @@ limit_memory() {
 machine=(--memory 16M --trust-group differential --content-budget 100)
 both=(--cpus 2 --views 2 --placement "nodes=0-1")
 mkdir small
-room_mib=2
+room_mib=1
 mount -t tmpfs -o "size=${room_mib}M" tmpfs small
 make_image base.img
 add one "--cpus 1 --disk base.img,cow=memory" size=4M
