@@ -231,7 +231,23 @@ static void next_name(
 	} while (taken);
 }
 
-static void remove_snapshot(const char *path);
+/* Its files, which those that run from it have open. */
+static void remove_snapshot(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	char name[16];
+
+	for (unsigned i = 0; i < MB_MAX_DISKS && fd >= 0; i++) {
+		snprintf(name, sizeof(name), "disk-%u", i);
+		unlinkat(fd, name, 0);
+	}
+	if (fd >= 0) {
+		unlinkat(fd, "ram", 0);
+		unlinkat(fd, "state", 0);
+		close(fd);
+	}
+	rmdir(path);
+}
 
 /* removes: what is in dir, before anything runs from it: the commons know a file by its time of change, which that
  * changes. */
@@ -270,24 +286,6 @@ static int clone_all(const char *dir, bool removes, const struct asked *asked)
 	mb_snapshot_close(snapshot);
 	free(child);
 	return rc || n_failed || cli_flush() ? CLI_FAILED : CLI_OK;
-}
-
-/* Its files, which those that run from it have open. */
-static void remove_snapshot(const char *path)
-{
-	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	char name[16];
-
-	for (unsigned i = 0; i < MB_MAX_DISKS && fd >= 0; i++) {
-		snprintf(name, sizeof(name), "disk-%u", i);
-		unlinkat(fd, name, 0);
-	}
-	if (fd >= 0) {
-		unlinkat(fd, "ram", 0);
-		unlinkat(fd, "state", 0);
-		close(fd);
-	}
-	rmdir(path);
 }
 
 /* A signal that comes meanwhile ends us when the snapshot is removed. */

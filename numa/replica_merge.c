@@ -31,8 +31,8 @@ struct mb_merging {
 	uint64_t n; /* pages */
 	char *seen[MB_HEAT_VIEWS];
 	void *armed[MB_HEAT_VIEWS]; /* NULL: it is not worth it */
-	uint64_t used; /* pages from the first on that were moved, or may have been */
-	uint64_t armed_from[MB_HEAT_VIEWS]; /* from here on `armed` is mapped; before, whatever others have there */
+	/* Pages: from here on `armed` is mapped; before, whatever others have there. The first view is never behind. */
+	uint64_t armed_from[MB_HEAT_VIEWS];
 };
 
 struct merge {
@@ -113,7 +113,6 @@ static int install_armed(
 	const uint64_t at = place(m, first);
 	int rc = 0;
 
-	m->of->used = at + n;
 	for (unsigned v = 0; v < r->config.n_views && !rc; v++) {
 		drop_armed(m->of, v, at);
 		rc = mb_replica_install_armed(r, v, first, n, (char *)m->of->armed[v] + at * PAGE);
@@ -126,7 +125,7 @@ static int install_armed(
 static int merge_pages(
 	struct mb_replicas *r, struct block *b, const struct merge *m, uint64_t first, uint64_t n)
 {
-	const bool armed = m->of->armed[0] && place(m, first) >= m->of->used;
+	const bool armed = m->of->armed[0] && place(m, first) >= m->of->armed_from[0];
 	void *stage[MB_HEAT_VIEWS] = {NULL};
 	bool equal = true;
 	int rc = mb_replica_protect_all(r, first, n, false, true);

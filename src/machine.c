@@ -22,9 +22,10 @@ static int make_memory(struct mb_machine *machine, struct mb_error *err)
 	uint64_t bytes = machine->config.memory_bytes;
 
 	/* What is mapped several times cannot be each one's own. */
-	return snapshot && machine->n_views == 1 ? mb_ram_create_private(machine->vm, bytes, mb_snapshot_ram_fd(snapshot),
-				  &machine->ram, err)
-			: mb_ram_create(machine->vm, bytes, &machine->ram, err);
+	return snapshot && machine->n_views == 1
+		       ? mb_ram_create_private(machine->vm, bytes, mb_snapshot_ram_fd(snapshot),
+				 &machine->ram, err)
+		       : mb_ram_create(machine->vm, bytes, &machine->ram, err);
 }
 
 static int load(struct mb_machine *machine, struct mb_error *err)

@@ -29,20 +29,22 @@ struct range {
 struct mb_pmem_map {
 	struct mb_vm *vm;
 	struct mb_bus *bus;
+	unsigned address_bits; /* of guests */
 	uint64_t next;
 	void (*lost)(void *ctx);
 	void *ctx;
 	unsigned n;
-	struct range range[MB_PMEM_MAX];
+	struct range range[MB_MAX_PMEMS];
 };
 
 /* ---- reading ---- */
 
 /* offset, len: inside. Behind the file's end there are zeroes. */
-static int read_range(struct range *r, uint64_t offset, void *buf, uint64_t len)
+static int read_range(const struct range *r, uint64_t offset, void *buf, uint64_t len)
 {
 	const uint64_t file_bytes = mb_pmem_file_bytes(r->pmem);
 	uint64_t n = offset < file_bytes ? file_bytes - offset : 0;
+	bool holds;
 	int rc = 0;
 
 	n = n < len ? n : len;
@@ -50,11 +52,10 @@ static int read_range(struct range *r, uint64_t offset, void *buf, uint64_t len)
 	if (n)
 		rc = mb_file_read(mb_pmem_fd(r->pmem), buf, n, offset);
 	/* A change alone is the guest's, who sees it, too: it is said. */
-	if (!rc) {
-		mb_pmem_holds(r->pmem);
+	holds = mb_pmem_holds(r->pmem);
+	if (!rc)
 		return 0;
-	}
-	if (mb_pmem_holds(r->pmem))
+	if (holds)
 		mb_log("pmem %s: cannot be read at %llu: %s", mb_pmem_path(r->pmem),
 			(unsigned long long)offset, strerror(-rc));
 	r->map->lost(r->map->ctx);
@@ -78,7 +79,7 @@ int mb_pmem_map_read(struct mb_pmem_map *map, uint64_t gpa, void *buf, uint64_t 
 {
 	const struct range *r = find(map, gpa, len);
 
-	return r ? read_range((struct range *)r, gpa - r->gpa, buf, len) : -EFAULT;
+	return r ? read_range(r, gpa - r->gpa, buf, len) : -EFAULT;
 }
 
 void mb_pmem_map_check(struct mb_pmem_map *map)
@@ -119,9 +120,19 @@ int mb_pmem_map_create(struct mb_vm *vm, struct mb_bus *bus, uint64_t ram_end,
 	void (*lost)(void *ctx), void *ctx, struct mb_pmem_map **out, struct mb_error *err)
 {
 	struct mb_pmem_map *map = calloc(1, sizeof(*map));
+	struct kvm_cpuid2 *supported;
+	int rc;
 
 	if (!map)
 		return mb_error_set(err, ENOMEM, "pmem: out of memory");
+	rc = mb_cpuid_supported(mb_vm_host(vm), &supported);
+	if (rc) {
+		free(map);
+		return mb_error_set(
+			err, -rc, "KVM: cannot read the CPUID it supports: %s", strerror(-rc));
+	}
+	map->address_bits = mb_cpuid_address_bits(supported);
+	free(supported);
 	map->vm = vm;
 	map->bus = bus;
 	map->lost = lost;
@@ -140,23 +151,14 @@ uint64_t mb_pmem_map_next(const struct mb_pmem_map *map)
 
 static int check(const struct mb_pmem_map *map, const struct range *r, struct mb_error *err)
 {
-	const struct mb_host *host = mb_vm_host(map->vm);
 	const char *path = mb_pmem_path(r->pmem);
-	struct kvm_cpuid2 *supported;
-	unsigned bits;
-	int rc;
+	const unsigned bits = map->address_bits;
 
-	if (!host->cap[MB_CAP_READONLY_MEM])
+	if (!mb_vm_host(map->vm)->cap[MB_CAP_READONLY_MEM])
 		return mb_error_set(err, ENOTSUP,
 			"pmem %s: this host's KVM lacks KVM_CAP_READONLY_MEM; give it to the guest "
 			"as --disk %s,cow",
 			path, path);
-	rc = mb_cpuid_supported(host, &supported);
-	if (rc)
-		return mb_error_set(
-			err, -rc, "KVM: cannot read the CPUID it supports: %s", strerror(-rc));
-	bits = mb_cpuid_address_bits(supported);
-	free(supported);
 	if (r->bytes / PAGE > MAX_PAGES || (bits < 64 && (r->gpa + r->bytes - 1) >> bits))
 		return mb_error_set(err, ERANGE,
 			"pmem %s: its %llu MiB from address %#llx on are more than a guest's %u "
@@ -205,8 +207,8 @@ int mb_pmem_map_add(struct mb_pmem_map *map, struct mb_pmem *pmem, struct mb_err
 	struct range *r = &map->range[map->n];
 	int rc;
 
-	if (map->n == MB_PMEM_MAX)
-		return mb_error_set(err, ENOSPC, "more than %u pmem devices", MB_PMEM_MAX);
+	if (map->n == MB_MAX_PMEMS)
+		return mb_error_set(err, ENOSPC, "more than %u pmem devices", MB_MAX_PMEMS);
 	*r = (struct range){
 		.map = map, .pmem = pmem, .gpa = map->next, .bytes = mb_pmem_bytes(pmem)};
 	r->region = (struct mb_region){

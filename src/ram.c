@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <mirrorball/file_io.h>
 #include <mirrorball/pmem_map.h>
 #include <mirrorball/ram.h>
 #include <mirrorball/ram_file.h>
@@ -387,27 +388,13 @@ int mb_ram_remap(struct mb_ram *ram, unsigned view, uint64_t offset, uint64_t le
 int mb_ram_load(struct mb_ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len)
 {
 	void *hva;
-	char *at;
 	int rc = mb_dma_map(&ram->dma, gpa, len, MB_DMA_WRITE, &hva);
-	uint64_t left = len;
 
 	if (rc)
 		return rc;
-	for (at = hva; left && !rc;) {
-		ssize_t n = pread(fd, at, left, (off_t)offset);
-
-		if (n > 0) {
-			at += n;
-			offset += (uint64_t)n;
-			left -= (uint64_t)n;
-		} else if (n == 0) {
-			rc = -EIO;
-		} else if (errno != EINTR) {
-			rc = -errno;
-		}
-	}
+	rc = mb_file_read(fd, hva, len, offset);
 	mb_dma_unmap(&ram->dma, gpa, len, MB_DMA_WRITE);
-	return rc;
+	return rc == -ENODATA ? -EIO : rc;
 }
 
 int mb_ram_clear(struct mb_ram *ram)

@@ -6,33 +6,14 @@
  * Lines "WHAT RUN_PAGES NS_A_PAGE". merge [MIB [TURNS [ksm]]]; KSM is of the whole host: with "ksm", as root, where
  * nobody else has memory for it.
  */
-#include <fcntl.h>
-#include <mirrorball/clock.h>
-#include <mirrorball/ram_file.h>
-#include <mirrorball/replica.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
+#include "merging.h"
+#include <stdbool.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
-#define PAGE	   4096ull
-#define BLOCK	   (2ull << 20)
 #define PIECE	   (1ull << 20) /* of the file, that is mapped at once */
-#define MAX_VIEWS  2u
 #define KSM	   "/sys/kernel/mm/ksm/"
 #define KSM_COPIES 4u
 #define KSM_LOOKS  3000u /* 10 ms apart */
-
-static uint64_t bytes;
-static int common_fd; /* sealed, as the commons' */
-
-static void fail(const char *what)
-{
-	perror(what);
-	exit(1);
-}
 
 /* Where the file has the page that is at `page` in guest memory: runs in another order, backwards. */
 static uint64_t in_file(uint64_t page, uint64_t run_pages)
@@ -49,19 +30,9 @@ static void fill(char *at, uint64_t run_pages)
 			*(uint64_t *)(at + i * PAGE + k) = (in_file(i, run_pages) * PAGE + k + 1) * 0x9e3779b97f4a7c15ull;
 }
 
-static void make_common(void)
+static void fill_common(char *at)
 {
-	char *map;
-
-	common_fd = memfd_create("common", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (common_fd < 0 || ftruncate(common_fd, (off_t)bytes))
-		fail("memfd");
-	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, common_fd, 0);
-	if (map == MAP_FAILED)
-		fail("mmap");
-	fill(map, bytes / PAGE);
-	if (fcntl(common_fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK))
-		fail("seals");
+	fill(at, bytes / PAGE);
 }
 
 static double cpu_ns(void)
@@ -93,40 +64,23 @@ static void merge_all(struct mb_replicas *replicas, unsigned n_views, uint64_t r
 				run_pages * PAGE, &done);
 		mb_replicas_merge_end(merging);
 	}
-	if (done.merged_bytes != n * run_pages * PAGE) {
-		fprintf(stderr, "merged %llu of %llu bytes\n", (unsigned long long)done.merged_bytes,
-			(unsigned long long)(n * run_pages * PAGE));
-		exit(1);
-	}
+	check_merged(done.merged_bytes, n * run_pages * PAGE);
 }
 
 /* A view is read before, as vCPUs have: its page tables are there. */
 static void ours(unsigned n_views, uint64_t run_pages)
 {
-	struct mb_replicas_config config = {.name = "bench", .ram_bytes = bytes, .n_views = n_views, .max_mappings = 60000};
-	struct mb_ram_mapping view[MAX_VIEWS], own;
+	struct mb_replicas_config config = {.name = "bench", .n_views = n_views, .max_mappings = 60000};
+	struct guest guest;
 	struct mb_replicas *replicas;
 	struct mb_error err;
 	double before;
 
-	config.ram_fd = mb_ram_file_open(bytes);
-	config.uffd = mb_replicas_open_uffd(false);
-	if (config.ram_fd < 0 || config.uffd < 0) {
-		fprintf(stderr, "needs /dev/userfaultfd\n");
-		exit(1);
-	}
-	if (mb_ram_file_map(config.ram_fd, bytes, &own))
-		fail("mmap");
-	config.own_base = own.base;
-	fill(own.base, run_pages);
-	for (unsigned v = 0; v < n_views; v++) {
-		if (mb_ram_file_map(config.ram_fd, bytes, &view[v]))
-			fail("mmap");
-		config.view_base[v] = view[v].base;
-		config.view_node[v] = -1;
+	map_guest(&guest, &config);
+	fill(guest.own.base, run_pages);
+	for (unsigned v = 0; v < n_views; v++)
 		for (uint64_t i = 0; i < bytes; i += PAGE)
-			*(volatile char *)(view[v].base + i);
-	}
+			*(volatile char *)(guest.view[v].base + i);
 	if (mb_replicas_create(&config, &replicas, &err))
 		fail(err.text);
 	before = cpu_ns();
@@ -134,10 +88,7 @@ static void ours(unsigned n_views, uint64_t run_pages)
 	printf("views-%u %llu %.0f\n", n_views, (unsigned long long)run_pages, (cpu_ns() - before) / (double)(bytes / PAGE / run_pages * run_pages));
 	mb_replicas_discard(replicas, true);
 	mb_replicas_destroy(replicas);
-	for (unsigned v = 0; v < n_views; v++)
-		mb_ram_file_unmap(&view[v], bytes);
-	mb_ram_file_unmap(&own, bytes);
-	close(config.ram_fd);
+	unmap_guest(&guest, &config);
 }
 
 /* ---- KSM ---- */
@@ -238,7 +189,7 @@ int main(int argc, char **argv)
 	bytes = (argc > 1 ? strtoull(argv[1], NULL, 0) : 64) << 20;
 	if (!bytes || bytes % BLOCK)
 		return 1;
-	make_common();
+	make_common(fill_common);
 	while (turns--) {
 		for (unsigned i = 0; i < sizeof(run_pages) / sizeof(run_pages[0]); i++) {
 			ours(1, run_pages[i]);

@@ -4,51 +4,17 @@
  * and beside it a kernel's copy-on-write fault: of a private mapping of a file that is in memory.
  * Lines "WHAT MICROSECONDS"; pages in random order, and what is measured in turns.
  */
-#include <fcntl.h>
-#include <mirrorball/clock.h>
-#include <mirrorball/ram_file.h>
-#include <mirrorball/replica.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include "merging.h"
 
-#define PAGE	  4096ull
-#define BLOCK	  (2ull << 20)
-#define MAX_VIEWS 2u
-#define REST_NS	  50000u
+#define REST_NS 50000u
 
-static uint64_t bytes;
-static int common_fd; /* sealed, as the commons' */
 static uint32_t *order;
-
-static void fail(const char *what)
-{
-	perror(what);
-	exit(1);
-}
 
 /* Page by page something else, and what it is in guest memory as well. */
 static void fill(char *at)
 {
 	for (uint64_t i = 0; i < bytes; i += 8)
 		*(uint64_t *)(at + i) = i * 0x9e3779b97f4a7c15ull;
-}
-
-static void make_common(void)
-{
-	char *map;
-
-	common_fd = memfd_create("common", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (common_fd < 0 || ftruncate(common_fd, (off_t)bytes))
-		fail("memfd");
-	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, common_fd, 0);
-	if (map == MAP_FAILED)
-		fail("mmap");
-	fill(map);
-	if (fcntl(common_fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK))
-		fail("seals");
 }
 
 static void shuffle(void)
@@ -101,45 +67,27 @@ static void kernel(void)
 static void ours(unsigned n_views)
 {
 	struct mb_replicas_config config = {
-		.name = "bench", .ram_bytes = bytes, .n_views = n_views, .backoff_ns = 1};
+		.name = "bench", .n_views = n_views, .backoff_ns = 1};
 	struct mb_replicas_source source[MAX_VIEWS];
-	struct mb_ram_mapping view[MAX_VIEWS], own;
+	struct guest guest;
 	struct mb_merged done = {0};
 	struct mb_replicas *replicas;
 	struct mb_error err;
 	char what[16];
 
-	config.ram_fd = mb_ram_file_open(bytes);
-	config.uffd = mb_replicas_open_uffd(false);
-	if (config.ram_fd < 0 || config.uffd < 0) {
-		fprintf(stderr, "needs /dev/userfaultfd\n");
-		exit(1);
-	}
-	if (mb_ram_file_map(config.ram_fd, bytes, &own))
-		fail("mmap");
-	config.own_base = own.base;
-	for (unsigned v = 0; v < n_views; v++) {
-		if (mb_ram_file_map(config.ram_fd, bytes, &view[v]))
-			fail("mmap");
-		config.view_base[v] = view[v].base;
-		config.view_node[v] = -1;
+	map_guest(&guest, &config);
+	for (unsigned v = 0; v < n_views; v++)
 		source[v] = (struct mb_replicas_source){.fd = common_fd};
-	}
-	fill(own.base);
+	fill(guest.own.base);
 	if (mb_replicas_create(&config, &replicas, &err))
 		fail(err.text);
-	if (mb_replicas_merge(replicas, 0, bytes, source, &done) || done.merged_bytes != bytes) {
-		fprintf(stderr, "merged %llu of %llu bytes\n",
-			(unsigned long long)done.merged_bytes, (unsigned long long)bytes);
-		exit(1);
-	}
+	if (mb_replicas_merge(replicas, 0, bytes, source, &done))
+		fail("merge");
+	check_merged(done.merged_bytes, bytes);
 	snprintf(what, sizeof(what), "views-%u", n_views);
-	write_all(what, view[n_views - 1].base);
+	write_all(what, guest.view[n_views - 1].base);
 	mb_replicas_destroy(replicas);
-	for (unsigned v = 0; v < n_views; v++)
-		mb_ram_file_unmap(&view[v], bytes);
-	mb_ram_file_unmap(&own, bytes);
-	close(config.ram_fd);
+	unmap_guest(&guest, &config);
 }
 
 int main(int argc, char **argv)
@@ -150,7 +98,7 @@ int main(int argc, char **argv)
 	order = calloc(bytes / PAGE, sizeof(*order));
 	if (!bytes || bytes % BLOCK || !order)
 		return 1;
-	make_common();
+	make_common(fill);
 	while (turns--) {
 		kernel();
 		ours(1);

@@ -1,11 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Running machines, seen by ps and stat through their control sockets.
-# Root's sockets have one place, where other machines may have theirs: as root, in a /run of its own.
-if [ "$(id -u)" = 0 ] && [ -z "${MB_OWN_RUN-}" ] && unshare --mount true 2>/dev/null; then
-	# shellcheck disable=SC2016 # for the inner shell
-	exec unshare --mount env MB_OWN_RUN=yes bash -c 'mount -t tmpfs none /run && exec bash "$@"' _ "$0" "$@"
-fi
+source "$(dirname "$0")/own-run.sh" "$@"
 source "$(dirname "$0")/lib.sh"
 need_kvm
 if [ "$(id -u)" = 0 ]; then

@@ -2,11 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # A machine that checks itself is written down while it computes, and goes on from there: once, three times at once,
 # from a snapshot of what came from a snapshot. What is damaged, changed or cannot be saved is refused.
-# Root's sockets have one place, where other machines may have theirs: as root, in a /run of its own.
-if [ "$(id -u)" = 0 ] && [ -z "${MB_OWN_RUN-}" ] && unshare --mount true 2>/dev/null; then
-	# shellcheck disable=SC2016 # for the inner shell
-	exec unshare --mount env MB_OWN_RUN=yes bash -c 'mount -t tmpfs none /run && exec bash "$@"' _ "$0" "$@"
-fi
+source "$(dirname "$0")/own-run.sh" "$@"
 source "$(dirname "$0")/lib.sh"
 need_kvm
 if [ "$(id -u)" != 0 ]; then

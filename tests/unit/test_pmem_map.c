@@ -17,7 +17,7 @@
 #define PAGE	  4096u
 #define RAM_BYTES (8 * MIB)
 #define RAM_END	  MB_RAM_HIGH_BASE
-#define N	  (MB_PMEM_MAX + 1)
+#define N	  (MB_MAX_PMEMS + 1)
 
 static struct fake_kvm fake;
 static struct mb_host host;
@@ -194,10 +194,10 @@ START_TEST(test_fails)
 	/* The slot of the first may be there still: nobody runs, and it is taken away with the
 	 * next. */
 	ck_assert_int_eq(mb_pmem_map_add(map, pmem[0], &err), 0);
-	for (unsigned i = 1; i < MB_PMEM_MAX; i++)
+	for (unsigned i = 1; i < MB_MAX_PMEMS; i++)
 		add(i, 512, 512);
-	make(MB_PMEM_MAX, 512, 0);
-	ck_assert_int_eq(mb_pmem_map_add(map, pmem[MB_PMEM_MAX], &err), -ENOSPC);
+	make(MB_MAX_PMEMS, 512, 0);
+	ck_assert_int_eq(mb_pmem_map_add(map, pmem[MB_MAX_PMEMS], &err), -ENOSPC);
 }
 END_TEST
 

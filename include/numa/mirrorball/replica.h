@@ -139,9 +139,9 @@ int mb_replicas_merge(struct mb_replicas *replicas, uint64_t offset, uint64_t le
 	const struct mb_replicas_source *source, struct mb_merged *done);
 /*
  * The same with many runs of guest memory that are near each other in the files, for fewer system calls:
- * begin with all of the files that is needed (meanwhile it takes page tables, a 256th for each view); then each run, `at` bytes from what the sources begin with, best in
- * ascending order of that; then end. One thread. begin: -EPERM, -EINVAL as above; -ENOMEM. run:
- * -EINVAL. end takes NULL.
+ * begin with all of the files that is needed (meanwhile it takes page tables, a 256th for each view);
+ * then each run, `at` bytes from what the sources begin with, best in ascending order of that; then
+ * end. One thread. begin: -EPERM, -EINVAL as above; -ENOMEM. run: -EINVAL. end takes NULL.
  */
 struct mb_merging;
 int mb_replicas_merge_begin(struct mb_replicas *replicas, const struct mb_replicas_source *source,

@@ -12,7 +12,7 @@
 /* What a machine is made of. Strings are the caller's and must outlive the machine. */
 #define MB_MAX_DISKS 16
 #define MB_MAX_NETS  8
-#define MB_MAX_PMEMS 4 /* pmem_map.h */
+#define MB_MAX_PMEMS 4 /* with all the others, as many as fit a PCI bus */
 #define MB_MAX_VCPUS 1024
 
 struct mb_disk_config {

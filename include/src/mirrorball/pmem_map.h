@@ -4,6 +4,7 @@
 
 #include <mirrorball/bus.h>
 #include <mirrorball/error.h>
+#include <mirrorball/machine.h>
 #include <mirrorball/pmem.h>
 #include <mirrorball/vm.h>
 #include <stdbool.h>
@@ -25,9 +26,6 @@
  */
 struct mb_pmem_map;
 
-#define MB_PMEM_MAX                                                                                \
-	4u /* a machine's: with all the others that it may have, as many fit a PCI bus */
-
 /* Where one begins: Linux keeps a section of 128 MiB for one kind of memory. */
 #define MB_PMEM_SECTION 0x8000000ull
 
@@ -45,7 +43,7 @@ uint64_t mb_pmem_map_next(const struct mb_pmem_map *map);
 /*
  * The guest has it from now on; it has to be at mb_pmem_map_next, and outlive the map. Before vCPUs
  * and queues run. -ENOTSUP: KVM cannot do it. -ERANGE: it is above what addresses reach. -ENOSPC:
- * there are MB_PMEM_MAX.
+ * there are MB_MAX_PMEMS.
  */
 int mb_pmem_map_add(struct mb_pmem_map *map, struct mb_pmem *pmem, struct mb_error *err);
 
